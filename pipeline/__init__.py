@@ -1,0 +1,11 @@
+"""Stages that DVC calls and Hydra configures: a deep-learning pipeline anyone can reproduce."""
+
+import os
+
+# OpenMP reads its environment once, when torch is first imported, so this is the last place.
+# Spinning barriers make a two-thread epoch up to a hundred times slower beside one busy process.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# cuBLAS repeats its results only with a fixed workspace (docs of use_deterministic_algorithms).
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# The tokenizer is used once, before training; its threads only provoke warnings after a fork.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,0 +1,140 @@
+"""Training state on disk: written whole, checked when read, locked while in use, gone on success.
+
+The state of a run lies in `<root>/.checkpoints/<stage>-<key>/`, where the key is a digest of the
+config, the input data and the code, so a run never continues from another one's state. DVC does
+not know the folder: it deletes a stage's outputs before it runs the stage.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from pipeline.errors import PipelineError
+from pipeline.files import digest, new_file, write_json
+
+KEEP = 2
+"""States kept: the newest may turn out damaged."""
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The saved states of one training."""
+
+    folder: Path
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Write a state of tensors, numbers, strings, lists and dicts as `<step>-<sha256>.pt`.
+
+        The digest is of the file's bytes. Older states beyond the last two are removed.
+
+        Raises:
+            PipelineError: the disk is full; the earlier states stay usable.
+        """
+        needs = sum(tensor.nbytes for tensor in _tensors(state))
+        with new_file(self.folder / f"{step:010d}.pt", needs) as temporary:
+            # Through Python's own file, whose error on a full disk says that it is full.
+            with temporary.open("wb") as file:
+                torch.save(state, file)
+            checksum = digest(temporary, "sha256")
+        (self.folder / f"{step:010d}.pt").replace(self.folder / f"{step:010d}-{checksum}.pt")
+        for old in self._files()[KEEP:]:
+            old.unlink()
+
+    def load(self) -> dict[str, Any] | None:
+        """The newest undamaged state with its tensors on the CPU, or None where there is none."""
+        for file in self._files():
+            if digest(file, "sha256") == file.stem.split("-")[1]:
+                state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+                return state
+            print(f"warning: {file} is damaged; going back to the state before", file=sys.stderr)
+        return None
+
+    def remember(self, name: str, value: Any) -> None:
+        """Keep a small value beside the states."""
+        write_json(self.folder / f"{name}.json", value)
+
+    def recall(self, name: str) -> Any:
+        """The value kept under a name, or None."""
+        file = self.folder / f"{name}.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    def _files(self) -> list[Path]:
+        """Newest first."""
+        return sorted(self.folder.glob("*-*.pt"), reverse=True)
+
+
+@contextmanager
+def checkpoints(root: Path, stage: str, identity: dict[str, Any]) -> Iterator[Checkpoints]:
+    """The states of a training, locked against a second process and removed on success.
+
+    Args:
+        root: folder of all training states.
+        stage: name of the stage.
+        identity: JSON-like values that decide the result: config, digests of data and code.
+
+    Raises:
+        PipelineError: another process is training with the same identity.
+    """
+    text = json.dumps(identity, sort_keys=True)
+    folder = root / f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        owner = folder / "pid"
+        who = f" (process {owner.read_text().strip()})" if owner.is_file() else ""
+        raise PipelineError(
+            f"another process{who} is running {stage} with this config and writes {folder}; "
+            "wait until it ends, or end it"
+        ) from None
+    try:
+        (folder / "pid").write_text(str(os.getpid()))
+        saved = Checkpoints(folder)
+        for leftover in folder.glob(".*.tmp"):
+            leftover.unlink()
+        if not (folder / "identity.json").is_file():
+            _say_why_new(root, stage, identity)
+            saved.remember("identity", identity)
+        yield saved
+        shutil.rmtree(folder)
+    finally:
+        lock.release()
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(inner)
+
+
+def _say_why_new(root: Path, stage: str, identity: dict[str, Any]) -> None:
+    """Explain, where a state of the same stage exists, why it is not continued."""
+    for other in sorted(root.glob(f"{stage}-*/identity.json")):
+        before = json.loads(other.read_text(encoding="utf-8"))
+        changed = [f"{name}: {old} → {new}" for name, old, new in _differences(before, identity)]
+        print(
+            f"A saved state in {other.parent} is of another run ({'; '.join(changed[:3])}); "
+            "starting anew"
+        )
+
+
+def _differences(before: Any, after: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in sorted(before.keys() | after.keys()):
+            inner = f"{name}.{key}" if name else key
+            yield from _differences(before.get(key), after.get(key), inner)
+    elif before != after:
+        yield name, before, after

@@ -1,0 +1,1 @@
+"""From a source to the prepared data set, and from there to batches."""

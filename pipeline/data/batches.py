@@ -1,0 +1,131 @@
+"""Batches by index from data that is already on the device.
+
+Per-example loading is the usual reason for slow training on small inputs: here a split is a few
+tensors, and a batch is one gather. The order of an epoch is a function of (seed, epoch) and of
+nothing else, so a run can be resumed at any step and repeats for any number of workers.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """One batch on the device: `inputs` are the model's keyword arguments, `labels` int64 [batch]."""
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Sequences of different lengths in one flat tensor.
+
+    Attributes:
+        values: all sequences end to end, [total].
+        offsets: int64 [n + 1]; sequence i is `values[offsets[i]:offsets[i + 1]]`.
+    """
+
+    values: Tensor
+    offsets: Tensor
+
+    @property
+    def lengths(self) -> Tensor:
+        """int64 [n]"""
+        return self.offsets.diff()
+
+    def pad(self, index: Tensor, value: int = 0) -> tuple[Tensor, Tensor]:
+        """Gather sequences `index` into [batch, longest], filled up with `value`; and their lengths."""
+        lengths = self.lengths[index]
+        position = torch.arange(int(lengths.max()), device=self.values.device)
+        inside = position < lengths[:, None]
+        where = (self.offsets[index][:, None] + position) * inside
+        return self.values[where].masked_fill(~inside, value), lengths
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of one split.
+
+    Attributes:
+        labels: int64 [n], on the device.
+        collate: maps an int64 index [batch] to the model's inputs.
+        batch_size: examples per batch and process.
+        shuffle: whether the order changes with every epoch; an incomplete last batch is then left
+            out, so that every optimizer step averages over the same number of examples.
+        seed: decides the order and the augmentation.
+        lengths: int64 [n] on the CPU; given, batches hold sequences of similar length.
+        augment: changes a training batch in place of stored variants; draws from the generator only.
+        shard: (rank, processes) for data-parallel training.
+    """
+
+    labels: Tensor
+    collate: Callable[[Tensor], dict[str, Tensor]]
+    batch_size: int
+    shuffle: bool = False
+    seed: int = 0
+    lengths: Tensor | None = None
+    augment: Callable[[dict[str, Tensor], torch.Generator], dict[str, Tensor]] | None = None
+    shard: tuple[int, int] = (0, 1)
+
+    @property
+    def examples(self) -> int:
+        """Number of examples in the split."""
+        return len(self.labels)
+
+    def __len__(self) -> int:
+        """Batches per epoch and process."""
+        size = self.batch_size * self.shard[1]
+        if self.shuffle and self.examples >= size:
+            return self.examples // size
+        return -(-self.examples // size)
+
+    def order(self, epoch: int) -> list[Tensor]:
+        """The example indices of each batch of an epoch: int64, on the CPU.
+
+        Without `shuffle` and `lengths` this is the split's own order. With `lengths`, a shuffled
+        order is sorted by length inside windows of 50 batches, which leaves almost no padding and
+        still mixes the examples (the habit of transformers' `group_by_length`).
+        """
+        generator = torch.Generator().manual_seed(mix(self.seed, epoch))
+        size = self.batch_size * self.shard[1]
+        if self.shuffle:
+            index = torch.randperm(self.examples, generator=generator)
+        else:
+            index = torch.arange(self.examples)
+        if self.lengths is not None:
+            window = 50 * size if self.shuffle else self.examples
+            index = torch.cat(
+                [part[self.lengths[part].argsort(stable=True)] for part in index.split(window)]
+            )
+        batches = list(index.split(size))[: len(self)]
+        if self.shuffle and self.lengths is not None:
+            # Otherwise a window would be trained on from its shortest to its longest example.
+            batches = [batches[i] for i in torch.randperm(len(batches), generator=generator)]
+        rank, processes = self.shard
+        return [batch[rank::processes] for batch in batches]
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from batch `start` on, on the device of `labels`."""
+        device = self.labels.device
+        for number, index in enumerate(self.order(epoch)[start:], start):
+            index = index.to(device, non_blocking=True)
+            inputs = self.collate(index)
+            if self.augment is not None:
+                generator = torch.Generator(device).manual_seed(mix(self.seed, epoch, number))
+                inputs = self.augment(inputs, generator)
+            yield Batch(inputs, self.labels[index])
+
+
+def mix(*numbers: int) -> int:
+    """One 63-bit seed from several small numbers (SplitMix64's finalizer over a running sum)."""
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1

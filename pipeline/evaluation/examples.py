@@ -1,0 +1,187 @@
+"""The rows of a split as a person would look at them, and how a model is shown some of them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pipeline.data.prepared import Card, read_split
+from pipeline.evaluation.features import Inputs, Point, capture, points
+from pipeline.evaluation.metrics import Integers
+from pipeline.evaluation.predictions import refuse_non_finite
+
+Task = Literal["image", "text", "audio"]
+Raw = Any
+"""Images uint8 [n, channels, height, width], texts list[str], or waveforms list of float32 [t]."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Raw rows of one split.
+
+    Attributes:
+        raw: see `Raw`.
+        labels: int64 [n].
+        columns: further columns by name, such as `speaker` or `accent`, each a list of n.
+    """
+
+    raw: Raw
+    labels: Integers
+    columns: dict[str, list[Any]]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: Sequence[int] | Integers) -> "Examples":
+        """The given rows, in that order."""
+        return Examples(
+            take(self.raw, rows),
+            self.labels[np.asarray(rows, dtype=np.int64)],
+            {name: [values[i] for i in rows] for name, values in self.columns.items()},
+        )
+
+    def sample(self, most: int, seed: int) -> "Examples":
+        """At most `most` rows, drawn with the seed and kept in order; all where that is enough."""
+        if len(self) <= most:
+            return self
+        rows = np.random.default_rng(seed).choice(len(self), most, replace=False)
+        return self.take(np.sort(rows))
+
+
+def take(raw: Raw, rows: Sequence[int] | Integers) -> Raw:
+    """Some rows of raw examples, of the same kind."""
+    if isinstance(raw, np.ndarray):
+        return raw[np.asarray(rows, dtype=np.int64)]
+    return [raw[int(i)] for i in rows]
+
+
+def read_examples(folder: Path, split: Literal["train", "validation", "test"]) -> Examples:
+    """Read a prepared split for looking at.
+
+    Raises:
+        PipelineError: the split is missing, damaged, or has a corrupt image or clip.
+    """
+    from pipeline.data.prepared import read_card
+
+    task = read_card(folder).task
+    card, table = read_split(folder, split, task)
+    path = folder / f"{split}.parquet"
+    raw: Raw
+    if task == "text":
+        raw = table["text"].to_pylist()
+    elif task == "audio":
+        raw = _waveforms(table, path)
+    else:
+        raw = _images(table, card, path)
+    known = {"text", "audio", "image", "label"}
+    columns = {name: table[name].to_pylist() for name in table.column_names if name not in known}
+    return Examples(raw, table["label"].to_numpy(), columns)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained model, and how to show it raw examples.
+
+    Attributes:
+        task: what it reads.
+        model: in evaluation mode.
+        classes: names of the classes.
+        device: where the model is.
+        batch_size: examples per forward pass.
+        autocast: makes the context of mixed precision, once for each pass over a split.
+        tokenizer: of a model of texts, as `max_length`, the tokens a text is cut to.
+        sample_rate: Hz, of a model of sounds.
+    """
+
+    task: Task
+    model: nn.Module
+    classes: list[str]
+    device: torch.device
+    batch_size: int
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    tokenizer: Any = None
+    max_length: int = 512
+    sample_rate: int | None = None
+
+    def encode(self, raw: Raw) -> Inputs:
+        """The model's inputs for raw examples, as the data modules make them."""
+        if self.task == "image":
+            return {"images": torch.from_numpy(raw).to(self.device)}
+        if self.task == "text":
+            found = self.tokenizer(
+                list(raw),
+                padding=True,
+                truncation=True,
+                max_length=self.max_length,
+                return_token_type_ids=False,
+                return_tensors="pt",
+            )
+            return {name: found[name].to(self.device) for name in ("input_ids", "attention_mask")}
+        waves = [torch.from_numpy(wave) for wave in raw]
+        lengths = torch.tensor([len(wave) for wave in waves])
+        padded = nn.utils.rnn.pad_sequence(waves, batch_first=True)
+        return {"waveforms": padded.to(self.device), "lengths": lengths.to(self.device)}
+
+    def batches(self, raw: Raw) -> list[NDArray[np.int64]]:
+        """Row numbers of batches that hold examples of similar length."""
+        order = np.arange(len(raw))
+        if self.task != "image":
+            order = np.argsort([len(example) for example in raw], kind="stable")
+        return [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+
+    def logits(self, raw: Raw) -> NDArray[np.float32]:
+        """Logits float32 [n, classes] of raw examples, in their order.
+
+        Raises:
+            PipelineError: a logit is not finite.
+        """
+        logits = self.features(raw, [])["logits"]
+        refuse_non_finite(logits)
+        return logits
+
+    def features(
+        self, raw: Raw, where: Sequence[Point] | None = None, model: nn.Module | None = None
+    ) -> dict[str, NDArray[np.float32]]:
+        """Features at all stages (or `where`) and `logits`, in the order of the examples.
+
+        `model` is another model of the same kind to take them from.
+        """
+        model = model or self.model
+        rows = self.batches(raw)
+        inputs = (self.encode(take(raw, part)) for part in rows)
+        if where is None:
+            where = points(model, self.encode(take(raw, [0])))
+        found = capture(model, inputs, where, self.autocast())
+        back = np.argsort(np.concatenate(rows), kind="stable")
+        return {name: values[back] for name, values in found.items()}
+
+    def chunks(self, raw: Raw) -> Iterator[Raw]:
+        """The raw examples in their own order, a batch at a time."""
+        for start in range(0, len(raw), self.batch_size):
+            yield raw[start : start + self.batch_size]
+
+
+def _images(table: Any, card: Card, path: Path) -> NDArray[np.uint8]:
+    import pyarrow
+
+    from pipeline.data import png
+
+    column = pyarrow.chunked_array(
+        [chunk.field("bytes") for chunk in table["image"].chunks], type=pyarrow.binary()
+    )
+    layout = png.Layout(card.height or 0, card.width or 0, card.channels or 0)
+    return png.decode(column, layout, str(path))
+
+
+def _waveforms(table: Any, path: Path) -> list[NDArray[np.float32]]:
+    from pipeline.data.audio import read_wav
+    from pipeline.data.prepared import identities
+
+    clips = (read_wav(clip, f"{path}, row {row}")[0] for row, clip in enumerate(identities(table)))
+    return [clip.astype(np.float32) / np.float32(32768) for clip in clips]

@@ -1,0 +1,192 @@
+"""Lines against something: epochs, depth, confidence, severity."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.evaluation.metrics import Reliability
+from pipeline.figures.style import (
+    AMBER,
+    BLUE,
+    FAINT,
+    GREEN,
+    MUTED,
+    ORANGE,
+    canvas,
+    drawn,
+    percent,
+    shorten,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@drawn
+def learning_curves(rows: Sequence[Mapping[str, str]], title: str) -> "Figure":
+    """Loss, validation accuracy and learning rate by epoch.
+
+    `rows` are those of a training stage's table: epoch, train_loss, validation_loss,
+    validation_accuracy, lr.
+    """
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    def column(name: str) -> np.ndarray:
+        return np.array([float(row[name]) for row in rows])
+
+    figure = canvas(9, 3)
+    figure.suptitle(title, x=0.01, ha="left", weight="bold")
+    loss, accuracy, rate = figure.subplots(1, 3)
+    epoch, heldout = column("epoch"), column("validation_accuracy")
+    loss.plot(epoch, column("train_loss"), color=BLUE, marker="o", label="training")
+    loss.plot(
+        epoch, column("validation_loss"), color=ORANGE, marker="s", ls="--", label="validation"
+    )
+    loss.set_title("Loss")
+    loss.set_ylabel("nats")
+    loss.set_ylim(bottom=0)
+    loss.legend()
+    accuracy.plot(epoch, heldout, color=GREEN, marker="^")
+    best = int(heldout.argmax())
+    accuracy.plot(epoch[best], heldout[best], "o", ms=11, mfc="none", mec=AMBER, mew=1.6)
+    accuracy.set_title(f"Validation accuracy, best {heldout[best]:.1%}")
+    percent(accuracy.yaxis)
+    accuracy.margins(y=0.12)
+    rate.plot(epoch, column("lr"), color=MUTED, marker="o")
+    rate.set_title("Learning rate")
+    rate.set_ylim(bottom=0)
+    rate.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+    for axes in (loss, accuracy, rate):
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        axes.grid(axis="y")
+    return figure
+
+
+@drawn
+def reliability_diagram(
+    table: Reliability, scaled: Reliability | None, errors: Sequence[float], title: str
+) -> "Figure":
+    """Accuracy against confidence, above a histogram of the confidence.
+
+    `scaled` is the same after temperature scaling; `errors` are the calibration errors of both.
+    """
+    figure = canvas(4.6, 5.4)
+    figure.suptitle(title, x=0.01, ha="left", weight="bold")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    top.plot([0, 1], [0, 1], color=MUTED, lw=1, ls=":", label="perfectly calibrated")
+    for part, colour, marker, line, label in (
+        (table, BLUE, "o", "-", f"as trained: ECE {errors[0]:.1%}"),
+        (scaled, ORANGE, "s", "--", f"temperature scaled: ECE {errors[-1]:.1%}"),
+    ):
+        if part is not None:
+            top.plot(part.confidence, part.accuracy, color=colour, ls=line, lw=1.2)
+            # Bins of few examples jump about; a small mark says so.
+            size = 8 + 92 * np.sqrt(part.examples / part.examples.sum())
+            top.scatter(
+                part.confidence, part.accuracy, size, color=colour, marker=marker, label=label
+            )
+    top.set_ylabel("accuracy")
+    top.set_ylim(0, 1.02)
+    top.grid()
+    top.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), borderaxespad=0)
+    width = table.high - table.low
+    share = table.examples / table.examples.sum()
+    bottom.bar(table.low, share, width, align="edge", color=BLUE, edgecolor="white", lw=0.5)
+    bottom.set_xlabel("confidence")
+    bottom.set_ylabel("examples")
+    bottom.set_xlim(0, 1)
+    bottom.set_ylim(0, max(share.max() * 1.1, 0.1))
+    bottom.grid(axis="y", color=FAINT)
+    for axis in (top.xaxis, top.yaxis, bottom.xaxis, bottom.yaxis):
+        percent(axis)
+    return figure
+
+
+@drawn
+def robustness_curves(
+    curves: Mapping[str, Sequence[tuple[float, float, float, float]]],
+    units: Mapping[str, str],
+    chance: float,
+    title: str,
+) -> "Figure":
+    """Accuracy against severity, one panel for each kind of damage.
+
+    `curves` maps a kind to points (severity, accuracy, low, high). They are drawn in the order of
+    severity; an infinite one (noise that is not there) comes first, as `none`.
+    """
+    figure = canvas(2.7 * len(curves) + 0.4, 2.9)
+    figure.suptitle(title, x=0.01, ha="left", weight="bold")
+    panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+    for axes, (kind, points) in zip(panels, curves.items(), strict=True):
+        endless = any(np.isinf(point[0]) for point in points)
+        rows = np.array(sorted(points, key=lambda point: -point[0] if endless else point[0]))
+        where = np.arange(len(rows))
+        axes.axhline(chance, color=MUTED, lw=1, ls=":")
+        axes.fill_between(where, rows[:, 2], rows[:, 3], color=BLUE, alpha=0.16, lw=0)
+        axes.plot(where, rows[:, 1], color=BLUE, marker="o")
+        axes.set_xticks(where, ["none" if np.isinf(s) else f"{s:g}" for s in rows[:, 0]])
+        axes.set_title(kind)
+        axes.set_xlabel(units[kind], fontsize=8)
+        axes.grid(axis="y")
+        axes.set_ylim(0, 1.03)
+        percent(axes.yaxis)
+    panels[0].set_ylabel("test accuracy")
+    panels[0].annotate(
+        "chance", (0, chance), xytext=(0, 2), textcoords="offset points", color=MUTED, fontsize=8
+    )
+    return figure
+
+
+@drawn
+def intervals(
+    rows: Sequence[tuple[str, str, float, float, float]],
+    whole: float,
+    title: str,
+    *,
+    marked: bool = False,
+) -> "Figure":
+    """Accuracies with their 95 % intervals as points on lines, in groups.
+
+    `rows` are (group, name, accuracy, low, high) with the rows of a group together; `whole` is the
+    accuracy over all examples; `marked` makes a diamond of the lowest.
+    """
+    groups = list(dict.fromkeys(row[0] for row in rows))
+    height = len(rows) + 0.9 * len(groups)
+    figure = canvas(6.2, max(1.6, 0.19 * height + 0.9))
+    axes = figure.subplots()
+    axes.set_title(title)
+    ticks: list[tuple[float, str]] = []
+    place = 0.0
+    lowest = min(row[2] for row in rows)
+    for group in groups:
+        ticks.append((place, group))
+        place += 0.95
+        for _, name, value, low, high in (row for row in rows if row[0] == group):
+            worst = marked and value == lowest
+            axes.plot([low, high], [place, place], color=FAINT if not worst else AMBER, lw=3)
+            axes.plot(value, place, "D" if worst else "o", color=ORANGE if worst else BLUE)
+            ticks.append((place, shorten(name, 34)))
+            place += 1
+    axes.axvline(whole, color=MUTED, lw=1, ls=":")
+    axes.annotate(
+        f"all: {whole:.1%}",
+        (whole, -0.2),
+        xytext=(-4, 0),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+        color=MUTED,
+    )
+    axes.set_yticks([tick for tick, _ in ticks], [name for _, name in ticks], fontsize=8)
+    for label, (_, name) in zip(axes.get_yticklabels(), ticks, strict=True):
+        if name in groups:
+            label.set_fontweight("bold")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_ylim(place - 0.4, -0.8)
+    axes.set_xlabel("test accuracy")
+    percent(axes.xaxis)
+    axes.grid(axis="x")
+    return figure

@@ -1,0 +1,243 @@
+"""What is learnt at which depth: filters, maps, patches, probes, similarity."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.figures.style import (
+    BLUE,
+    INK,
+    MUTED,
+    ORANGE,
+    bare,
+    canvas,
+    drawn,
+    percent,
+    shorten,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Interval(NamedTuple):
+    """A value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@drawn
+def probe_curve(
+    trained: Mapping[str, Interval],
+    control: Mapping[str, Interval],
+    model: float,
+    chance: float,
+    title: str,
+) -> "Figure":
+    """Test accuracy of linear probes by depth, of the trained and of the untrained network."""
+    figure = canvas(6, 3.6)
+    axes = figure.subplots()
+    axes.set_title(title)
+    axes.axhline(model, color=INK, lw=1, ls=":")
+    axes.axhline(chance, color=MUTED, lw=1, ls=":")
+    for points, colour, marker, line, label, offset in (
+        (trained, BLUE, "o", "-", "trained network", -0.02),
+        (control, ORANGE, "s", "--", "the same network untrained", 0.02),
+    ):
+        if not points:
+            continue
+        values = np.array([tuple(point) for point in points.values()])
+        where = np.arange(len(values)) + offset
+        spread = np.abs(values[:, 1:].T - values[:, 0])
+        axes.errorbar(
+            where,
+            values[:, 0],
+            yerr=spread,
+            color=colour,
+            marker=marker,
+            ls=line,
+            capsize=3,
+            elinewidth=1,
+            label=label,
+        )
+    last = len(trained) - 1
+    edge = last + 0.28
+    axes.set_xlim(-0.25, edge)
+    for height, text, side in ((model, "the model itself", "bottom"), (chance, "chance", "bottom")):
+        axes.annotate(
+            text, (-0.22, height), xytext=(0, 1.5), textcoords="offset points", fontsize=8,
+            color=MUTED, ha="left", va=side,
+        )  # fmt: skip
+    axes.set_xticks(range(len(trained)), [name.replace(": ", "\n") for name in trained])
+    axes.set_ylabel("test accuracy of a linear probe")
+    axes.set_ylim(max(0, chance - 0.12), 1.03)
+    percent(axes.yaxis)
+    axes.grid(axis="y")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 0.08))
+    return figure
+
+
+@drawn
+def similarities(
+    tables: Mapping[str, tuple[NDArray[np.float64], Sequence[str]]],
+    rows: Sequence[str],
+    title: str,
+) -> "Figure":
+    """Linear CKA of the stages `rows` with others, as squares with their value.
+
+    `tables` maps a heading to (values [rows, columns], names of the columns).
+    """
+    size = 0.55
+    width = sum(size * len(columns) + 0.35 for _, columns in tables.values())
+    figure = canvas(width + 1.1, size * len(rows) + 1.25)
+    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=10)
+    grid = figure.subplots(1, len(tables), squeeze=False)[0]
+    for number, (axes, (heading, (matrix, columns))) in enumerate(
+        zip(grid, tables.items(), strict=True)
+    ):
+        axes.set_title(heading, fontsize=8.5, weight="normal")
+        axes.imshow(matrix, cmap="viridis", vmin=0, vmax=1)
+        axes.set_xticks(
+            range(len(columns)), columns, rotation=40, ha="right", rotation_mode="anchor"
+        )
+        axes.set_yticks(range(len(rows)), rows if number == 0 else [])
+        axes.tick_params(length=0)
+        for (row, column), value in np.ndenumerate(matrix):
+            axes.text(
+                column, row, f"{value:.2f}", ha="center", va="center", fontsize=7.5,
+                color="black" if value > 0.6 else "white",
+            )  # fmt: skip
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+    return figure
+
+
+@drawn
+def filters(weights: NDArray[np.float32], title: str, most: int = 32) -> "Figure":
+    """First-layer filters float [maps, channels, height, width]; blue is negative, red positive.
+
+    Filters over three channels are shown in colour.
+    """
+    chosen = weights[:most]
+    columns = min(16, len(chosen))
+    rows = -(-len(chosen) // columns)
+    figure = canvas(max(0.5 * columns, 4), 0.52 * rows + 0.45)
+    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=10)
+    limit = float(np.abs(chosen).max()) or 1.0
+    for axes, kernel in zip(_tiles(figure, rows, columns), chosen, strict=False):
+        if len(kernel) == 3:
+            axes.imshow((kernel / limit / 2 + 0.5).transpose(1, 2, 0))
+        else:
+            axes.imshow(kernel.mean(axis=0), cmap="RdBu_r", vmin=-limit, vmax=limit)
+    return figure
+
+
+@drawn
+def maps(
+    image: NDArray[np.uint8],
+    stages: Mapping[str, NDArray[np.float32]],
+    title: str,
+    columns: int = 8,
+) -> "Figure":
+    """One image uint8 [channels, h, w], and its strongest feature maps at each stage.
+
+    `stages` maps a name to [channels, h, w]. Each map has its own scale from its least to its
+    greatest value.
+    """
+    rows = len(stages)
+    figure = canvas(0.85 * columns + 2.6, 0.9 * rows + 0.4)
+    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=10)
+    halves: Any = figure.subfigures(1, 2, width_ratios=[1.35, 0.85 * columns + 1.1])
+    left, right = halves
+    axes = left.subplots()
+    bare(axes)
+    _picture(axes, image)
+    axes.set_title("the image", fontsize=8, weight="normal", loc="center")
+    grid = np.array(right.subplots(rows, columns, squeeze=False))
+    for line, (name, stage) in zip(grid, stages.items(), strict=True):
+        strongest = np.argsort(-stage.reshape(len(stage), -1).max(axis=1), kind="stable")
+        for tile in line:
+            bare(tile)
+        for tile, channel in zip(line, strongest, strict=False):
+            tile.imshow(stage[channel], cmap="viridis")
+        line[0].set_ylabel(
+            name.replace(": ", "\n"), rotation=0, ha="right", va="center", fontsize=8
+        )
+    return figure
+
+
+class Patches(NamedTuple):
+    """For one depth: its name, the channels, and for each the patches uint8 that excite it most.
+
+    `patches` is [channels][patches] of arrays [image channels, height, width].
+    """
+
+    depth: str
+    channels: Sequence[int]
+    patches: Sequence[Sequence[NDArray[np.uint8]]]
+
+
+@drawn
+def patch_sheet(depths: Sequence[Patches], title: str) -> "Figure":
+    """A block of patches for each depth, one row for each channel."""
+    columns = max(len(row) for depth in depths for row in depth.patches)
+    rows = max(len(depth.patches) for depth in depths)
+    figure = canvas(len(depths) * (0.42 * columns + 0.65), 0.44 * rows + 0.85)
+    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=10)
+    blocks: Any = figure.subfigures(1, len(depths), squeeze=False)[0]
+    for block, depth in zip(blocks, depths, strict=True):
+        height, width = depth.patches[0][0].shape[1:]
+        block.suptitle(f"{depth.depth}\n{height}×{width} pixels", fontsize=8.5)
+        grid = np.array(block.subplots(rows, columns, squeeze=False))
+        for tile in grid.ravel():
+            bare(tile)
+        for line, channel, patches in zip(grid, depth.channels, depth.patches, strict=False):
+            line[0].set_ylabel(
+                f"map {channel}", rotation=0, ha="right", va="center", fontsize=7, color=MUTED
+            )
+            for tile, patch in zip(line, patches, strict=False):
+                _picture(tile, patch)
+    return figure
+
+
+@drawn
+def attention(
+    layers: Mapping[str, NDArray[np.float32]], tokens: Sequence[str], title: str
+) -> "Figure":
+    """Attention weights [from, to] of chosen layers over one sentence, heads averaged.
+
+    Each row sums to 1; the scale is the root, so that weak links can be seen.
+    """
+    words = [shorten(token, 12) for token in tokens]
+    side = max(2.4, 0.145 * len(words) + 0.6)
+    figure = canvas(side * len(layers) + 0.9, side + 1.0)
+    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=10)
+    grid = figure.subplots(1, len(layers), squeeze=False)[0]
+    size = 7 if len(words) <= 24 else 5.5
+    for number, (axes, (name, weights)) in enumerate(zip(grid, layers.items(), strict=True)):
+        axes.imshow(np.sqrt(weights), cmap="magma", vmin=0, vmax=1)
+        axes.set_title(name, fontsize=8.5)
+        axes.set_xticks(range(len(words)), words, rotation=90, fontsize=size)
+        axes.set_yticks(range(len(words)), words if number == 0 else [], fontsize=size)
+        axes.tick_params(length=0, pad=2)
+        axes.set_xlabel("is looked at", fontsize=8)
+        if number == 0:
+            axes.set_ylabel("looks", fontsize=8)
+    return figure
+
+
+def _tiles(figure: "Figure", rows: int, columns: int) -> Any:
+    grid = np.array(figure.subplots(rows, columns, squeeze=False)).ravel()
+    for axes in grid:
+        bare(axes)
+    return grid
+
+
+def _picture(axes: Any, image: NDArray[np.uint8]) -> None:
+    picture = image.transpose(1, 2, 0)
+    colour = picture.shape[2] == 3
+    axes.imshow(picture if colour else picture.mean(axis=2), vmin=0, vmax=255)

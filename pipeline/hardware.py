@@ -1,0 +1,246 @@
+"""Device, precision, threads and seeds of a process, and a card that states them."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import random
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from pipeline.errors import PipelineError
+from pipeline.settings import Stage
+
+LIBRARIES = ("accelerate", "numpy", "torch", "torchvision", "tokenizers", "transformers")
+"""Libraries whose version may change a result."""
+
+NUMERICS = (
+    "device_name",
+    "cuda",
+    "cudnn",
+    "cpu_capability",
+    "threads",
+    "processes",
+    "precision",
+    "deterministic",
+    "libraries",
+)
+"""Facts of the device card that may change a result's bits."""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a process computes on.
+
+    Attributes:
+        accelerator: accelerate's handle on device, mixed precision and processes; one per process.
+        precision: fp32, bf16 or fp16: the type of matrix products; weights stay fp32.
+        device_reason: why this device, for people.
+        precision_reason: why this precision.
+        threads: CPU threads of torch.
+        deterministic: whether operations without a repeatable version raise.
+    """
+
+    accelerator: Accelerator
+    precision: str
+    device_reason: str
+    precision_reason: str
+    threads: int
+    deterministic: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Where models and batches live."""
+        device: torch.device = self.accelerator.device
+        return device
+
+    @property
+    def shard(self) -> tuple[int, int]:
+        """(rank, processes) of data-parallel training."""
+        return self.accelerator.process_index, self.accelerator.num_processes
+
+
+def configure(settings: Stage) -> Hardware:
+    """Pick device and precision, pin the threads, seed every generator, and say so.
+
+    Raises:
+        PipelineError: the named device is absent, or can't compute in the named precision.
+    """
+    threads = settings.threads or len(usable_cores())
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(settings.deterministic)
+    torch.backends.cudnn.deterministic = settings.deterministic
+    torch.backends.cudnn.benchmark = not settings.deterministic
+    random.seed(settings.seed)
+    np.random.seed(settings.seed)  # libraries draw from the global one
+    torch.manual_seed(settings.seed)
+
+    device, device_reason = _pick_device(settings.device)
+    precision, precision_reason = _pick_precision(settings.precision, device)
+    # A sweep runs several jobs in one process; accelerate would keep the first one's device.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
+    if device.index is not None:
+        os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
+    accelerator = Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision={"fp32": "no"}.get(precision, precision),
+    )
+    print(f"Using device: {accelerator.device} because {device_reason}")
+    print(f"Using precision: {precision} because {precision_reason}")
+    return Hardware(
+        accelerator, precision, device_reason, precision_reason, threads, settings.deterministic
+    )
+
+
+def usable_cores() -> list[int]:
+    """The CPU cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(psutil.cpu_count(logical=False) or os.cpu_count() or 1))
+
+
+def explain_failure(error: Exception, batch_size: int, hardware: Hardware) -> PipelineError | None:
+    """A line for the two hardware failures a user can mend, or None for any other error."""
+    text = str(error).splitlines()[0] if str(error) else ""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
+        return PipelineError(
+            f"out of memory on {hardware.device} with batches of {batch_size} examples ({text}); "
+            "lower training.batch_size and raise training.accumulate by the same factor"
+        )
+    if "deterministic" in text and (op := re.match(r"(\S+) does not have a deterministic", text)):
+        return PipelineError(
+            f"{op[1]} has no deterministic version on {hardware.device}; "
+            "set common.deterministic=false in params.yaml to allow it"
+        )
+    return None
+
+
+def card(hardware: Hardware) -> dict[str, Any]:
+    """The device card: what a run was computed on.
+
+    Sizes are bytes. `numerics` is a digest of all that may change a result's bits: two runs of
+    equal config, data and `numerics` should agree exactly.
+    """
+    device = hardware.device
+    libraries = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    facts: dict[str, Any] = {
+        "device": str(device),
+        "device_name": _processor(),
+        "device_count": 1,
+        "device_memory": psutil.virtual_memory().total,
+        "device_reason": hardware.device_reason,
+        "driver": None,
+        "cuda": None,
+        "cudnn": None,
+        "cpu": _processor(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu_cores": psutil.cpu_count(logical=False),
+        "threads": hardware.threads,
+        "processes": hardware.accelerator.num_processes,
+        "ram": psutil.virtual_memory().total,
+        "precision": hardware.precision,
+        "precision_reason": hardware.precision_reason,
+        "deterministic": hardware.deterministic,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "libraries": libraries,
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        facts |= {
+            "device_name": properties.name,
+            "device_count": torch.cuda.device_count(),
+            "device_memory": properties.total_memory,
+            "driver": _nvidia_driver(),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+        }
+    numerics = {name: facts[name] for name in NUMERICS}
+    if device.type == "cuda":
+        # The CPU draws the order of the data only, in integers.
+        numerics |= {"cpu_capability": None, "threads": None}
+    text = json.dumps(numerics, sort_keys=True)
+    return facts | {"numerics": hashlib.sha256(text.encode()).hexdigest()[:16]}
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at the peak: of the device's allocator, or of this process on the CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak * (1 if platform.system() == "Darwin" else 1024))
+
+
+def _pick_device(name: str) -> tuple[torch.device, str]:
+    present = {
+        "cuda": torch.cuda.is_available(),
+        "xpu": torch.xpu.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        kind = next(kind for kind, there in present.items() if there)
+        absent = [kind for kind, there in present.items() if not there]
+        reason = "no " + ", ".join(absent) + " is present" if kind == "cpu" else "it is present"
+        return torch.device(kind), f"{reason} (device: auto)"
+    device = torch.device(name)
+    count = torch.cuda.device_count() if device.type == "cuda" else None
+    if not present[device.type] or (count is not None and (device.index or 0) >= count):
+        there = ", ".join(kind for kind, is_there in present.items() if is_there)
+        raise PipelineError(
+            f"device: {name} is not on this machine (there is: {there}); "
+            "set common.device to one of them, or to auto"
+        )
+    return device, f"the config names it (device: {name})"
+
+
+def _pick_precision(name: str, device: torch.device) -> tuple[str, str]:
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        fast = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    else:
+        fast = device.type == "xpu"
+    if name == "auto":
+        if fast:
+            return "bf16", f"this {device.type} computes in it (precision: auto)"
+        return "fp32", f"this {device.type} does not compute in bf16 (precision: auto)"
+    if name == "fp16" and device.type != "cuda":
+        raise PipelineError(
+            f"precision: fp16 needs cuda, the device is {device}; set common.precision to auto"
+        )
+    return name, f"the config names it (precision: {name})"
+
+
+def _processor() -> str:
+    name = str(torch.cpu.get_capabilities().get("cpu_name") or platform.processor())
+    info = Path("/proc/cpuinfo")
+    if info.is_file() and (model := re.search(r"model name\s*: (.+)", info.read_text())):
+        name = model[1]
+    return name.strip()
+
+
+def _nvidia_driver() -> str | None:
+    try:
+        return subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,15 @@
+"""Tracking: MLflow remembers what ran, and can't hurt it.
+
+    run = tracking.start("train_cnn", settings.tracking, config, card)
+    run.metrics({"train/loss": 0.31}, step=10)
+    run.end("FINISHED")
+
+Every call appends to a local journal (`journal`); a sender process of its own (`send`) replays
+the journal into the MLflow store. The stage never imports mlflow and never waits for the store,
+except at its end, and there only as long as the store makes progress.
+"""
+
+from pipeline.tracking.journal import root
+from pipeline.tracking.run import Run, start
+
+__all__ = ["Run", "root", "start"]

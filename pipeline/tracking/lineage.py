@@ -1,0 +1,191 @@
+"""One `dvc repro`, one story: the parent run, and who made what.
+
+The parent stands for one dvc process. It is opened by the first stage under that process and
+closed, with a table of the whole graph, by the sender of the last one, which stays until the
+process is gone: only then dvc.lock says what became of every stage.
+"""
+
+import json
+import socket
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+
+from pipeline.tracking.journal import Journal, Record, flat, is_alive, journals
+from pipeline.tracking.masking import masked
+from pipeline.tracking.provenance import head_file
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+    from pipeline.tracking.store import Store
+
+NOTE = "mlflow.note.content"
+MAIN_METRICS = ("test/accuracy", "validation/accuracy")
+_POLL = 0.2  # seconds
+
+
+def parent_key(begin: Record) -> str | None:
+    """What names the dvc process above a stage; None outside DVC."""
+    process = begin["dvc"].get("process")
+    return process and f"{begin['host']}:{process['pid']}:{process['created']:.0f}"
+
+
+def changes(folder: Path) -> list[str]:
+    """What params.yaml says differently from HEAD, as `train_cnn.optimizer.lr=0.1`."""
+    try:
+        now = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+        before = yaml.safe_load(head_file(folder, "params.yaml"))
+    except (OSError, yaml.YAMLError):
+        return []
+    new, old = (
+        flat(masked(values)) if isinstance(values, dict) else {} for values in (now, before)
+    )
+    return [
+        f"{key}={json.dumps(new.get(key)) if not isinstance(new.get(key), str) else new[key]}"
+        for key in sorted(new.keys() | old.keys())
+        if new.get(key) != old.get(key)
+    ]
+
+
+def parent_name(begin: Record, provenance: dict[str, Any]) -> str:
+    """The experiment's name, or branch and commit; and what params.yaml changed against it."""
+    commit = provenance.get("commit", "")[:7] + ("*" if provenance.get("dirty") else "")
+    name = begin["dvc"].get("experiment") or " ".join(
+        filter(None, [provenance.get("branch"), commit])
+    )
+    changed = provenance.get("changes", [])
+    more = f" +{len(changed) - 3}" if len(changed) > 3 else ""
+    return " · ".join(filter(None, [name or "dvc", ", ".join(changed[:3]) + more]))[:250]
+
+
+def open_parent(
+    store: "Store", experiment: str, begin: Record, provenance: dict[str, Any]
+) -> str | None:
+    """Id of the run that stands for the dvc process, created by its first stage."""
+    key = parent_key(begin)
+    if key is None:
+        return None
+    tags = {
+        "stage": "dvc",
+        "host": begin["host"],
+        "dvc.command": begin["dvc"].get("command", ""),
+        "dvc.experiment": begin["dvc"].get("experiment", ""),
+        "mlflow.user": begin["user"],
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.name": "dvc.yaml",
+        "mlflow.source.git.commit": provenance.get("commit", ""),
+        "mlflow.source.git.branch": provenance.get("branch", ""),
+        "params.changed": "\n".join(provenance.get("changes", [])),
+    }
+    tags = {name: value for name, value in tags.items() if value}
+    name = parent_name(begin, provenance)
+    parent = store.find_or_create(experiment, "dvc.process", key, name, begin["t"], tags)
+    store.client.update_run(parent, "RUNNING")
+    return parent
+
+
+def watch(journal: Journal, begin: Record) -> dict[str, Any]:
+    """Wait until the dvc process above a finished stage is gone or a later stage takes over.
+
+    Returns the names in dvc.yaml and the stages in dvc.lock, as they were then.
+    """
+    graph: dict[str, Any] = {}
+    while duty(journal, begin) == "wait":
+        graph = read_graph(Path(begin["code"])) or graph  # a temporary copy may be gone by now
+        time.sleep(_POLL)
+    return read_graph(Path(begin["code"])) or graph
+
+
+def duty(journal: Journal, begin: Record) -> Literal["none", "wait", "close"]:
+    """What the sender of a finished stage has to do about the run of its dvc process."""
+    key = parent_key(begin)
+    if key is None or journal.state().parent_closed:
+        return "none"
+    for other in journals(journal.folder.parent):
+        found = other.begin() if other.id != journal.id else None
+        if found and parent_key(found) == key and found["t"] > begin["t"]:
+            return "none"
+    process = begin["dvc"]["process"]
+    here = begin["host"] == socket.gethostname()
+    return "wait" if here and is_alive(process["pid"], process["created"]) else "close"
+
+
+def read_graph(folder: Path) -> dict[str, Any]:
+    """`stages` of dvc.yaml (names in their order) and of dvc.lock; empty without them."""
+    try:
+        wanted = yaml.safe_load((folder / "dvc.yaml").read_text(encoding="utf-8"))
+        lock = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))
+        return {"order": list(wanted["stages"]), "stages": dict(lock["stages"])}
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return {}
+
+
+def close_parent(store: "Store", parent: str, graph: dict[str, Any]) -> None:
+    """Give the parent its table, the test metrics of all models, and its status."""
+    from mlflow.entities import Metric
+
+    children = {
+        run.data.tags.get("dvc.stage", ""): run for run in store.find("mlflow.parentRunId", parent)
+    }
+    order, stages = graph.get("order", []), graph.get("stages", {})
+    names = sorted(
+        {*stages, *children},
+        key=lambda name: (_position(order, name), name),
+    )
+    rows, metrics = [], {}
+    for name in names:
+        outs = stages.get(name, {}).get("outs", [])
+        ran = children.get(name)
+        run = ran or _maker(store, outs)
+        rows.append(_row(name, outs, ran is not None, run))
+        if run:
+            model = name.partition("@")[2] or name
+            metrics |= {
+                f"{model}/{key}": value
+                for key, value in run.data.metrics.items()
+                if key.startswith("test/")
+            }
+    head = "| stage | what | run | output | metric | seconds |\n|---|---|---|---|---|---:|\n"
+    # of the process above only this much is known afterwards
+    ends = [run.info.end_time for run in children.values() if run.info.end_time]
+    end = int(time.time() * 1000) if graph or not ends else max(ends)
+    known = store.client.get_run(parent).data.metrics
+    points = [Metric(k, v, end, 0) for k, v in sorted(metrics.items()) if known.get(k) != v]
+    store.log(parent, points, tags={NOTE: head + "\n".join(rows)})
+    failed = any(run.info.status in ("FAILED", "KILLED") for run in children.values())
+    store.client.set_terminated(parent, "FAILED" if failed else "FINISHED", end)
+
+
+def link(run: "Run") -> str:
+    """Markdown that opens a run in MLflow's UI."""
+    place = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    return f"[{run.info.run_name}]({place})"
+
+
+def _row(name: str, outs: list[dict[str, Any]], ran: bool, run: "Run | None") -> str:
+    what = ("ran" if run and run.info.status == "FINISHED" else "failed") if ran else "reused"
+    output = ", ".join(f"`{out['path']}` {out.get('md5', '')[:8]}" for out in outs[:2])
+    metric = seconds = ""
+    if run:
+        main = [key for key in MAIN_METRICS if key in run.data.metrics]
+        metric = f"{main[0]} {run.data.metrics[main[0]]:.4f}" if main else ""
+        if run.info.end_time:
+            seconds = f"{(run.info.end_time - run.info.start_time) / 1000:.1f}"
+    shown = link(run) if run else "not on this store"
+    return f"| {name} | {what} | {shown} | {output} | {metric} | {seconds} |"
+
+
+def _maker(store: "Store", outs: list[dict[str, Any]]) -> "Run | None":
+    """The newest run that wrote one of the outputs, byte for byte."""
+    for out in outs:
+        if found := store.find(f"output.{out['path']}", out.get("md5", "")):
+            return found[-1]
+    return None
+
+
+def _position(order: list[str], name: str) -> int:
+    base = name.partition("@")[0]
+    return order.index(base) if base in order else len(order)

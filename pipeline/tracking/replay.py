@@ -1,0 +1,298 @@
+"""Replays a journal into a store. Every operation can be repeated without doubling anything.
+
+* A run is looked up by its `journal` tag before it is created.
+* A metric point keeps the time it was journaled at, which MLflow's key of a point contains.
+* Params, tags, inputs and artifacts replace themselves.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
+from mlflow.exceptions import MlflowException
+
+from pipeline.tracking.journal import Journal, Record, State, flat, read
+from pipeline.tracking.lineage import NOTE, link, open_parent
+from pipeline.tracking.masking import clean
+from pipeline.tracking.store import PARAM, Gone, Store
+
+
+class Superseded(Exception):
+    """The run was started again: the sender of that start goes on."""
+
+
+class Replay:
+    """One journal on its way into one store.
+
+    Args:
+        journal: what to send.
+        store: where to.
+        begin: record of the start that this sender belongs to; it goes no further.
+        ask_others: sends what other journals hold back; returns whether that was anything. Called
+            when a run is looked for and not found.
+    """
+
+    def __init__(
+        self, journal: Journal, store: Store, begin: Record, ask_others: Callable[[], bool]
+    ) -> None:
+        self.journal = journal
+        self.store = store
+        self.begin = begin
+        self.state = journal.state()
+        self._ask_others = ask_others
+        self._metrics: dict[str, list[Metric]] = {}
+        self._tags: dict[str, dict[str, str]] = {}
+        self._handlers: dict[str, Callable[[Record], None]] = {
+            "begin": self._begin,
+            "metrics": self._log_metrics,
+            "params": self._log_params,
+            "tags": self._log_tags,
+            "artifact": self._log_artifact,
+            "input": self._log_input,
+            "end": self._end,
+        }
+
+    def step(self) -> bool:
+        """Send the next piece of the journal; returns whether there was anything to send.
+
+        Raises:
+            Superseded: the journal goes on with another start.
+            Exception: the store can't be reached; what it has got is remembered.
+        """
+        before = (self.state.sent, self.state.observed)
+        try:
+            self._send_journal()
+            if self.state.run_id:
+                self._send_observed()
+        except Gone:
+            # wiped or replaced: begin again, the journal still has everything
+            self._metrics.clear()
+            self._tags.clear()
+            self._save(State())
+            raise
+        return before != (self.state.sent, self.state.observed)
+
+    def close_killed(self) -> None:
+        """Close the run of a process that died without closing it."""
+        times = [record["t"] for record, _ in read(self.journal.path, limit=1 << 62)]
+        times += [record["t"] for record, _ in read(self.journal.observed, limit=1 << 62)]
+        assert self.state.run_id
+        note = f"process {self.begin['pid']} on {self.begin['host']} ended without a word"
+        self.store.log(self.state.run_id, tags={"error": note})
+        self.store.client.set_terminated(self.state.run_id, "KILLED", max(times))
+        self.state.complete, self.state.status = self.begin["count"], "KILLED"
+        self._save(self.state)
+
+    def _send_journal(self) -> None:
+        end = self.state.sent
+        for record, position in read(self.journal.path, end):
+            if record["op"] == "begin" and record["count"] > self.begin["count"]:
+                raise Superseded
+            self._apply(record)
+            end = position
+            if record["op"] not in ("metrics", "tags"):
+                self._sent(end)
+        if end != self.state.sent:
+            self._sent(end)
+
+    def _apply(self, record: Record) -> None:
+        """Do what a record says; one that no retry can help is noted and left out."""
+        try:
+            self._handlers[record["op"]](record)
+        except (KeyError, FileNotFoundError) as error:
+            self._refused([f"{record['op']}: {type(error).__name__} {error}"])
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE" or record["op"] == "begin":
+                raise
+            self._refused([f"{record['op']}: {clean(str(error))}"])
+
+    def _send_observed(self) -> None:
+        end = self.state.observed
+        for record, position in read(self.journal.observed, end):
+            self._log_metrics(record)
+            end = position
+        if end != self.state.observed:
+            self._flush()
+            self.state.observed = end
+            self._save(self.state)
+
+    def _sent(self, end: int) -> None:
+        self._flush()
+        self.state.sent = end
+        self.state.error = ""
+        self._save(self.state)
+
+    def _save(self, state: State) -> None:
+        self.state = state
+        self.journal.save(state)
+
+    # targets
+
+    @property
+    def _own(self) -> str:
+        assert self.state.run_id, "a journal starts with a begin record"
+        return self.state.run_id
+
+    def _experiment(self) -> str:
+        return self.store.experiment(self.begin["experiment"])
+
+    def _run_id(self, target: str) -> str | None:
+        if target == "self":
+            return self._own
+        if target not in self.state.targets and target.startswith("trained:"):
+            found = self.find("weights.md5", target.partition(":")[2])
+            self.state.targets[target] = found or ""
+            self._tag("self", trained_by=found or "not found")
+        return self.state.targets.get(target) or None
+
+    def find(self, tag: str, value: str) -> str | None:
+        """Id of the newest run with that tag, other than this one."""
+        while True:
+            runs = [run for run in self.store.find(tag, value) if run.info.run_id != self._own]
+            if runs or not self._ask_others():
+                return runs[-1].info.run_id if runs else None
+
+    # operations
+
+    def _begin(self, record: Record) -> None:
+        start, experiment, tags = record["t"], self._experiment(), {"stage": record["stage"]}
+        provenance = self._provenance()
+        if parent := open_parent(self.store, experiment, record, provenance):
+            self.state.targets["parent"] = tags["mlflow.parentRunId"] = parent
+        name = record["dvc"].get("stage") or record["stage"]
+        self.state.run_id = self.store.find_or_create(
+            experiment, "journal", self.journal.id, name, start, tags
+        )
+        self.store.text(self._own, _yaml(record["config"]), "config.yaml")
+        self.store.text(self._own, json.dumps(record["card"], indent=2) + "\n", "device.json")
+        self._tags["self"] = self._facts(record, provenance)
+        if record["count"] > 1:
+            self.store.client.update_run(self._own, "RUNNING")
+            self._tags["self"]["resumed"] = str(record["count"] - 1)
+        if provenance.get("dirty"):
+            self.store.text(self._own, provenance["diff"], "source/uncommitted.diff")
+            names = "\n".join(provenance["untracked"])
+            self.store.text(self._own, names + "\n", "source/untracked.txt")
+        self._log_params({"values": record["config"]})
+
+    def _facts(self, record: Record, provenance: dict[str, Any]) -> dict[str, str]:
+        facts: dict[str, Any] = {
+            "host": record["host"],
+            "mlflow.parentRunId": self.state.targets.get("parent"),
+            "resumes": record.get("resumes"),
+            "dvc.stage": record["dvc"].get("stage"),
+            "dvc.experiment": record["dvc"].get("experiment"),
+            "mlflow.user": record["user"],
+            "mlflow.source.type": "LOCAL",
+            "mlflow.source.name": f"stages.{record['stage']}",
+            "mlflow.source.git.commit": provenance.get("commit"),
+            "mlflow.source.git.branch": provenance.get("branch"),
+            "mlflow.source.git.repoURL": provenance.get("remote"),
+            "mlflow.source.git.dirty": provenance.get("dirty"),
+            **{f"device.{key}": value for key, value in flat(record["card"]).items()},
+        }
+        return {key: _text(value) for key, value in facts.items() if value not in (None, "")}
+
+    def _provenance(self) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = json.loads(self.journal.provenance.read_text())
+        except (OSError, ValueError):
+            return {}  # the sender of that start was killed before it could look
+        return found if found.get("count") == self.begin["count"] else {}
+
+    def _log_metrics(self, record: Record) -> None:
+        self._metrics.setdefault(record.get("target", "self"), []).extend(
+            Metric(key, value, record["t"], record["step"])
+            for key, value in record["values"].items()
+        )
+
+    def _log_params(self, record: Record) -> None:
+        params = {key: _text(value) for key, value in flat(record["values"]).items()}
+        if cut := [key for key, value in params.items() if len(value) > PARAM]:
+            self._tag("self", truncated=", ".join(cut))
+        known = self.store.client.get_run(self._own).data.params
+        for key, value in params.items():
+            if key in known and known[key] != value[:PARAM]:
+                self._tag("self", **{f"changed.{key}": f"{known[key]} → {value}"})
+        new = {key: value for key, value in params.items() if key not in known}
+        self._refused(self.store.log(self._own, params=new))
+
+    def _log_tags(self, record: Record) -> None:
+        self._tag(
+            record["target"], **{key: _text(value) for key, value in record["values"].items()}
+        )
+
+    def _log_artifact(self, record: Record) -> None:
+        if run_id := self._run_id(record["target"]):
+            self.store.file(run_id, self.journal.files / record["file"], record["folder"])
+
+    def _log_input(self, record: Record) -> None:
+        name, digest, path = record["name"], record["digest"], record["path"]
+        if record["tag"] == "data.md5":
+            facts = record["facts"]
+            columns = [{"name": k, "type": v} for k, v in facts.get("schema", {}).items()]
+            data = Dataset(
+                name=path,
+                digest=digest,
+                source_type="local",
+                source=json.dumps({"uri": path, **facts.get("source", {})}),
+                schema=json.dumps({"mlflow_colspec": columns}),
+                profile=json.dumps(facts.get("profile", {})),
+            )
+            context = [InputTag("mlflow.data.context", record["context"] or "input")]
+            self.store.client.log_inputs(self._own, [DatasetInput(data, context)])
+        made_by = self.find(record["tag"], digest)
+        self._tag(
+            "self",
+            **{f"input.{name}.md5": digest, f"input.{name}.run_id": made_by or "not found"},
+        )
+        maker = link(self.store.client.get_run(made_by)) if made_by else "no run on this store"
+        self.state.notes[name] = f"- `{path}` ({digest[:8]}), made by {maker}"
+        note = "Inputs\n\n" + "\n".join(self.state.notes.values())
+        self._tag("self", **{NOTE: note})
+
+    def _end(self, record: Record) -> None:
+        if record["error"]:
+            self._tag("self", error=record["error"])
+        self._flush()
+        if self.journal.observed.exists():
+            self._send_observed()
+        self.store.client.set_terminated(self._own, record["status"], record["t"])
+        self.state.complete, self.state.status = self.begin["count"], record["status"]
+
+    # what is collected into batches
+
+    def _tag(self, target: str, **tags: str) -> None:
+        self._tags.setdefault(target, {}).update(tags)
+
+    def _flush(self) -> None:
+        for target in dict.fromkeys([*self._metrics, *self._tags]):
+            if target == "self" or not (run_id := self._run_id(target)):
+                continue
+            known = self.store.client.get_run(run_id).data.metrics
+            points = self._metrics.get(target, [])
+            # an evaluation that is repeated gives the same values: no second point
+            new = [point for point in points if known.get(point.key) != point.value]
+            self._refused(self.store.log(run_id, new, tags=self._tags.get(target)))
+        # last: the lookup of a target tags this run
+        own = (self._metrics.get("self", []), None, self._tags.get("self", {}))
+        self._refused(self.store.log(self._own, *own))
+        self._metrics.clear()
+        self._tags.clear()
+
+    def _refused(self, lines: list[str]) -> None:
+        """Note on the run what the store will never take."""
+        for line in lines:
+            if line not in self.state.refused:
+                self.state.refused.append(line[:500])
+                self.store.log(self._own, tags={"refused": "\n".join(self.state.refused)})
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _yaml(config: dict[str, Any]) -> str:
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)

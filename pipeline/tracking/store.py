@@ -1,0 +1,170 @@
+"""The MLflow store, made safe for several processes. Only sender processes come here."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import mlflow.store.db.utils
+from filelock import FileLock
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from pipeline.tracking.masking import clean
+
+# the sender has its own retries; MLflow's would block it for up to an hour
+mlflow.store.db.utils.MAX_RETRY_COUNT = 1
+
+METRICS, PARAMS = 1000, 50  # per request: the API's limit; and about 300 kB
+PARAM, TAG = 6000, 8000  # characters
+
+Item = TypeVar("Item")
+
+
+class Gone(Exception):
+    """The store does not know the run any more: it was wiped or replaced."""
+
+
+class Store:
+    """One MLflow store.
+
+    Args:
+        uri: without credentials, as journals carry it. Where `MLFLOW_TRACKING_URI` is the same
+            with credentials, those are used.
+        root: folder of the default store.
+
+    Raises:
+        Exception: the store can't be reached; try again later.
+    """
+
+    def __init__(self, uri: str, root: Path) -> None:
+        given = os.environ.get("MLFLOW_TRACKING_URI", "")
+        self.uri = given if given and clean(given) == uri else uri
+        self._database = _sqlite(self.uri)
+        if self._database:
+            self._lock = FileLock(f"{self._database}.lock")
+        else:
+            name = "".join(c if c.isalnum() else "-" for c in uri)
+            self._lock = FileLock(Path(root) / ".tracking" / f"{name[:100]}.lock")
+        self._experiments: dict[str, str] = {}
+        mlflow.set_tracking_uri(self.uri)
+        with self.locked():  # of several first users all but one would crash in the migrations
+            self.client = MlflowClient(self.uri, self.uri)
+            self.client.search_experiments(max_results=1)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes of this machine from creating the same thing twice."""
+        with self._lock.acquire(timeout=60):
+            yield
+
+    def experiment(self, name: str) -> str:
+        """Id of the experiment, created if it is missing, restored if it was deleted."""
+        if name not in self._experiments:
+            with self.locked():
+                found = self.client.get_experiment_by_name(name)
+                if found is None:
+                    # absolute: a relative one would die with a temporary copy of the workspace
+                    place = self._database and str(self._database.parent / "mlartifacts")
+                    try:
+                        made = self.client.create_experiment(name, artifact_location=place or None)
+                    except MlflowException:
+                        found = self.client.get_experiment_by_name(name)  # another machine did
+                        if found is None:
+                            raise
+                        made = found.experiment_id
+                    self._experiments[name] = made
+                else:
+                    if found.lifecycle_stage == "deleted":
+                        self.client.restore_experiment(found.experiment_id)
+                    self._experiments[name] = found.experiment_id
+        return self._experiments[name]
+
+    def find(self, tag: str, value: str, experiment: str | None = None) -> list[Run]:
+        """Runs with that tag, the oldest first; in all experiments unless one is given."""
+        if experiment:
+            places = [experiment]
+        else:
+            places = [found.experiment_id for found in self.client.search_experiments()]
+        quoted = value.replace("'", "")
+        return sorted(
+            self.client.search_runs(places, f"tags.`{tag}` = '{quoted}'", max_results=1000),
+            key=lambda run: (run.info.start_time, run.info.run_id),
+        )
+
+    def find_or_create(
+        self, experiment: str, tag: str, value: str, name: str, start: int, tags: dict[str, str]
+    ) -> str:
+        """Id of the one run with that tag."""
+        with self.locked():
+            if found := self.find(tag, value, experiment):
+                return str(found[0].info.run_id)
+            tags = {**tags, tag: value}
+            run = self.client.create_run(experiment, start, tags=tags, run_name=name)
+            return str(run.info.run_id)
+
+    def log(
+        self,
+        run_id: str,
+        metrics: Iterable[Metric] = (),
+        params: dict[str, str] | None = None,
+        tags: dict[str, str] | None = None,
+    ) -> list[str]:
+        """Send metrics, params and tags; returns a line for each that the store refuses.
+
+        A param that the run has with another value keeps it: MLflow's params are immutable.
+
+        Raises:
+            Gone: there is no such run.
+            Exception: the store can't be reached; try again later.
+        """
+        refused: list[str] = []
+        for some in _parts(list(metrics), METRICS):
+            self._batch(run_id, some, refused, lambda part: {"metrics": part})
+        for some in _parts([Param(k, v[:PARAM]) for k, v in (params or {}).items()], PARAMS):
+            self._batch(run_id, some, refused, lambda part: {"params": part})
+        for some in _parts([RunTag(k, v[:TAG]) for k, v in (tags or {}).items()], PARAMS):
+            self._batch(run_id, some, refused, lambda part: {"tags": part})
+        return refused
+
+    def _batch(self, run_id: str, items: list[Any], refused: list[str], named: Any) -> None:
+        try:
+            self.client.log_batch(run_id, **named(items))
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                raise Gone(run_id) from error
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            if len(items) == 1:
+                refused.append(f"{items[0].key}: {clean(str(error))[:300]}")
+                return
+            for item in items:
+                self._batch(run_id, [item], refused, named)
+
+    def text(self, run_id: str, text: str, name: str) -> None:
+        """Write a text artifact."""
+        self.client.log_text(run_id, text, name)
+
+    def file(self, run_id: str, path: Path, folder: str) -> None:
+        """Write an artifact, a file or a folder with what is in it."""
+        if path.is_dir():
+            inner = f"{folder}/{path.name}" if folder else path.name
+            self.client.log_artifacts(run_id, str(path), inner)
+        else:
+            self.client.log_artifact(run_id, str(path), folder or None)
+
+
+def _sqlite(uri: str) -> Path | None:
+    """The database file of an sqlite URI, None of any other."""
+    parts = urlsplit(uri)
+    if parts.scheme.partition("+")[0] != "sqlite":
+        return None
+    return Path(unquote(parts.path[1:])).absolute()
+
+
+def _parts(items: list[Item], size: int) -> Iterator[list[Item]]:
+    for first in range(0, len(items), size):
+        yield items[first : first + size]

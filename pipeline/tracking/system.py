@@ -1,0 +1,146 @@
+"""System metrics under MLflow's own names, sampled beside the stage and journaled like its own.
+
+MLflow's monitor samples every 10 s inside the training process and sends through the client, so
+short stages get nothing and a dead server stops it. This one belongs to the sender process.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+
+from pipeline.tracking.journal import Log, Thinning
+
+MB = 1e6
+
+
+class Sampler:
+    """A thread that samples until `stop`, first after 0.3 s, then every `seconds`.
+
+    `system/cpu_utilization_percentage` and so on are of the machine, `system/process_…` of the
+    stage and its children.
+    """
+
+    def __init__(self, log: Log, pid: int, seconds: float, first_step: int) -> None:
+        self._log = log
+        self._pid = pid
+        self._seconds = seconds
+        self._step = first_step
+        self._thinning = Thinning()
+        self._stopped = threading.Event()
+        self._gpus = _gpus()
+        self._network = psutil.net_io_counters()
+        self._cpu_seconds: dict[int, float] = {}
+        self._time = time.monotonic()
+        psutil.cpu_percent()
+        self._processes()
+        self._thread = threading.Thread(target=self._run, name="system-metrics", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        wait = min(0.3, self._seconds)
+        while not self._stopped.wait(wait):
+            wait = self._seconds
+            if self._thinning.keeps():
+                self._log.append(
+                    {
+                        "op": "metrics",
+                        "t": int(time.time() * 1000),
+                        "step": self._step,
+                        "values": self.sample(),
+                    }
+                )
+            self._step += 1
+
+    def sample(self) -> dict[str, float]:
+        """One value of every metric."""
+        memory = psutil.virtual_memory()
+        disk = psutil.disk_usage("/")
+        values: dict[str, float] = {
+            "cpu_utilization_percentage": psutil.cpu_percent(),
+            "system_memory_usage_megabytes": memory.used / MB,
+            "system_memory_usage_percentage": 100 * memory.used / memory.total,
+            "disk_usage_percentage": disk.percent,
+            "disk_usage_megabytes": disk.used / MB,
+            "disk_available_megabytes": disk.free / MB,
+            **self._processes(),
+        }
+        if (network := psutil.net_io_counters()) and self._network:
+            received = network.bytes_recv - self._network.bytes_recv
+            sent = network.bytes_sent - self._network.bytes_sent
+            values["network_receive_megabytes"] = received / MB
+            values["network_transmit_megabytes"] = sent / MB
+        for gpu in self._gpus:
+            values |= gpu()
+        return {f"system/{name}": round(float(value), 2) for name, value in values.items()}
+
+    def _processes(self) -> dict[str, float]:
+        memory, used = 0.0, 0.0
+        now, seconds = time.monotonic(), dict[int, float]()
+        try:
+            stage = psutil.Process(self._pid)
+            tree = [stage, *stage.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return {}
+        for process in tree:
+            try:
+                if process.pid == psutil.Process().pid:
+                    continue
+                with process.oneshot():
+                    cpu = process.cpu_times()
+                    seconds[process.pid] = cpu.user + cpu.system
+                    memory += process.memory_info().rss
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+            used += seconds[process.pid] - self._cpu_seconds.get(process.pid, 0.0)
+        elapsed = max(now - self._time, 1e-3)
+        self._cpu_seconds, self._time = seconds, now
+        return {
+            "process_cpu_utilization_percentage": max(0.0, 100 * used / elapsed),
+            "process_memory_usage_megabytes": memory / MB,
+        }
+
+
+def _gpus() -> list[Callable[[], dict[str, float]]]:
+    """One function per NVIDIA GPU that samples it; none without a driver."""
+    try:
+        import pynvml
+    except ImportError:
+        return []
+    try:
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+    except pynvml.NVMLError:
+        return []
+
+    def sample(index: int, handle: Any) -> dict[str, float]:
+        def memory() -> dict[str, float]:
+            found = pynvml.nvmlDeviceGetMemoryInfo(handle)
+            return {
+                "memory_usage_percentage": 100 * found.used / found.total,
+                "memory_usage_megabytes": found.used / MB,
+            }
+
+        def utilization() -> dict[str, float]:
+            return {"utilization_percentage": pynvml.nvmlDeviceGetUtilizationRates(handle).gpu}
+
+        def power() -> dict[str, float]:
+            watts = pynvml.nvmlDeviceGetPowerUsage(handle) / 1000
+            limit = pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000
+            return {"power_usage_watts": watts, "power_usage_percentage": 100 * watts / limit}
+
+        values: dict[str, float] = {}
+        for read in (memory, utilization, power):
+            try:
+                values |= read()
+            except pynvml.NVMLError:
+                continue  # this GPU does not report it
+        return {f"gpu_{index}_{name}": value for name, value in values.items()}
+
+    return [lambda i=i, h=h: sample(i, h) for i, h in enumerate(handles)]  # type: ignore[misc]

@@ -1,0 +1,367 @@
+"""One training loop for every model.
+
+The step count decides everything: the learning rate, the dropout masks, the order of the data and
+the augmentation are functions of (seed, step), so a run resumed at any step computes the very bits
+that an uninterrupted one computes.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from pipeline import interrupts
+from pipeline.checkpoint import Checkpoints
+from pipeline.data.batches import Batch, Batches, mix
+from pipeline.errors import PipelineError
+from pipeline.hardware import Hardware, explain_failure, peak_memory
+from pipeline.settings import Optimizer, Training
+
+Log = Callable[[dict[str, float], int], None]
+"""Takes metrics by name and the optimizer step they belong to."""
+
+
+@dataclass
+class Progress:
+    """Where a training stands. Everything but the tensors of model and optimizer.
+
+    Attributes:
+        step: optimizer steps done.
+        epoch: epochs done.
+        batch: batches done in the current epoch.
+        best: best value of the monitored metric, higher is better.
+        best_step: the step it was measured at.
+        stale: epochs since then.
+        losses: training losses of the steps since the last logged point.
+        epoch_loss: sum of the training losses of the current epoch's earlier points.
+        curve: a row per epoch: epoch, step, lr, train_loss, validation_loss, validation_accuracy.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    best: float = -math.inf
+    best_step: int = 0
+    stale: int = 0
+    losses: list[float] = field(default_factory=list)
+    epoch_loss: float = 0.0
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+
+def fit(
+    model: nn.Module,
+    train: Batches,
+    validation: Batches,
+    *,
+    settings: Training,
+    optimizer: Optimizer,
+    hardware: Hardware,
+    seed: int,
+    checkpoints: Checkpoints,
+    log: Log,
+    max_steps: int | None = None,
+) -> Progress:
+    """Train `model` in place and leave it with its best weights, on the hardware's device.
+
+    A training whose state is in `checkpoints` continues there. The state is saved after every
+    epoch, every `settings.save_minutes`, and when the process is asked to end.
+
+    Args:
+        model: takes a batch's inputs as keywords; returns logits [batch, classes], or an object
+            that has them as `.logits` (transformers).
+        train: shuffled batches.
+        validation: batches that decide which epoch is the best.
+        settings: the loop's settings.
+        optimizer: the optimizer's settings.
+        hardware: device and precision.
+        seed: together with the step decides every random draw.
+        checkpoints: the run's saved states.
+        log: called with metrics and the step: `train/loss` and `train/lr` every
+            `settings.log_every` steps; validation metrics, seconds and throughput every epoch.
+        max_steps: caps the optimizer steps; the schedule then ends there.
+
+    Raises:
+        PipelineError: a loss is not finite, the device is out of memory, or the split has fewer
+            batches than `settings.accumulate`.
+        Interrupted: SIGTERM or Ctrl-C; the state is saved.
+    """
+    loop = _Loop(model, train, settings, optimizer, hardware, seed, checkpoints, log, max_steps)
+    loop.restore()
+    progress = loop.progress
+    with loop.bar, interrupts.deferred():
+        # A training stopped after the last step of an epoch has that epoch's end still to do.
+        while (progress.step < loop.total or progress.batch) and not loop.out_of_patience():
+            started, first_step = time.perf_counter(), progress.step
+            loop.run_epoch()
+            seconds = time.perf_counter() - started
+            loop.end_epoch(*evaluate(loop.model, validation, hardware), seconds, first_step)
+            loop.save()
+    loop.take_best_weights()
+    return progress
+
+
+class _Loop:
+    """The state of a training and what happens to it."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Batches,
+        settings: Training,
+        optimizer: Optimizer,
+        hardware: Hardware,
+        seed: int,
+        checkpoints: Checkpoints,
+        log: Log,
+        max_steps: int | None,
+    ) -> None:
+        self.steps_per_epoch = len(train) // settings.accumulate
+        if self.steps_per_epoch == 0:
+            raise PipelineError(
+                f"training.accumulate={settings.accumulate} needs as many batches and the training "
+                f"split has {len(train)}; lower training.accumulate or training.batch_size"
+            )
+        total = settings.epochs * self.steps_per_epoch
+        self.total = min(total, max_steps) if max_steps else total
+        self.train, self.settings, self.peak = train, settings, optimizer.lr
+        self.hardware, self.accelerator = hardware, hardware.accelerator
+        self.seed, self.checkpoints, self.log = seed, checkpoints, log
+
+        adamw = torch.optim.AdamW(
+            _parameter_groups(model, optimizer.weight_decay),
+            lr=optimizer.lr,
+            betas=(optimizer.betas[0], optimizer.betas[1]),
+            fused=True,
+        )
+        self.bare = model
+        self.model, self.optimizer = self.accelerator.prepare(model, adamw)
+        self.best_weights = _weights(model)
+        self.progress = Progress()
+        self.pending: list[Tensor] = []
+        """Losses on the device, of the steps since the last point; reading one waits for it."""
+        self.saved_at = time.monotonic()
+        self.bar = tqdm(total=self.total, unit="step", disable=not sys.stderr.isatty())
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of optimizer step `step`, counted from 0."""
+        settings = self.settings
+        return self.peak * schedule(step, self.total, settings.schedule, settings.warmup)
+
+    def run_epoch(self) -> None:
+        """Do the optimizer steps that the current epoch still has."""
+        progress, settings = self.progress, self.settings
+        self.model.train()
+        batches = self.train.epoch(progress.epoch, progress.batch)
+        end = min(self.total, (progress.epoch + 1) * self.steps_per_epoch)
+        while progress.step < end:
+            try:
+                self.pending.append(self.step(batches))
+            except RuntimeError as error:
+                if explained := explain_failure(error, self.train.batch_size, self.hardware):
+                    raise explained from error
+                raise
+            progress.step += 1
+            progress.batch += settings.accumulate
+            self.bar.update()
+            if progress.step % settings.log_every == 0 or progress.step == end:
+                self.log_losses()
+            if signal := interrupts.pending():
+                self.save()
+                raise interrupts.Interrupted(
+                    signal,
+                    f"stopped at step {progress.step} of {self.total}; the state is saved in "
+                    f"{self.checkpoints.folder}: the same command continues there",
+                )
+            if time.monotonic() - self.saved_at > settings.save_minutes * 60:
+                self.save()
+
+    def step(self, batches: Iterator[Batch]) -> Tensor:
+        """One optimizer step over `accumulate` batches; returns its mean loss, on the device."""
+        count, step, accelerator = self.settings.accumulate, self.progress.step, self.accelerator
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
+        losses = []
+        for micro in range(count):
+            batch = next(batches)
+            # Dropout draws from the global generator; seeded per batch, it needs no saved state.
+            torch.manual_seed(mix(self.seed, step, micro, accelerator.process_index))
+            # Data-parallel processes exchange gradients once per step, not once per batch.
+            last = micro == count - 1
+            with nullcontext() if last else accelerator.no_sync(self.model):
+                loss = F.cross_entropy(
+                    _logits(self.model, batch),
+                    batch.labels,
+                    label_smoothing=self.settings.label_smoothing,
+                )
+                loss = loss / count if count > 1 else loss
+                accelerator.backward(loss)
+            losses.append(loss.detach())
+        if self.settings.clip_norm is not None:
+            accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return torch.stack(losses).sum() if count > 1 else losses[0]
+
+    def log_losses(self) -> None:
+        """Log the mean loss since the last point."""
+        progress = self.progress
+        self.read_losses()
+        first = progress.step - len(progress.losses) + 1
+        for step, value in enumerate(progress.losses, first):
+            if not math.isfinite(value):
+                raise PipelineError(
+                    f"the training loss is {value} at epoch {progress.epoch + 1}, step {step} "
+                    f"(learning rate {self.learning_rate(step - 1):.3g}); lower optimizer.lr, or "
+                    "set training.clip_norm or common.precision=fp32"
+                )
+        mean = sum(progress.losses) / len(progress.losses)
+        rate = self.learning_rate(progress.step - 1)
+        self.log({"train/loss": mean, "train/lr": rate}, progress.step)
+        progress.epoch_loss += sum(progress.losses)
+        progress.losses = []
+
+    def read_losses(self) -> None:
+        """Fetch the losses of the last steps; the one place that waits for the device."""
+        if self.pending:
+            losses = self.accelerator.reduce(torch.stack(self.pending), "mean")
+            self.progress.losses += losses.tolist()
+            self.pending.clear()
+
+    def end_epoch(self, loss: float, accuracy: float, seconds: float, first_step: int) -> None:
+        """Count the epoch, keep its weights if they are the best, log and print."""
+        progress, settings = self.progress, self.settings
+        steps = progress.step - progress.epoch * self.steps_per_epoch
+        row = {
+            "epoch": progress.epoch + 1,
+            "step": progress.step,
+            "lr": self.learning_rate(progress.step - 1),
+            "train_loss": progress.epoch_loss / steps,
+            "validation_loss": loss,
+            "validation_accuracy": accuracy,
+        }
+        progress.curve.append(row)
+        progress.epoch, progress.batch, progress.epoch_loss = progress.epoch + 1, 0, 0.0
+        score = accuracy if settings.monitor == "accuracy" else -loss
+        if score > progress.best:
+            progress.best, progress.best_step, progress.stale = score, progress.step, 0
+            self.best_weights = _weights(self.bare)
+        else:
+            progress.stale += 1
+        batches = (progress.step - first_step) * settings.accumulate
+        examples = batches * self.train.batch_size * self.accelerator.num_processes
+        self.log(
+            {
+                "validation/loss": loss,
+                "validation/accuracy": accuracy,
+                "time/epoch_seconds": seconds,
+                "time/examples_per_second": examples / seconds,
+                "memory/peak_bytes": peak_memory(self.hardware.device),
+            },
+            progress.step,
+        )
+        self.bar.write(
+            f"epoch {progress.epoch}/{settings.epochs}  step {progress.step}/{self.total}  "
+            f"train loss {row['train_loss']:.4f}  validation loss {loss:.4f}  "
+            f"validation accuracy {accuracy:.4f}  {seconds:.1f} s",
+            file=sys.stdout,
+        )
+        sys.stdout.flush()
+
+    def out_of_patience(self) -> bool:
+        """Whether the validation metric has not improved for `patience` epochs."""
+        return self.settings.patience is not None and self.progress.stale >= self.settings.patience
+
+    def save(self) -> None:
+        """Save the training state."""
+        self.read_losses()
+        self.saved_at = time.monotonic()
+        if not self.accelerator.is_main_process:
+            return
+        weights, scaler = self.bare.state_dict(), self.accelerator.scaler
+        best_is_current = self.progress.best_step == self.progress.step
+        state = {
+            "progress": asdict(self.progress),
+            "model": weights,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler else None,
+            # torch.save stores tensors that occur twice once
+            "best": weights if best_is_current else self.best_weights,
+        }
+        self.checkpoints.save(self.progress.step, state)
+
+    def restore(self) -> None:
+        """Continue from the saved state, if there is one."""
+        state = self.checkpoints.load()
+        if state is None:
+            return
+        self.progress = Progress(**state["progress"])
+        self.bare.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.best_weights = state["best"]
+        self.bar.update(self.progress.step)
+        print(f"Resuming after step {self.progress.step} of {self.total}")
+
+    def take_best_weights(self) -> None:
+        """Leave the model as the best epoch left it, without accelerate's wrapping."""
+        self.bare.load_state_dict(self.best_weights)
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+
+
+def schedule(step: int, total: int, kind: str, warmup: float) -> float:
+    """Factor of the peak learning rate at optimizer step `step`, counted from 0.
+
+    It rises on a line over the first `warmup` share of the steps, then stays (`constant`) or falls
+    to zero on a line (`linear`) or a half cosine (`cosine`; Loshchilov & Hutter 2017).
+    """
+    rise = round(total * warmup)
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    done = (step - rise) / max(1, total - rise)
+    if kind == "linear":
+        return 1 - done
+    if kind == "cosine":
+        return (1 + math.cos(math.pi * done)) / 2
+    return 1.0
+
+
+def evaluate(model: nn.Module, batches: Batches, hardware: Hardware) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy over a split, read from the device once."""
+    model.eval()
+    loss = torch.zeros((), device=hardware.device)
+    correct = torch.zeros((), device=hardware.device)
+    with torch.inference_mode():
+        for batch in batches.epoch(0):
+            logits = _logits(model, batch)
+            loss += F.cross_entropy(logits, batch.labels, reduction="sum")
+            correct += (logits.argmax(1) == batch.labels).sum()
+    total, hits = torch.stack([loss, correct]).tolist()
+    return total / batches.examples, hits / batches.examples
+
+
+def _logits(model: nn.Module, batch: Batch) -> Tensor:
+    output = model(**batch.inputs)
+    logits: Tensor = output if isinstance(output, Tensor) else output.logits
+    return logits.float()
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices and filters decay; biases and norms, which have one dimension, do not."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]

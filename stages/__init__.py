@@ -1,0 +1,1 @@
+"""The entrypoints: one file per DVC stage, run as `python -m stages.<stage>`."""

@@ -1,0 +1,91 @@
+"""Measure a trained model on its test split, once, and show what it learnt.
+
+python -m stages.evaluate model=cnn
+python -m stages.evaluate model=rnn parts.robustness=false
+"""
+
+import csv
+from pathlib import Path
+
+from pipeline import models
+from pipeline.data.prepared import read_card
+from pipeline.errors import PipelineError
+from pipeline.evaluation.examples import Subject, read_examples
+from pipeline.evaluation.predictions import Predictions
+from pipeline.evaluation.study import Data, study
+from pipeline.files import digest, new_directory, write_json
+from pipeline.settings import Evaluate
+from pipeline.stage import Context, stage
+
+
+@stage("evaluate", Evaluate)
+def main(settings: Evaluate, context: Context) -> float:
+    """The body; returns the test accuracy."""
+    data, weights, run = Path(settings.data), Path(settings.weights), context.run
+    card, loaded = read_card(data), models.load(weights)
+    if list(loaded.classes) != card.classes:
+        raise PipelineError(
+            f"{weights} knows the classes {', '.join(loaded.classes)}, {data} has "
+            f"{', '.join(card.classes)}; train the model on this data first"
+        )
+    run.input(data, name="data", context="testing")
+    run.input(weights, name="model")
+    subject = Subject(
+        task=card.task,
+        model=loaded.model.to(context.hardware.device),
+        classes=card.classes,
+        device=context.hardware.device,
+        batch_size=settings.batch_size,
+        autocast=context.hardware.accelerator.autocast,
+        tokenizer=loaded.tokenizer,
+        max_length=getattr(loaded.description.settings, "max_length", 0),
+        sample_rate=card.sample_rate,
+    )
+    train, validation, test = (read_examples(data, s) for s in ("train", "validation", "test"))
+    held_out = [Predictions(subject.logits(split.raw), split.labels) for split in (validation, test)]
+    with new_directory(Path(settings.plots)) as folder:
+        numbers = study(
+            subject,
+            Data(train, validation, test, *held_out),
+            settings.parts,
+            folder,
+            name=settings.model,
+            seed=settings.seed,
+            mistakes=settings.mistakes,
+            curve=_rows(Path(settings.curve)),
+        )
+    write_json(Path(settings.metrics), numbers)
+
+    md5 = digest(weights / models.WEIGHTS)
+    tested = {f"test/{name}": value for name, value in numbers.items()}
+    run.metrics(tested)
+    run.metrics(tested, target=f"trained:{md5}")
+    run.metrics({f"{settings.model}/{name}": value for name, value in tested.items()}, target="parent")
+    run.artifact(Path(settings.plots))
+    run.register(
+        f"{card.task}-classifier",
+        weights=md5,
+        data=card.digest,
+        predictions=Path(settings.plots) / "predictions.parquet",
+        metrics=tested,
+        promote=settings.tracking.promote,
+    )
+    print(
+        f"test accuracy {numbers['accuracy']:.4f} "
+        f"({numbers['accuracy_low']:.4f} to {numbers['accuracy_high']:.4f} with 95 % confidence)"
+    )
+    return numbers["accuracy"]
+
+
+def _rows(curve: Path) -> list[dict[str, str]]:
+    try:
+        with curve.open(newline="") as file:
+            return list(csv.DictReader(file))
+    except OSError as error:
+        raise PipelineError(
+            f"{curve} can't be read ({error.strerror}); train the model again to make it"
+        ) from error
+
+
+if __name__ == "__main__":
+    main()

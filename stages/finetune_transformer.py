@@ -1,0 +1,35 @@
+"""Fine-tune a pretrained transformer on sentences.
+
+python -m stages.finetune_transformer
+python -m stages.finetune_transformer transformer.pretrained=false
+"""
+
+from pathlib import Path
+
+from pipeline import models
+from pipeline.data import text
+from pipeline.data.prepared import read_card
+from pipeline.settings import FinetuneTransformer
+from pipeline.stage import Context, stage, train
+
+
+@stage("finetune_transformer", FinetuneTransformer)
+def main(settings: FinetuneTransformer, context: Context) -> float:
+    """The body; returns the best validation metric."""
+    data, hardware = Path(settings.data), context.hardware
+    description = models.TextModel(settings=settings.transformer, classes=read_card(data).classes)
+    model, tokenizer = models.build(description)
+    batches = text.load_training(
+        data,
+        tokenizer,
+        max_length=settings.transformer.max_length,
+        batch_size=settings.training.batch_size,
+        device=hardware.device,
+        seed=settings.seed,
+        shard=hardware.shard,
+    )
+    return train(settings, context, model, batches, description, tokenizer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Turn a source into a prepared data set: Parquet splits and a data card.
+
+python -m stages.prepare modality=text
+python -m stages.prepare modality=text text=imdb
+"""
+
+from pathlib import Path
+
+from pipeline.data import audio, image, text
+from pipeline.data.prepared import write
+from pipeline.settings import Prepare
+from pipeline.stage import Context, stage
+
+
+@stage("prepare", Prepare)
+def main(settings: Prepare, context: Context) -> None:
+    """The body."""
+    output, rows = Path(settings.output), settings.profile.max_examples
+    if settings.modality == "image":
+        card, splits = image.prepare(settings.image, settings.seed, rows)
+    elif settings.modality == "text":
+        card, splits = text.prepare(settings.text, settings.seed, rows)
+    else:
+        card, splits = audio.prepare(settings.audio, settings.seed, rows)
+    write(output, card, splits)
+    context.run.output(output)
+    for name, split in splits.items():
+        context.run.metrics({f"rows/{name}": len(split)})
+        print(f"{output}/{name}.parquet: {len(split):,} rows")
+
+
+if __name__ == "__main__":
+    main()

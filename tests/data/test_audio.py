@@ -1,0 +1,334 @@
+import io
+import json
+import os
+import struct
+import subprocess
+import sys
+import wave
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.signal import resample_poly
+
+from pipeline.data import audio, prepared
+from pipeline.errors import PipelineError
+from tests.data.sources import ROOT, audio_source, complaint, contents
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def made():
+    return audio.prepare(audio_source(clips=1000), 0, None)
+
+
+@pytest.fixture(scope="module")
+def digits(made, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits") / "audio"
+    prepared.write(folder, *made)
+    return folder
+
+
+def wav(samples: np.ndarray, rate: int = 8000, channels: int = 1) -> bytes:
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setparams((channels, samples.dtype.itemsize, rate, 0, "NONE", ""))
+        file.writeframes(samples.tobytes())
+    return buffer.getvalue()
+
+
+def clip_folder(folder, speakers=10, rate=8000):
+    random = np.random.default_rng(0)
+    for label in ("no", "yes"):
+        (folder / label).mkdir(parents=True)
+        for speaker in range(speakers):
+            for take in range(3):
+                samples = random.integers(-9000, 9000, 400, dtype=np.int16)
+                (folder / label / f"s{speaker}_{take}.wav").write_bytes(wav(samples, rate))
+    return folder
+
+
+class TestSpokenDigits:
+    def test_have_every_digit_alike_in_every_split(self, made):
+        _, splits = made
+        for split, rows in (("train", 70), ("validation", 10), ("test", 20)):
+            labels = splits[split].data["label"].to_numpy()
+            assert np.bincount(labels).tolist() == [rows] * 10
+
+    def test_have_different_voices_of_every_accent_in_every_split(self, made):
+        _, splits = made
+        voices = {split: set(splits[split]["speaker"]) for split in prepared.SPLITS}
+        assert not voices["train"] & voices["validation"]
+        assert not voices["train"] & voices["test"]
+        assert not voices["validation"] & voices["test"]
+        assert sum(map(len, voices.values())) > 700
+        for split in prepared.SPLITS:
+            assert set(splits[split]["accent"]) == set(audio.ACCENTS)
+
+    def test_vary_in_speed_and_pitch_within_the_stated_ranges(self, made):
+        train = made[1]["train"]
+        assert (min(train["speed"]), max(train["speed"])) == (130, 230)
+        assert (min(train["pitch"]), max(train["pitch"])) == (25, 75)
+
+    def test_are_audible_short_and_hardly_ever_clipped(self, made):
+        clips = [audio.read_wav(content["bytes"], "x") for content in made[1]["train"]["audio"]]
+        seconds = [len(samples) / rate for samples, rate in clips]
+        peaks = np.array([np.abs(samples.astype(int)).max() for samples, _ in clips])
+        assert {rate for _, rate in clips} == {8000}
+        assert 0.1 < min(seconds) < max(seconds) < 1.5
+        assert peaks.min() > 500
+        assert (peaks > 32700).mean() < 0.01
+
+    def test_differ_from_digit_to_digit_more_than_by_chance(self, made):
+        """A nearest-centroid classifier of coarse spectra hears voices it has never met."""
+        _, splits = made
+
+        def features(split):
+            rows = []
+            for content in splits[split]["audio"]:
+                samples, _ = audio.read_wav(content["bytes"], "x")
+                parts = np.array_split(samples.astype(float), 6)
+                spectra = [np.abs(np.fft.rfft(part, 2048))[:1024].reshape(32, 32) for part in parts]
+                rows.append(np.log1p(np.concatenate([part.mean(axis=1) for part in spectra])))
+            return np.array(rows), splits[split].data["label"].to_numpy()
+
+        train, labels = features("train")
+        test, expected = features("test")
+        centroids = np.array([train[labels == digit].mean(axis=0) for digit in range(10)])
+        distances = ((test[:, None] - centroids) ** 2).sum(axis=2)
+        assert (distances.argmin(axis=1) == expected).mean() > 0.5
+
+    def test_are_the_same_bytes_however_many_processes_speak_at_once(self, made, monkeypatch):
+        monkeypatch.setattr(audio, "ThreadPoolExecutor", partial(ThreadPoolExecutor, 1))
+        _, again = audio.prepare(audio_source(clips=1000), 0, None)
+        for split in prepared.SPLITS:
+            assert again[split].data.table.equals(made[1][split].data.table)
+
+    def test_of_another_seed_are_others(self, made):
+        _, other = audio.prepare(audio_source(clips=100), 1, None)
+        assert set(other["test"]["speaker"]) != set(made[1]["test"]["speaker"])
+
+    def test_are_capped_evenly_for_the_tiny_profile(self):
+        _, splits = audio.prepare(audio_source(clips=1000), 0, 40)
+        for split in splits.values():
+            assert np.bincount(split.data["label"].to_numpy()).tolist() == [4] * 10
+
+    def test_can_be_had_at_16_khz(self):
+        card, splits = audio.prepare(audio_source(clips=100, sample_rate=16000), 0, None)
+        assert card["sample_rate"] == 16000
+        assert audio.read_wav(splits["test"][0]["audio"]["bytes"], "x")[1] == 16000
+
+    @pytest.mark.parametrize(("clips", "limit"), [(50, None), (1000, 9)])
+    def test_too_few_for_every_digit_are_refused(self, clips, limit):
+        with pytest.raises(PipelineError, match="fewer clips than there are digits"):
+            audio.prepare(audio_source(clips=clips), 0, limit)
+
+    def test_need_a_number_of_clips(self):
+        with pytest.raises(PipelineError, match=r"audio\.clips is null"):
+            audio.prepare(audio_source(clips=None), 0, None)
+
+
+class TestEspeak:
+    def speak(self, wanted, **options):
+        return subprocess.run(
+            [sys.executable, "-m", "pipeline.data.espeak"],
+            input=json.dumps(wanted).encode(),
+            capture_output=True,
+            cwd=ROOT,
+            check=False,
+            **options,
+        )
+
+    def test_repeats_byte_for_byte(self):
+        wanted = [
+            ["one", "en+f1", 175, 50],
+            ["two", "en-us+croak", 130, 75],
+            ["one", "en", 175, 50],
+        ]
+        first, again = self.speak(wanted), self.speak(wanted)
+        assert first.returncode == 0
+        assert first.stdout == again.stdout
+        assert struct.unpack("<i", first.stdout[:4]) == (22050,)
+
+    def test_is_never_loaded_into_this_process(self, made):
+        with open("/proc/self/maps") as maps:
+            assert "espeak" not in maps.read()
+
+    def test_knows_all_840_voices(self):
+        voices = audio.voices()
+        assert len(voices) == 840
+        assert self.speak([["a", name, 200, 50] for name, _ in voices]).returncode == 0
+
+    @pytest.mark.parametrize(
+        "wanted", [[["one", "en-gb", 175, 50]], [["one"]], {}, 3, [[1, 2, 3, 4]]]
+    )
+    def test_refuses_what_it_can_not_say_with_status_1(self, wanted):
+        done = self.speak(wanted)
+        assert done.returncode == (0 if wanted == {} else 1)
+
+    def test_failing_is_one_clear_line(self):
+        with pytest.raises(PipelineError, match=r"status 1 .*no voice 'nobody'"):
+            audio._speak([("one", "nobody", 175, 50)], 8000)
+
+    def test_missing_is_one_clear_line(self, tmp_path, monkeypatch):
+        (tmp_path / "espeakng_loader.py").write_text("raise ImportError('no espeakng_loader here')")
+        monkeypatch.setattr(audio, "_ROOT", f"{tmp_path}{os.pathsep}{audio._ROOT}")
+        with pytest.raises(PipelineError, match="no espeakng_loader here"):
+            audio._speak([("one", "en", 175, 50)], 8000)
+
+
+class TestResample:
+    @settings(max_examples=40, deadline=None)
+    @given(
+        st.lists(st.integers(1, 3000), min_size=1, max_size=5),
+        st.sampled_from(
+            [(22050, 8000), (22050, 16000), (44100, 8000), (8000, 16000), (11025, 8000)]
+        ),
+    )
+    def test_gives_each_clip_what_it_would_get_alone(self, lengths, rates):
+        before, after = rates
+        random = np.random.default_rng(0)
+        clips = [random.integers(-20000, 20000, n, dtype=np.int16) for n in lengths]
+        common = int(np.gcd(*rates))
+        for clip, result in zip(clips, audio.resample(clips, before, after), strict=True):
+            alone = resample_poly(clip.astype(float), after // common, before // common)
+            expected = alone.round().clip(-32768, 32767)
+            assert len(result) == len(expected)
+            assert np.abs(result - expected).max() <= 1
+
+    def test_keeps_a_tone_and_removes_what_would_alias(self):
+        time = np.arange(22050) / 22050
+        tones = [
+            (10000 * np.sin(2 * np.pi * hertz * time)).astype(np.int16) for hertz in (1000, 5000)
+        ]
+        kept, removed = (clip.astype(float) for clip in audio.resample(tones, 22050, 8000))
+        assert np.abs(np.fft.rfft(kept)).argmax() == 1000
+        assert kept[400:-400].std() == pytest.approx(10000 / np.sqrt(2), rel=0.01)
+        assert removed[400:-400].std() < 20
+
+
+class TestWav:
+    @given(st.lists(st.integers(-32768, 32767), min_size=1), st.sampled_from([8000, 16000]))
+    def test_round_trips(self, values, rate):
+        samples = np.array(values, np.int16)
+        read, read_rate = audio.read_wav(audio.write_wav(samples, rate), "x")
+        assert read.tolist() == values
+        assert read_rate == rate
+
+    def test_of_other_widths_and_channels_is_brought_to_16_bits_mono(self):
+        assert audio.read_wav(wav(np.array([0, 128, 255], np.uint8)), "x")[0].tolist() == [
+            -32768,
+            0,
+            32512,
+        ]
+        assert audio.read_wav(wav(np.array([1 << 16, -(1 << 31)], "<i4")), "x")[0].tolist() == [
+            1,
+            -32768,
+        ]
+        stereo = wav(np.array([10, 20, -30, -10], "<i2"), channels=2)
+        assert audio.read_wav(stereo, "x")[0].tolist() == [15, -20]
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (None, "x: is not a PCM WAV"),
+            (b"", "x: is not a PCM WAV"),
+            (b"RIFF", "x: is not a PCM WAV"),
+            (b"ID3 an mp3 file, say", "x: is not a PCM WAV"),
+            (wav(np.array([], np.int16)), "x: is empty"),
+            (wav(np.arange(99, dtype=np.int16))[:-1], "x: is empty or truncated"),
+            (wav(np.arange(99, dtype=np.int16), rate=2_000_000_011), "x: has 2000000011 Hz"),
+        ],
+    )
+    def test_that_is_broken_is_named(self, content, message):
+        with pytest.raises(PipelineError, match=message):
+            audio.read_wav(content, "x")
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.binary(max_size=80), st.integers(0, 44))
+    def test_of_arbitrary_bytes_is_read_or_refused_in_one_line(self, content, keep):
+        start = wav(np.arange(30, dtype=np.int16))[:keep]
+        complaint(lambda: audio.read_wav(start + content, "x"))
+
+
+class TestFolder:
+    def test_splits_by_the_speaker_in_the_file_name(self, tmp_path):
+        source = audio_source(kind="folder", folder=str(clip_folder(tmp_path / "raw")))
+        card, splits = audio.prepare(source, 0, None)
+        assert card["classes"] == ["no", "yes"]
+        speakers = [set(splits[split]["speaker"]) for split in prepared.SPLITS]
+        assert [len(names) for names in speakers] == [7, 1, 2]
+        assert set.union(*speakers) == {f"s{number}" for number in range(10)}
+        prepared.write(tmp_path / "audio", card, splits)
+        assert sorted(contents(tmp_path / "audio"))[0] == "dataset.json"
+
+    def test_resamples_to_the_stated_rate(self, tmp_path):
+        raw = clip_folder(tmp_path / "raw", rate=16000)
+        (raw / "no" / "s3_9.wav").write_bytes(wav(np.arange(80, dtype=np.int16), 8000))
+        _, splits = audio.prepare(audio_source(kind="folder", folder=str(raw)), 0, None)
+        sizes = [
+            len(audio.read_wav(row["bytes"], "x")[0])
+            for part in splits.values()
+            for row in part["audio"]
+        ]
+        assert sorted(set(sizes)) == [80, 200]
+
+    def test_names_a_corrupt_clip(self, tmp_path):
+        raw = clip_folder(tmp_path / "raw")
+        (raw / "yes" / "s4_1.wav").write_bytes(b"RIFF nothing")
+        with pytest.raises(PipelineError, match=r"yes/s4_1\.wav: is not a PCM WAV"):
+            audio.prepare(audio_source(kind="folder", folder=str(raw)), 0, None)
+
+    def test_needs_enough_speakers(self, tmp_path):
+        raw = clip_folder(tmp_path / "raw", speakers=2)
+        with pytest.raises(PipelineError, match="'speaker' has 2 distinct examples, too few"):
+            audio.prepare(audio_source(kind="folder", folder=str(raw)), 0, None)
+
+
+class TestBatches:
+    def test_hold_waveforms_scaled_to_one_with_their_lengths(self, digits):
+        _, table = prepared.read_split(digits, "validation", "audio")
+        batches = audio.load(digits, "validation", batch_size=16, device=CPU)
+        for index, batch in zip(batches.order(0), batches.epoch(0), strict=True):
+            waveforms, lengths = batch.inputs["waveforms"], batch.inputs["lengths"]
+            assert waveforms.dtype == torch.float32
+            assert waveforms.shape == (len(index), int(lengths.max()))
+            for row, waveform, length in zip(index, waveforms, lengths, strict=True):
+                clip = audio.read_wav(table["audio"][int(row)].as_py()["bytes"], "x")[0]
+                assert int(length) == len(clip)
+                assert (waveform[:length] * 32768).tolist() == clip.tolist()
+                assert not waveform[length:].any()
+
+    def test_come_from_files_that_datasets_reads_too(self, digits, tmp_path):
+        import datasets
+
+        loaded = datasets.load_dataset(
+            "parquet", data_files=str(digits / "test.parquet"), cache_dir=str(tmp_path)
+        )["train"]
+        assert loaded.features["audio"] == datasets.Audio(sampling_rate=8000, decode=False)
+        assert loaded.features["label"].names == list(audio.DIGITS)
+        with wave.open(io.BytesIO(loaded[0]["audio"]["bytes"])) as file:
+            assert file.getparams()[:3] == (1, 2, 8000)
+
+    def test_waste_little_on_padding(self, digits):
+        train, validation = audio.load_training(digits, batch_size=32, device=CPU, seed=0)
+        batches = [batch.inputs for batch in train.epoch(0)]
+        used = sum(int(batch["lengths"].sum()) for batch in batches)
+        assert 1 - used / sum(batch["waveforms"].numel() for batch in batches) < 0.08
+        assert validation.examples == 100
+
+    def test_name_the_row_of_a_corrupt_clip(self, made, tmp_path):
+        card, splits = made
+        rows = splits["test"].to_list()
+        rows[7]["audio"]["bytes"] = rows[7]["audio"]["bytes"][:-1]
+        table = pa.Table.from_pylist(rows, splits["test"].features.arrow_schema)
+        broken = prepared.dataset(table, splits["test"].features, np.arange(len(rows)))
+        prepared.write(tmp_path / "audio", card, {**splits, "test": broken})
+        with pytest.raises(PipelineError, match=r"test\.parquet, row 7: is empty or truncated"):
+            audio.load(tmp_path / "audio", "test", batch_size=4, device=CPU)

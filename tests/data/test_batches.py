@@ -1,0 +1,101 @@
+"""Every example once, in an order that (seed, epoch) alone decides."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.data.batches import Batches, Ragged, mix
+
+
+def batches(n: int, size: int, **changes) -> Batches:
+    return Batches(torch.arange(n) % 3, lambda i: {"x": i}, size, **changes)
+
+
+sizes = st.tuples(st.integers(1, 200), st.integers(1, 64))
+
+
+@given(sizes, st.booleans(), st.integers(0, 5))
+def test_evaluation_visits_every_example_once(size, by_length, epoch):
+    n, batch = size
+    lengths = torch.arange(n).flip(0) if by_length else None
+    order = batches(n, batch, lengths=lengths).order(epoch)
+    assert torch.cat(order).sort().values.tolist() == list(range(n))
+    assert len(order) == len(batches(n, batch))
+
+
+@given(sizes, st.integers(0, 5), st.booleans())
+def test_training_batches_are_full_and_without_repeats(size, epoch, by_length):
+    n, batch = size
+    lengths = torch.randint(1, 50, (n,)) if by_length else None
+    data = batches(n, batch, shuffle=True, lengths=lengths)
+    order = data.order(epoch)
+    assert len(order) == len(data) >= 1
+    assert {len(part) for part in order} == {min(n, batch)}
+    assert len(torch.cat(order).unique()) == len(torch.cat(order))
+
+
+@given(sizes, st.integers(0, 2**31 - 1), st.integers(0, 99))
+def test_the_order_is_a_function_of_seed_and_epoch(size, seed, epoch):
+    n, batch = size
+    torch.manual_seed(epoch)
+    one = torch.cat(batches(n, batch, shuffle=True, seed=seed).order(epoch))
+    two = torch.cat(batches(n, batch, shuffle=True, seed=seed).order(epoch))
+    assert torch.equal(one, two)
+
+
+def test_epochs_and_seeds_differ():
+    orders = {
+        tuple(torch.cat(batches(50, 5, shuffle=True, seed=seed).order(epoch)).tolist())
+        for seed in range(3)
+        for epoch in range(3)
+    }
+    assert len(orders) == 9
+
+
+@given(sizes, st.integers(0, 20))
+def test_starting_in_the_middle_gives_the_rest_of_the_epoch(size, start):
+    n, batch = size
+
+    def jitter(inputs, generator):
+        return {"x": inputs["x"] + torch.rand(len(inputs["x"]), generator=generator)}
+
+    data = batches(n, batch, shuffle=True, augment=jitter)
+    whole = [b.inputs["x"].tolist() for b in data.epoch(2)]
+    rest = [b.inputs["x"].tolist() for b in data.epoch(2, start)]
+    assert whole[start:] == rest
+
+
+@given(st.integers(1, 200), st.integers(1, 16), st.integers(1, 4))
+def test_the_shards_of_a_batch_are_the_batch(n, batch, processes):
+    whole = batches(n, batch * processes).order(0)
+    parts = [batches(n, batch, shard=(rank, processes)).order(0) for rank in range(processes)]
+    for number, together in enumerate(whole):
+        split = torch.cat([part[number] for part in parts])
+        assert split.sort().values.tolist() == together.tolist()
+
+
+def test_batches_by_length_hold_almost_no_padding():
+    lengths = torch.randint(5, 60, (2000,), generator=torch.Generator().manual_seed(0))
+    order = batches(2000, 32, shuffle=True, lengths=lengths).order(0)
+    used = sum(int(lengths[part].sum()) for part in order)
+    padded = sum(int(lengths[part].max()) * len(part) for part in order)
+    assert padded < 1.05 * used
+
+
+@given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=7), min_size=1, max_size=9))
+def test_ragged_pads_what_it_holds(rows):
+    lengths = torch.tensor([len(row) for row in rows])
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    ragged = Ragged(torch.tensor([value for row in rows for value in row]), offsets)
+    index = torch.arange(len(rows)).flip(0)
+    padded, got = ragged.pad(index, -1)
+    assert got.tolist() == lengths.flip(0).tolist()
+    for row, values in zip(reversed(rows), padded.tolist(), strict=True):
+        assert values == row + [-1] * (len(values) - len(row))
+
+
+@given(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=4))
+def test_mixed_seeds_fit_torch_and_depend_on_the_order(numbers):
+    assert 0 <= mix(*numbers) < 2**63
+    if numbers != numbers[::-1]:
+        assert mix(*numbers) != mix(*reversed(numbers))

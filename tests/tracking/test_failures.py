@@ -1,0 +1,372 @@
+"""Whatever happens to the store or to a process: the stage ends well, nothing is lost or doubled."""
+
+import http.client
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipeline import tracking
+from pipeline.settings import Tracking
+from tests.tracking.conftest import Server, git, points, runs, stage, text, wait_for
+
+REPOSITORY = Path(__file__).parents[2]
+
+TRAIN = """
+run = tracking.start("train_cnn", settings, {"lr": 0.1}, {"device": "cpu"}, resume=RESUME)
+print(run.id, flush=True)
+for step in range(FIRST, LAST):
+    run.metrics({"train/loss": 1 / (step + 1)}, step=step)
+    time.sleep(PAUSE)
+print("logged", flush=True)
+"""
+
+
+def train(
+    first: int = 0, last: int = 200, pause: float = 0.01, resume: str | None = None, end: str = ""
+) -> str:
+    body = TRAIN.replace("FIRST", str(first)).replace("LAST", str(last))
+    return body.replace("PAUSE", str(pause)).replace("RESUME", repr(resume)) + end
+
+
+END = "run.end()\nassert 'mlflow' not in sys.modules\n"
+
+
+def curve(last: int) -> list[tuple[int, float]]:
+    return [(step, 1 / (step + 1)) for step in range(last)]
+
+
+def done(process: subprocess.Popen[str]) -> str:
+    """What a stage that must succeed wrote to stderr."""
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == 0, errors
+    return errors
+
+
+def sync(status: int = 0) -> str:
+    command = [sys.executable, "-m", "pipeline.tracking", "sync"]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert ended.returncode == status, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+class TestServer:
+    def test_absent_then_killed_then_silent_it_gets_every_point_once(
+        self, own_workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from mlflow.tracking import MlflowClient
+
+        server = Server(tmp_path)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        before = done(stage(REPOSITORY, train(end=END), "absent", flush=0.5))
+        (line,) = before.splitlines()
+        assert "records of this run are not in the store yet" in line and "make sync" in line
+        assert str(own_workspace / ".tracking") in line
+        assert "0 run(s) sent, 1 pending" in sync(status=1)
+        server.start()
+        try:
+            running = stage(REPOSITORY, train(last=900, end=END), "killed")
+            client = MlflowClient(server.uri)
+            wait_for(lambda: runs(client, "killed"))
+            server.kill()
+            time.sleep(2)
+            server.start()
+            (run,) = wait_for(lambda: runs(client, "killed"))
+            have = len(points(client, run.info.run_id, "train/loss"))
+            wait_for(lambda: len(points(client, run.info.run_id, "train/loss")) > have)
+            server.stop_answering()
+            time.sleep(2)
+            server.answer_again()
+            assert done(running) == ""
+            sync()
+            for name, last in (("absent", 200), ("killed", 900)):
+                (run,) = runs(client, name)
+                assert run.info.status == "FINISHED"
+                assert points(client, run.info.run_id, "train/loss") == curve(last)
+            assert not list((own_workspace / ".tracking").glob("*/journal.jsonl"))
+        finally:
+            server.kill()
+
+    def test_answers_that_get_lost_or_are_500_double_nothing(
+        self,
+        server: Server,
+        own_workspace: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        settings: Tracking,
+    ) -> None:
+        from mlflow.tracking import MlflowClient
+
+        with Flaky(server.port) as flaky:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{flaky.port}")
+            run = tracking.start("train_cnn", settings, {"lr": 0.1}, {})
+            for step, value in curve(300):
+                run.metrics({"train/loss": value}, step=step)
+                time.sleep(0.005)
+            figure = tmp_path / "figure.txt"
+            figure.write_text("drawn")
+            run.artifact(figure, "figures")
+            run.end()
+        assert flaky.failures > 5
+        client = MlflowClient(server.uri)
+        (found,) = runs(client, settings.experiment)
+        assert found.info.status == "FINISHED" and "refused" not in found.data.tags
+        assert points(client, found.info.run_id, "train/loss") == curve(300)
+        assert text(client, found.info.run_id, "figures/figure.txt", tmp_path) == "drawn"
+
+    def test_one_that_never_comes_back_costs_the_patience_and_no_more(
+        self, own_workspace: Path, settings: Tracking, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with Flaky(0, hangs=True) as flaky:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{flaky.port}")
+            begin = time.monotonic()
+            errors = done(stage(REPOSITORY, train(last=20, end=END), "x", flush=1.0))
+            assert "not in the store yet" in errors
+            assert time.monotonic() - begin < 15
+
+
+class Flaky:
+    """A proxy before a server: of three requests one gets a 500 unheard, one gets it answered."""
+
+    def __init__(self, behind: int, hangs: bool = False) -> None:
+        self.failures = 0
+        self._lock = threading.Lock()
+        self._count = 0
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                length = int(self.headers.get("Content-Length", 0))
+                body = self.rfile.read(length) if length else None
+                if hangs:
+                    time.sleep(60)
+                    return
+                kind = proxy.next()
+                if kind != "unheard":
+                    server = http.client.HTTPConnection("127.0.0.1", behind, timeout=30)
+                    headers = {k: v for k, v in self.headers.items() if k.lower() != "host"}
+                    server.request(self.command, self.path, body, headers)
+                    answer = server.getresponse()
+                    content = answer.read()
+                if kind == "heard":
+                    self.send_response(answer.status)
+                    self.send_header(
+                        "Content-Type", answer.getheader("Content-Type") or "application/json"
+                    )
+                else:
+                    content = b"{}"
+                    self.send_response(500)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self._server.server_address[1]
+
+    def next(self) -> str:
+        with self._lock:
+            self._count += 1
+            kind = ("heard", "unheard", "heard", "answer lost", "heard")[self._count % 5]
+            self.failures += kind != "heard"
+            return kind
+
+    def __enter__(self) -> "Flaky":
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+
+
+class TestSqlite:
+    def test_locked_for_a_while_it_gets_everything_later(
+        self, workspace: Path, settings: Tracking, client: Any, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        client.search_experiments()
+        lock = sqlite3.connect(workspace / "mlflow.db", isolation_level=None)
+        lock.execute("BEGIN EXCLUSIVE")
+        impatient = settings.model_copy(update={"flush_seconds": 0.5})
+        run = tracking.start("train_cnn", impatient, {}, {})
+        for step, value in curve(50):
+            run.metrics({"train/loss": value}, step=step)
+        run.end()
+        assert "make sync" in capfd.readouterr().err
+        lock.execute("ROLLBACK")
+        lock.close()
+        found = wait_for(
+            lambda: [r for r in runs(client, settings.experiment) if r.info.status == "FINISHED"]
+        )
+        assert points(client, found[0].info.run_id, "train/loss") == curve(50)
+
+    def test_a_full_disk_is_a_warning(self, tmp_path: Path) -> None:
+        disk = tmp_path / "disk"
+        disk.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
+        if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+            pytest.skip("only root can make a small disk")
+        try:
+            (disk / "filler").write_bytes(b"x" * 3_900_000)
+            environment = {
+                "MLFLOW_TRACKING_URI": f"sqlite:///{disk}/store.db",
+                "DVC_ROOT": str(tmp_path),
+            }
+            body = train(last=20, end=END)
+            errors = done(stage(REPOSITORY, body, "full", flush=2.0, **environment))
+            assert "not in the store yet" in errors
+            (disk / "filler").unlink()
+            os.environ.update(environment)
+            sync()
+        finally:
+            for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT"):
+                os.environ.pop(name, None)
+            subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+class TestKilled:
+    def test_a_killed_stage_is_closed_as_killed_and_resumed_without_gaps_or_doubles(
+        self, workspace: Path, settings: Tracking, client: Any
+    ) -> None:
+        name = settings.experiment
+        process = stage(REPOSITORY, train(last=120, pause=0.0, end="time.sleep(60)"), name)
+        assert process.stdout
+        journal = process.stdout.readline().strip()
+        assert process.stdout.readline() == "logged\n"
+        process.kill()
+        process.wait()
+        wait_for(lambda: [r for r in runs(client, name) if r.info.status == "KILLED"])
+        with (workspace / ".tracking" / journal / "journal.jsonl").open("a") as file:
+            file.write('{"op":"metrics","t":1,"val')  # as kill -9 may leave it
+        # the checkpoint is older than the last point
+        done(stage(REPOSITORY, train(80, 200, 0.0, journal, END), name))
+        (run,) = runs(client, name)
+        assert run.info.status == "FINISHED" and run.data.tags["resumed"] == "1"
+        assert points(client, run.info.run_id, "train/loss") == curve(200)
+        assert not (workspace / ".tracking" / journal).exists()
+
+    def test_a_stage_killed_with_its_sender_is_closed_by_the_next(
+        self, workspace: Path, settings: Tracking, client: Any
+    ) -> None:
+        name = settings.experiment
+        process = stage(REPOSITORY, train(last=50, pause=0.0, end="time.sleep(60)"), name)
+        assert process.stdout
+        process.stdout.readline()
+        wait_for(lambda: runs(client, name))
+        for child in psutil.Process(process.pid).children():
+            child.kill()
+        process.kill()
+        process.wait()
+        done(stage(REPOSITORY, train(last=3, end=END), name))
+        ended = wait_for(
+            lambda: [r for r in runs(client, name) if r.info.status == "KILLED"], seconds=30
+        )
+        assert points(client, ended[0].info.run_id, "train/loss") == curve(50)
+        assert "ended without a word" in ended[0].data.tags["error"]
+        assert len(runs(client, name)) == 2
+
+    def test_a_killed_sender_is_replaced_at_the_end_of_the_epoch(
+        self, workspace: Path, settings: Tracking, client: Any
+    ) -> None:
+        run = tracking.start("train_cnn", settings, {}, {})
+        run.metrics({"train/loss": 1.0}, step=0)
+        (sender,) = (
+            child
+            for child in psutil.Process().children()
+            if run.id and run.id in " ".join(child.cmdline())
+        )
+        sender.send_signal(signal.SIGKILL)
+        sender.wait()
+        run.metrics({"train/loss": 0.5}, step=1)
+        run.sync()
+        run.end()
+        (found,) = runs(client, settings.experiment)
+        assert points(client, found.info.run_id, "train/loss") == curve(2)
+
+
+class TestTogether:
+    def test_four_at_once_on_a_fresh_store_lose_nothing(self, own_workspace: Path) -> None:
+        from mlflow.tracking import MlflowClient
+
+        names = ["one", "one", "one", "two"]
+        together = [stage(REPOSITORY, train(last=150, end=END), name) for name in names]
+        assert [done(process) for process in together] == [""] * 4
+        client = MlflowClient(f"sqlite:///{own_workspace}/mlflow.db")
+        found = [*runs(client, "one"), *runs(client, "two")]
+        assert len(runs(client, "one")) == 3 and len(runs(client, "two")) == 1
+        assert len(client.search_experiments()) == 3
+        for run in found:
+            assert run.info.status == "FINISHED"
+            assert points(client, run.info.run_id, "train/loss") == curve(150)
+
+    def test_two_clones_share_a_server(
+        self, server: Server, settings: Tracking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from mlflow.tracking import MlflowClient
+
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        name = settings.experiment
+        clones = [tmp_path / "first", tmp_path / "second"]
+        together = [
+            stage(REPOSITORY, train(last=100, end=END), name, DVC_ROOT=str(clone))
+            for clone in clones
+            for _ in range(2)
+        ]
+        assert [done(process) for process in together] == [""] * 4
+        client = MlflowClient(server.uri)
+        assert len(runs(client, name)) == 4
+        for run in runs(client, name):
+            assert points(client, run.info.run_id, "train/loss") == curve(100)
+
+
+class TestSecrets:
+    TOKEN = "s3cr3t-t0ken-value"
+
+    @pytest.fixture
+    def store(self, clone: Path) -> Iterator[Path]:
+        (clone / "params.yaml").write_text("train_cnn:\n  lr: 0.01\n  hub:\n    api_key: old\n")
+        git(clone, "commit", "-qam", "with a key")
+        git(clone, "remote", "add", "origin", f"https://me:{self.TOKEN}@host/team/repo.git")
+        changed = f"train_cnn:\n  lr: 0.02\n  hub:\n    api_key: {self.TOKEN}\n"
+        (clone / "params.yaml").write_text(changed)
+        (clone / "pipeline" / "errors.py").write_text(f'PASSWORD = "{self.TOKEN}"\nlr = 0.5\n')
+        (clone / "notes.txt").write_text(self.TOKEN)
+        yield clone
+
+    def test_no_token_of_remote_config_or_diff_is_anywhere(self, store: Path) -> None:
+        from mlflow.tracking import MlflowClient
+
+        body = f"""
+config = {{"hub": {{"api_key": "{self.TOKEN}", "url": "https://me:{self.TOKEN}@host/x"}}}}
+run = tracking.start("train_cnn", settings, config, {{}})
+run.end("FAILED", "can't read https://me:{self.TOKEN}@host/x")
+"""
+        # the stage imports what the diff changed
+        (store / "pipeline" / "errors.py").open("a").write("class PipelineError(Exception): ...\n")
+        done(stage(store, body, "secret", MY_TOKEN=self.TOKEN))
+        client = MlflowClient(f"sqlite:///{store}/mlflow.db")
+        (run,) = runs(client, "secret")
+        assert run.data.tags["mlflow.source.git.repoURL"] == "https://host/team/repo.git"
+        assert run.data.tags["mlflow.source.git.dirty"] == "true"
+        assert run.data.params["hub.api_key"] == "***"
+        diff = text(client, run.info.run_id, "source/uncommitted.diff", store.parent)
+        assert "lr: 0.02" in diff and 'PASSWORD = "***"' in diff and "+    api_key: ***" in diff
+        assert "notes.txt" in text(client, run.info.run_id, "source/untracked.txt", store.parent)
+        places = [store / "mlflow.db", store / ".tracking", store / "mlartifacts"]
+        files = [f for place in places for f in [place, *place.rglob("*")] if f.is_file()]
+        assert len(files) > 5
+        for file in files:
+            assert self.TOKEN.encode() not in file.read_bytes(), file

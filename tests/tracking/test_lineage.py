@@ -1,0 +1,198 @@
+"""One `dvc repro`, one story: real dvc in a real clone."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tracking.conftest import git, runs, wait_for
+
+DVC = [sys.executable, "-m", "dvc"]
+
+STAGES = """
+import json, sys, yaml
+from pathlib import Path
+from pipeline import tracking
+from pipeline.settings import Tracking
+
+settings = Tracking(
+    enabled=True, experiment="story", flush_seconds=30.0, system_seconds=0.5, promote=True
+)
+params = yaml.safe_load(Path("params.yaml").read_text())
+stage = sys.argv[1]
+run = tracking.start(stage, settings, params, {"device": "cpu"})
+if stage == "prepare":
+    folder = Path("data/image")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "dataset.json").write_text(json.dumps({"rows": 3}))
+    run.output(folder)
+if stage == "train_cnn":
+    run.input(Path("data/image"), "data", "training", schema={"image": "binary", "label": "long"})
+    lr = params["train_cnn"]["lr"]
+    if lr < 0:
+        run.end("FAILED", "lr is below zero")
+        sys.exit(1)
+    folder = Path("models/cnn")
+    (folder / "deep").mkdir(parents=True, exist_ok=True)
+    (folder / "deep.txt").write_text("sorts before deep/")
+    (folder / "deep" / "a.txt").write_text("a")
+    (folder / "model.safetensors").write_text(f"weights {lr}")
+    run.metrics({"train/loss": lr}, step=1)
+    run.output(folder)
+if stage == "evaluate":
+    run.input(Path("data/image"), "data", "testing")
+    run.input(Path("models/cnn"), "model")
+    accuracy = 1 - params["train_cnn"]["lr"]
+    weights = tracking.run.identity(Path("models/cnn"))[1]
+    run.metrics({"test/accuracy": accuracy})
+    run.metrics({"test/accuracy": accuracy}, target=f"trained:{weights}")
+    Path("metrics").mkdir(exist_ok=True)
+    Path("metrics/cnn.json").write_text(json.dumps({"accuracy": accuracy}))
+    run.output(Path("metrics/cnn.json"))
+run.end()
+"""
+
+GRAPH = """
+stages:
+  prepare:
+    cmd: {python} stage.py prepare
+    outs: [data/image]
+  train_cnn:
+    cmd: {python} stage.py train_cnn
+    deps: [data/image]
+    params: [train_cnn]
+    outs: [models/cnn]
+  evaluate:
+    foreach: [cnn]
+    do:
+      cmd: {python} stage.py evaluate
+      deps: [data/image, "models/${{item}}"]
+      metrics:
+        - metrics/${{item}}.json:
+            cache: false
+"""
+
+
+@pytest.fixture
+def project(clone: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (clone / "stage.py").write_text(STAGES)
+    (clone / "dvc.yaml").write_text(GRAPH.format(python=sys.executable))
+    monkeypatch.setenv("PYTHONPATH", ".")
+    # the workers of `dvc queue` call dvc by name
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=":")
+    with (clone / ".gitignore").open("a") as file:
+        file.write("/data/image\n/models/cnn\n")
+    dvc(clone, "init", "-q")
+    dvc(clone, "config", "core.analytics", "false")
+    git(clone, "add", ".")
+    git(clone, "commit", "-q", "-m", "graph")
+    return clone
+
+
+def dvc(folder: Path, *arguments: str, status: int = 0) -> str:
+    done = subprocess.run([*DVC, *arguments], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout
+
+
+def sync(folder: Path) -> str:
+    """Also waits for the senders that are still at work."""
+    command = [sys.executable, "-m", "pipeline.tracking", "sync"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def story(folder: Path) -> tuple[Any, list[Any]]:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    return client, [run for run in runs(client, "story") if run.data.tags["stage"] == "dvc"]
+
+
+def test_the_parent_tells_what_ran_what_was_reused_and_who_made_it(project: Path) -> None:
+    params = project / "params.yaml"
+    dvc(project, "repro")
+    git(project, "add", ".")
+    git(project, "commit", "-q", "-m", "first results")
+    first = params.read_text()
+    params.write_text("train_cnn:\n  lr: 0.25\n")
+    dvc(project, "repro")
+    params.write_text("train_cnn:\n  lr: -1\n")
+    dvc(project, "repro", status=255)
+    params.write_text(first)
+    assert "from the run cache" not in dvc(project, "repro", "train_cnn")
+    dvc(project, "repro", "-f", "-s", "evaluate@cnn")
+    print(sync(project))
+
+    client, parents = story(project)
+    commit = git(project, "rev-parse", "--short=7", "HEAD").strip()
+    assert [run.info.status for run in parents] == ["FINISHED", "FINISHED", "FAILED", "FINISHED"]
+    assert parents[1].info.run_name == f"main {commit}* · train_cnn.lr=0.25"
+    assert parents[3].info.run_name == f"main {commit}"
+    children = {
+        (number, run.info.run_name): run
+        for number, parent in enumerate(parents)
+        for run in runs(client, "story")
+        if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+    }
+    assert set(children) == {
+        *((0, "prepare"), (0, "train_cnn"), (0, "evaluate@cnn")),
+        *((1, "train_cnn"), (1, "evaluate@cnn")),
+        *((2, "train_cnn"), (3, "evaluate@cnn")),
+    }
+    ids = {key: run.info.run_id for key, run in children.items()}
+
+    prepare, train, evaluate = table(parents[1])
+    assert prepare[:2] == ["prepare", "reused"] and ids[0, "prepare"] in prepare[2]
+    assert train[:2] == ["train_cnn", "ran"] and ids[1, "train_cnn"] in train[2]
+    assert evaluate[:2] == ["evaluate@cnn", "ran"] and evaluate[4] == "test/accuracy 0.7500"
+    assert train[3].startswith("`models/cnn` ") and float(train[5]) >= 0
+    assert parents[0].data.metrics["cnn/test/accuracy"] == 0.99
+    assert parents[1].data.metrics["cnn/test/accuracy"] == 0.75
+    # DVC took it from its run cache
+    reused = table(parents[3])[1]
+    assert reused[:2] == ["train_cnn", "reused"] and ids[0, "train_cnn"] in reused[2]
+
+    tested = children[1, "train_cnn"]
+    assert client.get_run(tested.info.run_id).data.metrics["test/accuracy"] == 0.75
+    again = children[0, "train_cnn"].info.run_id
+    assert len(client.get_metric_history(again, "test/accuracy")) == 1
+    tags = children[1, "evaluate@cnn"].data.tags
+    assert tags["input.data.run_id"] == ids[0, "prepare"]
+    assert tags["input.model.run_id"] == ids[1, "train_cnn"]
+    assert tags["trained_by"] == ids[1, "train_cnn"]
+    assert "`models/cnn`" in tags["mlflow.note.content"]
+    (read,) = children[1, "train_cnn"].inputs.dataset_inputs
+    assert read.dataset.name == "data/image" and '"image"' in read.dataset.schema
+    assert children[2, "train_cnn"].data.tags["error"] == "lr is below zero"
+    dirty = children[1, "train_cnn"]
+    assert dirty.data.tags["mlflow.source.git.dirty"] == "true"
+    diff = client.download_artifacts(dirty.info.run_id, "source/uncommitted.diff")
+    assert "+  lr: 0.25" in Path(diff).read_text()
+
+
+@pytest.mark.slow
+def test_experiments_that_run_in_parallel_have_a_story_each(project: Path) -> None:
+    dvc(project, "repro")
+    git(project, "add", ".")
+    git(project, "commit", "-q", "-m", "first results")
+    for lr in (0.125, 0.25, 0.5):
+        dvc(project, "exp", "run", "--queue", "-S", f"train_cnn.lr={lr}")
+    dvc(project, "queue", "start", "-j", "3")
+    wait_for(lambda: dvc(project, "queue", "status").count("Success") == 3, 120)
+    sync(project)
+    client, parents = story(project)
+    assert len(parents) == 4
+    assert {run.info.status for run in parents} == {"FINISHED"}
+    assert {run.data.metrics["cnn/test/accuracy"] for run in parents} == {0.99, 0.875, 0.75, 0.5}
+    for parent in parents[1:]:
+        assert parent.data.tags["dvc.experiment"] in parent.info.run_name
+        assert [row[1] for row in table(parent)] == ["reused", "ran", "ran"]
+
+
+def table(parent: Any) -> list[list[str]]:
+    lines = parent.data.tags["mlflow.note.content"].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
