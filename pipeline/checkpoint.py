@@ -101,7 +101,7 @@ def checkpoints(root: Path, stage: str, identity: dict[str, Any]) -> Iterator[Ch
     try:
         (folder / "pid").write_text(str(os.getpid()))
         saved = Checkpoints(folder)
-        for leftover in folder.glob(".*.tmp"):
+        for leftover in folder.glob(".*.tmp"):  # of a process that was killed: the lock is ours
             leftover.unlink()
         if not (folder / "identity.json").is_file():
             _say_why_new(root, stage, identity)

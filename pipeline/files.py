@@ -1,6 +1,7 @@
 """Files that are either there, whole, or not there at all."""
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from pipeline.errors import PipelineError
 
@@ -34,7 +37,7 @@ def new_file(path: Path, needs: int | None = None) -> Iterator[Path]:
     """
     with _explained(path, needs):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         try:
@@ -59,7 +62,7 @@ def new_directory(path: Path, needs: int | None = None) -> Iterator[Path]:
     """
     with _explained(path, needs):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent))
         aside = temporary.with_suffix(".old")
         try:
             yield temporary
@@ -102,6 +105,18 @@ def read_json(path: Path, made_by: str) -> Any:
         raise PipelineError(
             f"{path} can't be read ({error}); delete it and run `dvc repro {made_by}`"
         ) from error
+
+
+def _prefix(path: Path) -> str:
+    """The start of a temporary name: carries this process's id. Removes those of dead processes."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        owner = leftover.name.removeprefix(f".{path.name}.").split(".")[0]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink(missing_ok=True)
+    return f".{path.name}.{os.getpid()}."
 
 
 def _umask() -> int:

@@ -42,7 +42,9 @@ def main(settings: Evaluate, context: Context) -> float:
         sample_rate=card.sample_rate,
     )
     train, validation, test = (read_examples(data, s) for s in ("train", "validation", "test"))
-    held_out = [Predictions(subject.logits(split.raw), split.labels) for split in (validation, test)]
+    held_out = [
+        Predictions(subject.logits(split.raw), split.labels) for split in (validation, test)
+    ]
     with new_directory(Path(settings.plots)) as folder:
         numbers = study(
             subject,
@@ -60,7 +62,9 @@ def main(settings: Evaluate, context: Context) -> float:
     tested = {f"test/{name}": value for name, value in numbers.items()}
     run.metrics(tested)
     run.metrics(tested, target=f"trained:{md5}")
-    run.metrics({f"{settings.model}/{name}": value for name, value in tested.items()}, target="parent")
+    run.metrics(
+        {f"{settings.model}/{name}": value for name, value in tested.items()}, target="parent"
+    )
     run.artifact(Path(settings.plots))
     run.register(
         f"{card.task}-classifier",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,18 @@ def test_a_failed_folder_leaves_the_earlier_one(tmp_path):
         raise ZeroDivisionError
     assert (path / "x").read_text() == "before"
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_what_a_killed_process_left_is_cleared_and_what_a_live_one_writes_is_not(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (tmp_path / f".out.{dead.pid}.abc.tmp").mkdir()
+    (tmp_path / f".out.{os.getpid()}.def.tmp").mkdir()
+    (tmp_path / ".out.old-notes").write_text("not ours")
+    with new_directory(tmp_path / "out"):
+        pass
+    kept = {"out", f".out.{os.getpid()}.def.tmp", ".out.old-notes"}
+    assert set(os.listdir(tmp_path)) == kept
 
 
 def test_a_new_folder_replaces_the_earlier_one_whole(tmp_path):

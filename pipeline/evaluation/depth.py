@@ -90,7 +90,8 @@ def probes(page: Page, subject: Subject, found: Depths, seed: int, name: str) ->
         text=f"A linear classifier reads the class off the raw input in {start:.1%} of cases and "
         f"off the last stage in {last[0]:.1%}; every depth gets the same budget of "
         f"{len(found.train)} examples. In the same network untrained the last stage gives "
-        f"{last[1]:.1%}, so the rest is learnt, not built in.",
+        f"{last[1]:.1%}: "
+        + ("the rest is learnt, not built in." if last[0] > last[1] else "nothing was learnt."),
         alt=f"Probe accuracy by depth: {_listing(drawn['trained'])}. Untrained: "
         f"{_listing(drawn['untrained'])}.",
     )

@@ -85,7 +85,7 @@ def by_slice(
         curves.intervals(rows, whole, f"{name}: accuracy by part of the test split", marked=True),
         title="Where it fails",
         text=f"The worst slice is {bad.kind} “{bad.name}”: {bad.accuracy:.1%} of {bad.examples} "
-        f"examples (95 % interval {bad.low:.1%} to {bad.high:.1%}; all: {whole:.1%}). The overall "
+        f"examples (95% interval {bad.low:.1%} to {bad.high:.1%}; all: {whole:.1%}). The overall "
         f"accuracy {outside} inside that interval.",
         alt=f"Accuracy with interval for {len(found)} slices. The worst is {bad.kind} {bad.name} "
         f"with {bad.accuracy:.1%}.",
@@ -128,7 +128,7 @@ def robustness(
             f"{name}: accuracy under damage to the input",
         ),
         title="How much damage it bears",
-        text=f"{summary} Bands are 95 % intervals over {len(sample)} test examples, the dotted "
+        text=f"{summary} Bands are 95% intervals over {len(sample)} test examples, the dotted "
         "line is chance.",
         alt=f"Accuracy against severity for {', '.join(drawn)}. {summary}",
     )

@@ -170,12 +170,14 @@ def intervals(
             ticks.append((place, shorten(name, 34)))
             place += 1
     axes.axvline(whole, color=MUTED, lw=1, ls=":")
+    left, right = axes.get_xlim()
+    leftish = whole < (left + right) / 2
     axes.annotate(
         f"all: {whole:.1%}",
         (whole, -0.2),
-        xytext=(-4, 0),
+        xytext=(4 if leftish else -4, 0),
         textcoords="offset points",
-        ha="right",
+        ha="left" if leftish else "right",
         fontsize=8,
         color=MUTED,
     )

@@ -58,7 +58,9 @@ def word_attribution(sentences: Sequence[Words], title: str) -> "Figure":
 
     width, size = 8.6, 9.0
     lines = [_lay_out(sentence.words, width - 0.25, size) for sentence in sentences]
-    heights = [0.32 + 0.36 * (1 + max(line for line, _, _ in spots)) + 0.24 for spots in lines]
+    heights = [
+        0.32 + 0.36 * (1 + max((line for line, _, _ in spots), default=0)) + 0.1 for spots in lines
+    ]
     figure = canvas(width, sum(heights) + 0.45)
     axes = figure.subplots()
     bare(axes)
@@ -68,6 +70,7 @@ def word_attribution(sentences: Sequence[Words], title: str) -> "Figure":
     for sentence, spots, height in zip(sentences, lines, heights, strict=True):
         scores = np.asarray(sentence.scores)
         limit = float(np.abs(scores).max()) or 1.0
+        digits = 1 if limit >= 1 else 2
         named = set(np.argsort(-np.abs(scores), kind="stable")[:4].tolist())
         axes.axhline(top, color=FAINT, lw=0.8)
         axes.text(0, top + 0.2, sentence.about, va="center", fontsize=8, color=MUTED)
@@ -86,8 +89,8 @@ def word_attribution(sentences: Sequence[Words], title: str) -> "Figure":
             )  # fmt: skip
             if number in named and abs(share) > 0.15:
                 axes.text(
-                    left + extent / 2, middle - 0.165, f"{score:+.1f}", ha="center", va="center",
-                    fontsize=5.5, color=INK,
+                    left + extent / 2, middle - 0.165, f"{score:+.{digits}f}",
+                    ha="center", va="center", fontsize=5.5, color=INK,
                 )  # fmt: skip
         top += height
     return figure

@@ -68,8 +68,8 @@ def build(
             net = convnet(config, channels, classes)
         case TorchVision():
             net = torchvision(config.architecture, channels, height, width, classes)
-    # oneDNN's and cuDNN's convolutions are fastest in this layout: 1.4 instead of 2.4 ms a step in
-    # bf16 (simple, batch 64, 2 cores).
+    # In this layout a training step of convnet or simple takes a third less CPU time (batch 64, fp32
+    # and bf16); only layers, whose head reads every position, takes a quarter more.
     return ImageClassifier(net, mean, std).to(memory_format=torch.channels_last)
 
 
@@ -102,7 +102,8 @@ def layers(
 def convnet(config: ConvNet, channels: int, classes: int) -> nn.Sequential:
     """Stages of 3×3 convolutions with batch norm and ReLU, then the maximum over all positions.
 
-    On 3,500 digits the maximum gives a point more than the mean over positions, at no cost.
+    On 3,500 digits the maximum was better than the mean over positions at the same cost: by 0.2
+    points at this depth, by 1.5 with one convolution per stage.
     """
     blocks: list[nn.Module] = []
     for stage, maps in enumerate(config.channels):

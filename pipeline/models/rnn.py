@@ -13,7 +13,7 @@ WINDOW_MS = 25
 HOP_MS = 10
 LOWEST_HZ = 20.0
 POWER_FLOOR = 1e-5
-"""Below what 16-bit quantisation leaves in a window, so that digital silence is not -inf."""
+"""Far above what 16-bit quantisation leaves in a band (about 1e-8): silence is one finite value."""
 
 
 class LogMel(nn.Module):
@@ -90,8 +90,8 @@ def mel_bands(sample_rate: int, fft: int, mels: int) -> Tensor:
 class Bidirectional(nn.Module):
     """One recurrent layer in both directions over padded sequences.
 
-    Each sequence is turned round inside its own length: three times as fast on the CPU as
-    `pack_padded_sequence`, and the lengths stay on the device.
+    Each sequence is turned round inside its own length: on the CPU 1.2 (GRU) to 3 (LSTM) times as
+    fast as `pack_padded_sequence`, and the lengths stay on the device.
     """
 
     def __init__(self, cell: type[nn.GRU] | type[nn.LSTM], inputs: int, hidden: int) -> None:

@@ -130,8 +130,8 @@ class State:
     """How the run ended."""
     targets: dict[str, str] = field(default_factory=dict)
     """Run ids of the other runs that records go to."""
-    models: dict[str, str] = field(default_factory=dict)
-    """Model ids of the models that were logged, by folder in `files/`."""
+    parts: dict[str, str] = field(default_factory=dict)
+    """What is done of the record after `sent`, and what came of it."""
     notes: dict[str, str] = field(default_factory=dict)
     """Lines of the run's description, by input."""
     refused: list[str] = field(default_factory=list)

@@ -61,6 +61,8 @@ class Replay:
             Superseded: the journal goes on with another start.
             Exception: the store can't be reached; what it has got is remembered.
         """
+        self._metrics.clear()  # what a failed attempt left there is read again
+        self._tags.clear()
         before = (self.state.sent, self.state.observed)
         try:
             self._send_journal()
@@ -68,8 +70,6 @@ class Replay:
                 self._send_observed()
         except Gone:
             # wiped or replaced: begin again, the journal still has everything
-            self._metrics.clear()
-            self._tags.clear()
             self._save(State())
             raise
         return before != (self.state.sent, self.state.observed)
@@ -121,6 +121,7 @@ class Replay:
     def _sent(self, end: int) -> None:
         self._flush()
         self.state.sent = end
+        self.state.parts = {}
         self.state.error = ""
         self._save(self.state)
 
@@ -159,23 +160,39 @@ class Replay:
     def _begin(self, record: Record) -> None:
         start, experiment, tags = record["t"], self._experiment(), {"stage": record["stage"]}
         provenance = self._provenance()
-        if parent := open_parent(self.store, experiment, record, provenance):
+        parent = self._part(
+            "parent", lambda: open_parent(self.store, experiment, record, provenance)
+        )
+        if parent:
             self.state.targets["parent"] = tags["mlflow.parentRunId"] = parent
         name = record["dvc"].get("stage") or record["stage"]
-        self.state.run_id = self.store.find_or_create(
-            experiment, "journal", self.journal.id, name, start, tags
+        self.state.run_id = self._part(
+            "run",
+            lambda: self.store.find_or_create(
+                experiment, "journal", self.journal.id, name, start, tags
+            ),
         )
-        self.store.text(self._own, _yaml(record["config"]), "config.yaml")
-        self.store.text(self._own, json.dumps(record["card"], indent=2) + "\n", "device.json")
+        config = yaml.safe_dump(record["config"], sort_keys=False, allow_unicode=True)
+        self._write("config.yaml", config)
+        self._write("device.json", json.dumps(record["card"], indent=2) + "\n")
         self._tags["self"] = self._facts(record, provenance)
         if record["count"] > 1:
-            self.store.client.update_run(self._own, "RUNNING")
+            self._part("status", lambda: self.store.client.update_run(self._own, "RUNNING"))
             self._tags["self"]["resumed"] = str(record["count"] - 1)
         if provenance.get("dirty"):
-            self.store.text(self._own, provenance["diff"], "source/uncommitted.diff")
-            names = "\n".join(provenance["untracked"])
-            self.store.text(self._own, names + "\n", "source/untracked.txt")
-        self._log_params({"values": record["config"]})
+            self._write("source/uncommitted.diff", provenance["diff"])
+            self._write("source/untracked.txt", "\n".join(provenance["untracked"]) + "\n")
+        self._part("params", lambda: self._log_params({"values": record["config"]}))
+
+    def _write(self, name: str, text: str) -> None:
+        self._part(name, lambda: self.store.text(self._own, text, name))
+
+    def _part(self, name: str, action: Callable[[], str | None]) -> str:
+        """Do a part of a record; when the store fails later on, it is not done again."""
+        if name not in self.state.parts:
+            self.state.parts[name] = action() or ""
+            self._save(self.state)
+        return self.state.parts[name]
 
     def _facts(self, record: Record, provenance: dict[str, Any]) -> dict[str, str]:
         facts: dict[str, Any] = {
@@ -292,7 +309,3 @@ class Replay:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _yaml(config: dict[str, Any]) -> str:
-    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)

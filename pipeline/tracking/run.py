@@ -295,7 +295,7 @@ class JournaledRun(Run):
             state = self._journal.state()
             if state.complete >= self._count or not self._journal.path.exists():
                 return
-            progress = (state.sent, state.observed, state.run_id, len(state.models))
+            progress = (state.sent, state.observed, state.run_id, len(state.parts))
             if progress != before:
                 before, patience = progress, time.monotonic() + self._flush
             dead = self._sender is None or self._sender.poll() is not None
@@ -332,9 +332,7 @@ def dvc_md5(path: Path) -> str:
     """The md5 that dvc.lock has for an output, a file or a folder."""
     if not path.is_dir():
         return digest(path)
-    files = {
-        file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()
-    }
+    files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
     listed = [{"md5": digest(files[name]), "relpath": name} for name in sorted(files)]
     return hashlib.md5(json.dumps(listed, sort_keys=True).encode()).hexdigest() + ".dir"
 

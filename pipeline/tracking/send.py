@@ -134,7 +134,7 @@ class Sending:
         """Keep sending: while the stage lives for ever, then while there is progress."""
         from pipeline.tracking.replay import Superseded
 
-        moved, pause = time.monotonic(), POLL
+        moved, pause, before = time.monotonic(), POLL, None
         while True:
             alive = self._journal.is_live(self._begin)
             try:
@@ -143,8 +143,10 @@ class Sending:
             except Superseded:
                 return
             except Exception as error:  # whatever the store does, the journal stays
-                progress = False
-                pause = min(2 * max(pause, 0.25), BACKOFF)
+                got = self._replay and (self._replay.state.sent, len(self._replay.state.parts))
+                progress = got != before
+                pause = POLL if progress else min(2 * max(pause, 0.25), BACKOFF)
+                before = got
                 note_failure(self._journal, error)
             if self._replay and self._replay.state.complete >= self._begin["count"]:
                 return

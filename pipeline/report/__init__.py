@@ -1,0 +1,195 @@
+"""The report: one page from the files that the other stages wrote, as HTML and as Markdown.
+
+Nothing is computed from data or models here, and nothing that differs between equal runs goes in:
+equal files give equal bytes.
+"""
+
+import base64
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import PipelineError
+from pipeline.files import new_file, read_json
+from pipeline.report.numbers import headline, interval, percent, points, seeds, spread
+
+TITLES = {
+    "cnn": "CNN: images",
+    "transformer": "Transformer: sentences",
+    "rnn": "RNN: spoken digits",
+}
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the report finds what it shows.
+
+    Attributes:
+        metrics: folder of `<model>.json`, and `<model>-seed-<n>.json` where there are seeds.
+        plots: folder of `<model>/figures.json` with its figures and tables.
+        models: folder of `<model>/model.json`.
+        data: name of each model and the folder of its data set.
+        data_plots: folder of each data set's `<folder name>/figures.json`, if there is one.
+    """
+
+    metrics: Path
+    plots: Path
+    models: Path
+    data: dict[str, Path]
+    data_plots: Path | None = None
+
+
+def build(sources: Sources, html: Path, markdown: Path) -> None:
+    """Write the report; images are inside the HTML, and links from the Markdown.
+
+    Raises:
+        PipelineError: a file of another stage is missing or malformed.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    content = collect(sources, markdown.parent)
+    for path, template, escaped in (
+        (html, "report.html.j2", True),
+        (markdown, "report.md.j2", False),
+    ):
+        environment = Environment(
+            loader=PackageLoader("pipeline.report", "templates"),
+            autoescape=escaped,  # noqa: S701 - Markdown is escaped by its own filter
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            keep_trailing_newline=True,
+        )
+        environment.filters |= {"percent": percent, "points": points, "cell": _cell}
+        environment.globals |= {"interval": interval, "spread": spread}
+        with new_file(path) as temporary:
+            temporary.write_text(environment.get_template(template).render(content), "utf-8")
+
+
+def collect(sources: Sources, beside: Path) -> dict[str, Any]:
+    """What the templates show; paths of images are relative to the folder `beside`."""
+    shown = []
+    for name, folder in sources.data.items():
+        numbers = read_json(sources.metrics / f"{name}.json", f"evaluate@{name}")
+        card = read_json(folder / "dataset.json", f"prepare@{folder.name}")
+        description = read_json(sources.models / name / "model.json", f"--downstream train_{name}")
+        try:
+            shown.append(
+                {
+                    "name": name,
+                    "title": TITLES.get(name, name),
+                    "numbers": numbers,
+                    "headline": headline(numbers),
+                    "classes": _classes(numbers, card["classes"]),
+                    "slice": _worst(sources.plots / name / "slices.csv"),
+                    "seeds": seeds(sources.metrics, name),
+                    "figures": _figures(sources.plots / name, beside, f"evaluate@{name}"),
+                    "settings": _flat(description["description"]["settings"]),
+                    "weights": description["sha256"],
+                    "registered": f"{card['task']}-classifier",
+                    "query": f"tags.`weights.md5` = '{_md5(sources.models / name)}'",
+                    "data": folder.name,
+                }
+            )
+        except (KeyError, TypeError) as error:
+            raise PipelineError(
+                f"metrics or cards of {name} lack {error}; run `dvc repro -f evaluate@{name}`"
+            ) from error
+    sets = [_data(folder, sources.data_plots, beside) for folder in sources.data.values()]
+    return {"models": shown, "sets": sets}
+
+
+def _figures(folder: Path, beside: Path, stage: str) -> list[dict[str, Any]]:
+    figures = []
+    for entry in read_json(folder / "figures.json", stage):
+        path = folder / entry["file"]
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise PipelineError(
+                f"{path} can't be read ({error.strerror}); run `dvc repro -f {stage}`"
+            ) from error
+        width, height = struct.unpack(">II", content[16:24])
+        figures.append(
+            {
+                **entry,
+                "link": _relative(path, beside),
+                "data": "data:image/png;base64," + base64.b64encode(content).decode("ascii"),
+                # Drawn at 160 dots to the inch, where the browser has 96.
+                "width": round(width * 0.6),
+                "height": round(height * 0.6),
+            }
+        )
+    return figures
+
+
+def _data(folder: Path, plots: Path | None, beside: Path) -> dict[str, Any]:
+    card = read_json(folder / "dataset.json", f"prepare@{folder.name}")
+    stage = f"prepare@{folder.name}"
+    figures: list[dict[str, Any]] = []
+    findings: list[str] = []
+    if plots is not None and (plots / folder.name / "figures.json").exists():
+        figures = _figures(plots / folder.name, beside, stage)
+        findings = read_json(plots / folder.name / "findings.json", stage)
+    return {"folder": folder.name, "card": card, "figures": figures, "findings": findings}
+
+
+def _classes(numbers: dict[str, float], classes: list[str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "precision": numbers[f"precision/{name}"],
+            "recall": numbers[f"recall/{name}"],
+            "f1": numbers[f"f1/{name}"],
+        }
+        for name in classes
+    ]
+
+
+def _worst(table: Path) -> dict[str, str] | None:
+    """The row of the slices' table with the lowest accuracy; of equal ones the larger."""
+    import csv
+
+    if not table.exists():
+        return None
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return min(rows, key=lambda row: (float(row["accuracy"]), -int(row["examples"])), default=None)
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for key, part in sorted(value.items()):
+        if isinstance(part, dict):
+            found |= _flat(part, f"{prefix}{key}.")
+        elif part is not None:
+            shown = ", ".join(map(str, part)) if isinstance(part, list) else str(part)
+            found[prefix + key] = shown
+    return found
+
+
+def _md5(folder: Path) -> str:
+    from pipeline.files import digest
+
+    weights = folder / "model.safetensors"
+    try:
+        return digest(weights)
+    except OSError as error:
+        raise PipelineError(
+            f"{weights} can't be read ({error.strerror}); run `dvc repro` to make it"
+        ) from error
+
+
+def _relative(path: Path, beside: Path) -> str:
+    import os
+
+    return Path(os.path.relpath(path, beside)).as_posix()
+
+
+def _cell(text: Any) -> str:
+    """A value inside a Markdown table or sentence: no character of it means anything."""
+    shown = " ".join(str(text).split())
+    for sign in "\\`*_{}[]<>#|":
+        shown = shown.replace(sign, "\\" + sign)
+    return shown
