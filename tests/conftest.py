@@ -50,7 +50,14 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     author = {f"GIT_{who}_{what}": "test@example.org" if what == "EMAIL" else "test"
               for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}  # fmt: skip
-    return {**keep, "PATH": path, "HF_HUB_OFFLINE": "1", "HOME": str(folder), **author, **more}
+    return {
+        **keep,
+        "PATH": path,
+        "HF_HUB_OFFLINE": "1",
+        "HOME": str(folder.parent),
+        **author,
+        **more,
+    }
 
 
 def run(folder: Path, *command: str, **more: str) -> subprocess.CompletedProcess[str]:

@@ -63,7 +63,7 @@ class TestValues:
         assert settings.cnn.name == "layers"
 
     def test_scientific_notation_is_a_number(self, compose):
-        (settings,) = compose(text=yaml.safe_dump(PARAMS).replace("lr: 0.02", "lr: 2e-3"))
+        (settings,) = compose(text=yaml.safe_dump(PARAMS).replace("lr: 0.004", "lr: 2e-3"))
         assert settings.optimizer.lr == pytest.approx(0.002)
 
     def test_null_and_lists_keep_their_types(self, compose):

@@ -132,17 +132,18 @@ def untrained(model: nn.Module, seed: int) -> nn.Module:
 
     Buffers that describe the data (mean, deviation, mel filters) are kept.
     """
+    device = next(model.parameters()).device
+    # Drawn on the CPU, so that the control is the same one on every device.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if hasattr(model, "config") and hasattr(model, "init_weights"):
-            fresh = type(model)(model.config)
-            device = next(model.parameters()).device
-            return fresh.to(device).train(model.training)
-        fresh = copy.deepcopy(model)
-        for module in fresh.modules():
-            if callable(reset := getattr(module, "reset_parameters", None)):
-                reset()
-        return fresh
+            fresh: nn.Module = type(model)(model.config)
+        else:
+            fresh = copy.deepcopy(model).cpu()
+            for module in fresh.modules():
+                if callable(reset := getattr(module, "reset_parameters", None)):
+                    reset()
+    return fresh.to(device).train(model.training)
 
 
 def last_linear(model: nn.Module) -> nn.Linear:

@@ -57,7 +57,8 @@ def calibration(page: Page, test: Predictions, validation: Predictions, name: st
         text=f"On average the model is {abs(gap):.1%} {tendency} confident than it is right. "
         f"Dividing the logits by {heat:.2f}, the temperature fitted on the validation split, takes "
         f"the expected calibration error on the test split from {errors[0]:.1%} to "
-        f"{errors[1]:.1%}.",
+        f"{errors[1]:.1%}. Larger marks stand for more examples; bins of fewer than five are not "
+        "drawn.",
         alt=f"Accuracy against confidence with the diagonal of perfect calibration; expected "
         f"calibration error {errors[0]:.1%}, after temperature scaling {errors[1]:.1%}. Below it a "
         "histogram of the confidence.",

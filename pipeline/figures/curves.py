@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+FEWEST = 5
+
+
 @drawn
 def learning_curves(rows: Sequence[Mapping[str, str]], title: str) -> "Figure":
     """Loss, validation accuracy and learning rate by epoch.
@@ -60,6 +63,7 @@ def learning_curves(rows: Sequence[Mapping[str, str]], title: str) -> "Figure":
     for axes in (loss, accuracy, rate):
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        axes.set_xlim(epoch[0] - 0.5, epoch[-1] + 0.5)
         axes.grid(axis="y")
     return figure
 
@@ -71,6 +75,7 @@ def reliability_diagram(
     """Accuracy against confidence, above a histogram of the confidence.
 
     `scaled` is the same after temperature scaling; `errors` are the calibration errors of both.
+    The larger a mark, the more examples; bins of fewer than five are not drawn.
     """
     figure = canvas(4.6, 5.4)
     figure.suptitle(title, x=0.01, ha="left", weight="bold")
@@ -81,12 +86,11 @@ def reliability_diagram(
         (scaled, ORANGE, "s", "--", f"temperature scaled: ECE {errors[-1]:.1%}"),
     ):
         if part is not None:
-            top.plot(part.confidence, part.accuracy, color=colour, ls=line, lw=1.2)
-            # Bins of few examples jump about; a small mark says so.
-            size = 8 + 92 * np.sqrt(part.examples / part.examples.sum())
-            top.scatter(
-                part.confidence, part.accuracy, size, color=colour, marker=marker, label=label
-            )
+            many = part.examples >= FEWEST
+            x, y, examples = part.confidence[many], part.accuracy[many], part.examples[many]
+            top.plot(x, y, color=colour, ls=line, lw=1.2)
+            size = 10 + 90 * np.sqrt(examples / max(part.examples.sum(), 1))
+            top.scatter(x, y, size, color=colour, marker=marker, label=label)
     top.set_ylabel("accuracy")
     top.set_ylim(0, 1.02)
     top.grid()

@@ -27,7 +27,7 @@ def confusion_matrix(matrix: NDArray[np.int64], classes: Sequence[str], title: s
     axes = figure.subplots()
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axes.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=1)
-    axes.set_title(title)
+    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=10)
     _names(axes, classes, "actual", "predicted")
     if count <= MAX_NUMBERS:
         for row, column in np.argwhere(matrix > 0):

@@ -87,6 +87,7 @@ class Log:
             os.fsync(self._file)
 
     def close(self) -> None:
+        """Release the file."""
         os.close(self._file)
 
 
@@ -188,8 +189,9 @@ class Journal:
         return is_alive(begin["pid"], begin["created"])
 
     def tidy(self) -> None:
-        """Delete what is in the store. A run that was cut short keeps its journal for a month:
-        a resumed training continues it.
+        """Delete what is in the store.
+
+        A run that was cut short keeps its journal for a month: a resumed training continues it.
         """
         state = self.state()
         age = time.time() - self.path.stat().st_mtime
@@ -200,6 +202,7 @@ class Journal:
             shutil.rmtree(self.files, ignore_errors=True)
 
     def save(self, state: State) -> None:
+        """Replace the saved state."""
         _replace(self.folder / "state.json", asdict(state))
 
     def keep(self, path: Path) -> str:
@@ -255,9 +258,11 @@ class Thinning:
 
     @property
     def stride(self) -> int:
+        """Of so many points the next one is kept."""
         return 1 if self.kept < 4000 else 2 << (self.kept - 4000) // 500
 
     def keeps(self) -> bool:
+        """Whether to keep the next point."""
         self._since += 1
         if self._since < self.stride and self.kept:
             return False

@@ -135,7 +135,8 @@ def close_parent(store: "Store", parent: str, graph: dict[str, Any]) -> None:
         {*stages, *children},
         key=lambda name: (_position(order, name), name),
     )
-    rows, metrics = [], {}
+    rows: list[str] = []
+    metrics: dict[str, float] = {}
     for name in names:
         outs = stages.get(name, {}).get("outs", [])
         ran = children.get(name)

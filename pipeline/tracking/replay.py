@@ -16,10 +16,10 @@ from mlflow.exceptions import MlflowException
 from pipeline.tracking.journal import Journal, Record, State, flat, read
 from pipeline.tracking.lineage import NOTE, link, open_parent
 from pipeline.tracking.masking import clean
-from pipeline.tracking.store import PARAM, Gone, Store
+from pipeline.tracking.store import PARAM, RunGoneError, Store
 
 
-class Superseded(Exception):
+class SupersededError(Exception):
     """The run was started again: the sender of that start goes on."""
 
 
@@ -51,6 +51,8 @@ class Replay:
             "tags": self._log_tags,
             "artifact": self._log_artifact,
             "input": self._log_input,
+            "model": self._log_model,
+            "register": self._register,
             "end": self._end,
         }
 
@@ -58,7 +60,7 @@ class Replay:
         """Send the next piece of the journal; returns whether there was anything to send.
 
         Raises:
-            Superseded: the journal goes on with another start.
+            SupersededError: the journal goes on with another start.
             Exception: the store can't be reached; what it has got is remembered.
         """
         self._metrics.clear()  # what a failed attempt left there is read again
@@ -68,7 +70,7 @@ class Replay:
             self._send_journal()
             if self.state.run_id:
                 self._send_observed()
-        except Gone:
+        except RunGoneError:
             # wiped or replaced: begin again, the journal still has everything
             self._save(State())
             raise
@@ -78,10 +80,9 @@ class Replay:
         """Close the run of a process that died without closing it."""
         times = [record["t"] for record, _ in read(self.journal.path, limit=1 << 62)]
         times += [record["t"] for record, _ in read(self.journal.observed, limit=1 << 62)]
-        assert self.state.run_id
         note = f"process {self.begin['pid']} on {self.begin['host']} ended without a word"
-        self.store.log(self.state.run_id, tags={"error": note})
-        self.store.client.set_terminated(self.state.run_id, "KILLED", max(times))
+        self.store.log(self._own, tags={"error": note})
+        self.store.client.set_terminated(self._own, "KILLED", max(times))
         self.state.complete, self.state.status = self.begin["count"], "KILLED"
         self._save(self.state)
 
@@ -89,11 +90,16 @@ class Replay:
         end = self.state.sent
         for record, position in read(self.journal.path, end):
             if record["op"] == "begin" and record["count"] > self.begin["count"]:
-                raise Superseded
+                raise SupersededError
+            if record["op"] in ("metrics", "tags"):
+                self._apply(record)
+                end = position
+                continue
+            if end != self.state.sent:
+                self._sent(end)
             self._apply(record)
             end = position
-            if record["op"] not in ("metrics", "tags"):
-                self._sent(end)
+            self._sent(end)
         if end != self.state.sent:
             self._sent(end)
 
@@ -133,7 +139,8 @@ class Replay:
 
     @property
     def _own(self) -> str:
-        assert self.state.run_id, "a journal starts with a begin record"
+        if self.state.run_id is None:
+            raise ValueError(f"{self.journal.path} does not start with a begin record")
         return self.state.run_id
 
     def _experiment(self) -> str:
@@ -269,6 +276,20 @@ class Replay:
         self.state.notes[name] = f"- `{path}` ({digest[:8]}), made by {maker}"
         note = "Inputs\n\n" + "\n".join(self.state.notes.values())
         self._tag("self", **{NOTE: note})
+
+    def _log_model(self, record: Record) -> None:
+        from pipeline.tracking.serving import log_model  # a second
+
+        log_model(self.store, self._own, self.journal.files, record, self.begin)
+
+    def _register(self, record: Record) -> None:
+        from pipeline.tracking.registry import register
+
+        trained = self._run_id(f"trained:{record['weights']}")
+        predictions = self.journal.files / record["file"]
+        version = register(self.store, self._own, trained, predictions, record)
+        found = version or "not registered: the model is not on this store"
+        self._tag("self", **{f"registered.{record['name']}": found})
 
     def _end(self, record: Record) -> None:
         if record["error"]:

@@ -2,8 +2,6 @@
 
 import base64
 import contextlib
-import hashlib
-import json
 import os
 import re
 import subprocess
@@ -13,17 +11,16 @@ import uuid
 from pathlib import Path
 from typing import Any, Literal
 
+from typing_extensions import override
+
 from pipeline.errors import PipelineError
-from pipeline.files import digest
 from pipeline.settings import Tracking
 from pipeline.tracking import provenance
+from pipeline.tracking.content import dvc_md5, identity
 from pipeline.tracking.journal import Journal, Log, Record, Thinning, read, root, this_process
 from pipeline.tracking.masking import clean, masked
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-
-IDENTITY = {"model.safetensors": "weights.md5", "dataset.json": "data.md5"}
-"""The file whose md5 names the content of an output folder, and the tag that carries it."""
 
 _KEY = re.compile(r"[^\w\-. :/]")  # what MLflow refuses in names
 
@@ -180,6 +177,7 @@ class JournaledRun(Run):
         self._sender: subprocess.Popen[bytes] | None = None
         self._start_sender()
 
+    @override
     def metrics(self, values: dict[str, float], step: int = 0, target: str = "self") -> None:
         kept = {
             key: float(value)
@@ -189,16 +187,20 @@ class JournaledRun(Run):
         if kept:
             self._append("metrics", target, step=step, values=kept)
 
+    @override
     def params(self, values: dict[str, Any]) -> None:
         self._append("params", values=masked(values))
 
+    @override
     def tags(self, values: dict[str, Any], target: str = "self") -> None:
         self._append("tags", target, values=_named(masked(values)))
 
+    @override
     def artifact(self, path: Path, folder: str = "", target: str = "self") -> None:
         with self._harmless(path):
             self._append("artifact", target, file=self._journal.keep(path), folder=folder)
 
+    @override
     def input(self, path: Path, name: str, context: str = "", **facts: Any) -> None:
         with self._harmless(path):
             tag, md5 = identity(path) or (f"output.{path.as_posix()}", dvc_md5(path))
@@ -207,6 +209,7 @@ class JournaledRun(Run):
                 facts=masked(facts),
             )  # fmt: skip
 
+    @override
     def output(self, path: Path) -> None:
         with self._harmless(path):
             tags = {f"output.{path.as_posix()}": dvc_md5(path)}
@@ -214,6 +217,7 @@ class JournaledRun(Run):
                 tags[found[0]] = found[1]
             self._append("tags", values=tags)
 
+    @override
     def model(
         self, folder: Path, task: str, classes: list[str], example: str | bytes, **facts: Any
     ) -> None:
@@ -224,6 +228,7 @@ class JournaledRun(Run):
                 example=given, facts=masked(facts),
             )  # fmt: skip
 
+    @override
     def register(
         self,
         name: str,
@@ -239,11 +244,13 @@ class JournaledRun(Run):
                 file=self._journal.keep(predictions), promote=promote,
             )  # fmt: skip
 
+    @override
     def sync(self) -> None:
         self._log.sync()
         if self._sender is not None and self._sender.poll() is not None:
             self._start_sender()
 
+    @override
     def end(self, status: Status = "FINISHED", error: str | None = None) -> None:
         if self._ended:
             return
@@ -295,7 +302,7 @@ class JournaledRun(Run):
             state = self._journal.state()
             if state.complete >= self._count or not self._journal.path.exists():
                 return
-            progress = (state.sent, state.observed, state.run_id, len(state.parts))
+            progress = (state.sent, len(state.parts))
             if progress != before:
                 before, patience = progress, time.monotonic() + self._flush
             dead = self._sender is None or self._sender.poll() is not None
@@ -318,23 +325,6 @@ class JournaledRun(Run):
             yield
         except OSError as error:
             _warn(f"{path} is not logged ({error.strerror or error})")
-
-
-def identity(path: Path) -> tuple[str, str] | None:
-    """The tag that names the content of a data set or model, and its value."""
-    for name, tag in IDENTITY.items():
-        if (path / name).exists():
-            return tag, digest(path / name)
-    return None
-
-
-def dvc_md5(path: Path) -> str:
-    """The md5 that dvc.lock has for an output, a file or a folder."""
-    if not path.is_dir():
-        return digest(path)
-    files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
-    listed = [{"md5": digest(files[name]), "relpath": name} for name in sorted(files)]
-    return hashlib.md5(json.dumps(listed, sort_keys=True).encode()).hexdigest() + ".dir"
 
 
 def _named(values: dict[str, Any]) -> dict[str, Any]:

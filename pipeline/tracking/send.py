@@ -63,6 +63,7 @@ class Senders:
         self._nested = False
 
     def store(self, begin: Record) -> "Store":
+        """The store that a journal belongs to."""
         from pipeline.tracking.store import Store
 
         uri = begin["uri"]
@@ -132,7 +133,7 @@ class Sending:
 
     def run(self) -> None:
         """Keep sending: while the stage lives for ever, then while there is progress."""
-        from pipeline.tracking.replay import Superseded
+        from pipeline.tracking.replay import SupersededError
 
         moved, pause, before = time.monotonic(), POLL, None
         while True:
@@ -140,7 +141,7 @@ class Sending:
             try:
                 progress = self._step(alive)
                 pause = POLL
-            except Superseded:
+            except SupersededError:
                 return
             except Exception as error:  # whatever the store does, the journal stays
                 got = self._replay and (self._replay.state.sent, len(self._replay.state.parts))
@@ -158,7 +159,7 @@ class Sending:
                 time.sleep(pause)
 
     def _step(self, alive: bool) -> bool:
-        from pipeline.tracking.replay import Replay, Superseded
+        from pipeline.tracking.replay import Replay, SupersededError
 
         if self._replay is None:
             store = self._senders.store(self._begin)
@@ -170,7 +171,7 @@ class Sending:
                 self._replay.close_killed()
             else:  # killed before it could write its first line
                 shutil.rmtree(self._journal.folder, ignore_errors=True)
-                raise Superseded
+                raise SupersededError
         return progress
 
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import mlflow.store.db.utils
@@ -21,10 +21,8 @@ mlflow.store.db.utils.MAX_RETRY_COUNT = 1
 METRICS, PARAMS = 1000, 50  # per request: the API's limit; and about 300 kB
 PARAM, TAG = 6000, 8000  # characters
 
-Item = TypeVar("Item")
 
-
-class Gone(Exception):
+class RunGoneError(Exception):
     """The store does not know the run any more: it was wiped or replaced."""
 
 
@@ -118,31 +116,33 @@ class Store:
         A param that the run has with another value keeps it: MLflow's params are immutable.
 
         Raises:
-            Gone: there is no such run.
+            RunGoneError: there is no such run.
             Exception: the store can't be reached; try again later.
         """
         refused: list[str] = []
-        for some in _parts(list(metrics), METRICS):
-            self._batch(run_id, some, refused, lambda part: {"metrics": part})
-        for some in _parts([Param(k, v[:PARAM]) for k, v in (params or {}).items()], PARAMS):
-            self._batch(run_id, some, refused, lambda part: {"params": part})
-        for some in _parts([RunTag(k, v[:TAG]) for k, v in (tags or {}).items()], PARAMS):
-            self._batch(run_id, some, refused, lambda part: {"tags": part})
+        kinds: list[tuple[str, list[Any], int]] = [
+            ("metrics", list(metrics), METRICS),
+            ("params", [Param(k, v[:PARAM]) for k, v in (params or {}).items()], PARAMS),
+            ("tags", [RunTag(k, v[:TAG]) for k, v in (tags or {}).items()], PARAMS),
+        ]
+        for kind, items, size in kinds:
+            for first in range(0, len(items), size):
+                refused += self._batch(run_id, kind, items[first : first + size])
         return refused
 
-    def _batch(self, run_id: str, items: list[Any], refused: list[str], named: Any) -> None:
+    def _batch(self, run_id: str, kind: str, items: list[Any]) -> list[str]:
+        part: dict[str, Any] = {kind: items}
         try:
-            self.client.log_batch(run_id, **named(items))
+            self.client.log_batch(run_id, **part)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                raise Gone(run_id) from error
+                raise RunGoneError(run_id) from error
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
             if len(items) == 1:
-                refused.append(f"{items[0].key}: {clean(str(error))[:300]}")
-                return
-            for item in items:
-                self._batch(run_id, [item], refused, named)
+                return [f"{items[0].key}: {clean(str(error))[:300]}"]
+            return [line for item in items for line in self._batch(run_id, kind, [item])]
+        return []
 
     def text(self, run_id: str, text: str, name: str) -> None:
         """Write a text artifact."""
@@ -163,8 +163,3 @@ def _sqlite(uri: str) -> Path | None:
     if parts.scheme.partition("+")[0] != "sqlite":
         return None
     return Path(unquote(parts.path[1:])).absolute()
-
-
-def _parts(items: list[Item], size: int) -> Iterator[list[Item]]:
-    for first in range(0, len(items), size):
-        yield items[first : first + size]

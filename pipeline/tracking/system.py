@@ -40,6 +40,7 @@ class Sampler:
         self._thread.start()
 
     def stop(self) -> None:
+        """Take no more samples."""
         self._stopped.set()
         self._thread.join(timeout=5)
 

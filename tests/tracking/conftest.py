@@ -134,7 +134,7 @@ class Server:
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as reply:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as reply:  # noqa: S310
                 return bool(reply.status == 200)
         except OSError:
             return False

@@ -15,6 +15,7 @@ STAGES = """
 import json, sys, yaml
 from pathlib import Path
 from pipeline import tracking
+from pipeline.tracking.content import identity
 from pipeline.settings import Tracking
 
 settings = Tracking(
@@ -45,7 +46,7 @@ if stage == "evaluate":
     run.input(Path("data/image"), "data", "testing")
     run.input(Path("models/cnn"), "model")
     accuracy = 1 - params["train_cnn"]["lr"]
-    weights = tracking.run.identity(Path("models/cnn"))[1]
+    weights = identity(Path("models/cnn"))[1]
     run.metrics({"test/accuracy": accuracy})
     run.metrics({"test/accuracy": accuracy}, target=f"trained:{weights}")
     Path("metrics").mkdir(exist_ok=True)
@@ -146,15 +147,20 @@ def test_the_parent_tells_what_ran_what_was_reused_and_who_made_it(project: Path
     ids = {key: run.info.run_id for key, run in children.items()}
 
     prepare, train, evaluate = table(parents[1])
-    assert prepare[:2] == ["prepare", "reused"] and ids[0, "prepare"] in prepare[2]
-    assert train[:2] == ["train_cnn", "ran"] and ids[1, "train_cnn"] in train[2]
-    assert evaluate[:2] == ["evaluate@cnn", "ran"] and evaluate[4] == "test/accuracy 0.7500"
-    assert train[3].startswith("`models/cnn` ") and float(train[5]) >= 0
+    assert prepare[:2] == ["prepare", "reused"]
+    assert ids[0, "prepare"] in prepare[2]
+    assert train[:2] == ["train_cnn", "ran"]
+    assert ids[1, "train_cnn"] in train[2]
+    assert evaluate[:2] == ["evaluate@cnn", "ran"]
+    assert evaluate[4] == "test/accuracy 0.7500"
+    assert train[3].startswith("`models/cnn` ")
+    assert float(train[5]) >= 0
     assert parents[0].data.metrics["cnn/test/accuracy"] == 0.99
     assert parents[1].data.metrics["cnn/test/accuracy"] == 0.75
     # DVC took it from its run cache
     reused = table(parents[3])[1]
-    assert reused[:2] == ["train_cnn", "reused"] and ids[0, "train_cnn"] in reused[2]
+    assert reused[:2] == ["train_cnn", "reused"]
+    assert ids[0, "train_cnn"] in reused[2]
 
     tested = children[1, "train_cnn"]
     assert client.get_run(tested.info.run_id).data.metrics["test/accuracy"] == 0.75
@@ -166,7 +172,8 @@ def test_the_parent_tells_what_ran_what_was_reused_and_who_made_it(project: Path
     assert tags["trained_by"] == ids[1, "train_cnn"]
     assert "`models/cnn`" in tags["mlflow.note.content"]
     (read,) = children[1, "train_cnn"].inputs.dataset_inputs
-    assert read.dataset.name == "data/image" and '"image"' in read.dataset.schema
+    assert read.dataset.name == "data/image"
+    assert '"image"' in read.dataset.schema
     assert children[2, "train_cnn"].data.tags["error"] == "lr is below zero"
     dirty = children[1, "train_cnn"]
     assert dirty.data.tags["mlflow.source.git.dirty"] == "true"
@@ -184,7 +191,7 @@ def test_experiments_that_run_in_parallel_have_a_story_each(project: Path) -> No
     dvc(project, "queue", "start", "-j", "3")
     wait_for(lambda: dvc(project, "queue", "status").count("Success") == 3, 120)
     sync(project)
-    client, parents = story(project)
+    _client, parents = story(project)
     assert len(parents) == 4
     assert {run.info.status for run in parents} == {"FINISHED"}
     assert {run.data.metrics["cnn/test/accuracy"] for run in parents} == {0.99, 0.875, 0.75, 0.5}

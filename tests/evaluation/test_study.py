@@ -1,0 +1,193 @@
+"""The whole page of a model: complete, true, the same bytes again, and each part on its switch."""
+
+import csv
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.data import audio, image, text
+from pipeline.errors import PipelineError
+from pipeline.evaluation import predictions
+from pipeline.evaluation.data_report import data_report
+from pipeline.evaluation.study import study
+
+TASKS = ("image", "text", "audio")
+CURVE = [
+    {"epoch": "1", "train_loss": "1.9", "validation_loss": "1.5", "validation_accuracy": "0.61",
+     "lr": "0.01"},
+    {"epoch": "2", "train_loss": "0.9", "validation_loss": "0.7", "validation_accuracy": "0.83",
+     "lr": "0.0"},
+]  # fmt: skip
+OWN = {
+    "image": {"filters.png", "maps.png", "patches.png"},
+    "text": {"words.png", "attention.png"},
+    "audio": {"evidence.png"},
+}
+ALWAYS = {"learning_curves.png", "confusion.png", "mistakes.png"}
+SHARED = {
+    "probes.png", "cka.png", "baselines.png", "reliability.png", "slices.png", "robustness.png",
+    "suspects.png",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pages(subjects, parts, tmp_path_factory):
+    found = {}
+    for task, (subject, data) in subjects.items():
+        folder = tmp_path_factory.mktemp(task)
+        numbers = study(subject, data, parts, folder, name=task, seed=0, mistakes=6, curve=CURVE)
+        found[task] = folder, numbers
+    return found
+
+
+def rows(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_figure_is_there_is_no_blank_and_is_described(pages, task):
+    folder, _ = pages[task]
+    listing = json.loads((folder / "figures.json").read_text())
+    assert {entry["file"] for entry in listing} == ALWAYS | SHARED | OWN[task]
+    assert {path.name for path in folder.glob("*.png")} == {entry["file"] for entry in listing}
+    for entry in listing:
+        assert all(len(entry[key]) > 5 for key in ("title", "text", "alt"))
+        assert "nan" not in entry["text"]
+        pixels = np.asarray(Image.open(folder / entry["file"]).convert("L"))
+        assert pixels.std() > 5, entry["file"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_numbers_agree_with_the_predictions(pages, subjects, task):
+    folder, numbers = pages[task]
+    subject, data = subjects[task]
+    table = predictions.read_predictions(folder / "predictions.parquet")
+    right = table.probabilities.argmax(axis=1) == table.labels
+    assert table.classes == subject.classes
+    assert np.array_equal(table.labels, data.test.labels)
+    assert numbers["accuracy"] == pytest.approx(right.mean(), abs=1e-6)
+    assert numbers["accuracy_low"] <= numbers["accuracy"] <= numbers["accuracy_high"]
+    pairs = rows(folder / "confusion.csv")
+    assert np.mean([row["actual"] == row["predicted"] for row in pairs]) == right.mean()
+    assert list(numbers) == sorted(numbers)
+    assert all(np.isfinite(value) for value in numbers.values())
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_was_learnt_shows_in_the_probes(pages, task):
+    _, numbers = pages[task]
+    assert numbers["accuracy"] > 0.6
+    assert numbers["probe/late/accuracy"] >= numbers["probe_untrained/late/accuracy"] - 0.03
+    assert numbers["baseline/majority class/accuracy"] < numbers["accuracy"]
+
+
+def test_planted_words_are_what_the_transformers_answers_come_from(pages):
+    folder, _ = pages["text"]
+    listing = json.loads((folder / "figures.json").read_text())
+    alt = next(entry["alt"] for entry in listing if entry["file"] == "words.png")
+    strongest = {part.rsplit(" ", 1)[1] for part in alt.split("; ") if "strongest" in part}
+    assert strongest & {"dull", "tired", "awful", "lifeless", "fine", "warm", "lovely"}
+
+
+def test_robustness_falls_with_severity(pages):
+    table = rows(pages["image"][0] / "robustness.csv")
+    noise = [float(row["accuracy"]) for row in table if row["kind"] == "noise"]
+    assert len(noise) == 5
+    assert noise[0] > noise[-1] + 0.2
+
+
+def test_the_slices_of_a_kind_hold_all_examples(pages, subjects):
+    table = rows(pages["audio"][0] / "slices.csv")
+    assert {row["kind"] for row in table} >= {"duration", "speed", "pitch"}
+    speeds = [int(row["examples"]) for row in table if row["kind"] == "speed"]
+    assert sum(speeds) == len(subjects["audio"][1].test)
+
+
+def digests(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_same_model_gives_the_same_bytes(pages, subjects, parts, tmp_path, task):
+    subject, data = subjects[task]
+    torch.manual_seed(123)
+    np.random.seed(5)
+    again = study(subject, data, parts, tmp_path, name=task, seed=0, mistakes=6, curve=CURVE)
+    assert again == pages[task][1]
+    assert digests(tmp_path) == digests(pages[task][0])
+
+
+def test_parts_can_be_switched_off(subjects, parts, tmp_path):
+    subject, data = subjects["image"]
+    off = parts.model_copy(update={name: False for name, on in parts if on is True})
+    numbers = study(subject, data, off, tmp_path, name="cnn", seed=0, mistakes=6)
+    assert {path.name for path in tmp_path.glob("*.png")} == {"confusion.png", "mistakes.png"}
+    assert not any("/" in name and name.split("/")[0] in ("probe", "baseline") for name in numbers)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_raw_examples_are_encoded_as_the_data_modules_do(subjects, folders, task):
+    subject, data = subjects[task]
+    options = {"batch_size": 4, "device": subject.device}
+    if task == "image":
+        batches = image.load(folders[task], "test", **options)
+    elif task == "audio":
+        batches = audio.load(folders[task], "test", **options)
+    else:
+        batches = text.load(folders[task], "test", subject.tokenizer, max_length=32, **options)
+    index = batches.order(0)[0]
+    expected = next(iter(batches.epoch(0)))
+    found = subject.encode(data.test.take(index.numpy()).raw)
+    assert found.keys() == expected.inputs.keys()
+    for name, value in found.items():
+        assert torch.equal(value, expected.inputs[name]), name
+    assert np.array_equal(data.test.labels[index.numpy()], expected.labels)
+
+
+def test_answers_come_in_the_order_of_the_examples(subjects):
+    subject, data = subjects["text"]
+    some = data.test.take([7, 3, 11, 0])
+    alone = np.concatenate([subject.logits([sentence]) for sentence in some.raw])
+    assert np.allclose(subject.logits(some.raw), alone, atol=1e-5)
+
+
+def test_an_answer_that_is_no_number_stops_with_its_row():
+    logits = np.zeros((5, 2), np.float32)
+    predictions.refuse_non_finite(logits)
+    logits[3, 1] = np.nan
+    with pytest.raises(PipelineError, match=r"1 of 5 examples \(first: row 3\)"):
+        predictions.refuse_non_finite(logits)
+
+
+def test_a_damaged_table_of_predictions_is_named(tmp_path):
+    path = tmp_path / "predictions.parquet"
+    with pytest.raises(PipelineError, match=r"predictions.parquet is missing"):
+        predictions.read_predictions(path)
+    path.write_bytes(b"PAR1 no table")
+    with pytest.raises(PipelineError, match=r"is no table of predictions"):
+        predictions.read_predictions(path)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_data_report_counts_and_shows(folders, tmp_path, task):
+    first, second = tmp_path / "first", tmp_path / "second"
+    counts = data_report(folders[task], first)
+    assert counts == data_report(folders[task], second)
+    assert digests(first) == digests(second)
+    table = rows(first / "balance.csv")
+    assert sum(int(row["rows"]) for row in table if row["split"] == "test") == counts["rows/test"]
+    findings = json.loads((first / "findings.json").read_text())
+    assert [entry["name"] for entry in findings] == [
+        "Exact duplicates",
+        "Near duplicates",
+        "Sizes in training",
+    ]
+    assert {entry["file"] for entry in json.loads((first / "figures.json").read_text())} == {
+        "balance.png",
+        "samples.png",
+    }
