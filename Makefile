@@ -26,7 +26,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 repro: $(READY) ## run the pipeline: prepare, train, evaluate, report
-	dvc repro
+	dvc repro && status=0 || status=$$?; python -m pipeline.tracking sync; exit $$status
 
 test: $(READY) ## run the default tests (no network, no GPU)
 	pytest $(PYTEST_ARGS)
@@ -38,7 +38,11 @@ browser: $(READY) ## run the tests that look at the MLflow UI and the report in 
 	pytest -m browser $(PYTEST_ARGS)
 
 tiny: $(READY) ## run the tiny pipeline in a temporary experiment; the workspace stays as it is
-	dvc exp run --temp --force --name tiny -S common.profile=tiny
+	dvc exp run --temp --force --name tiny -S common.profile=tiny && status=0 || status=$$?; \
+	  python -m pipeline.tracking sync; exit $$status
+
+reproduce: $(READY) ## repeat a run and compare: make reproduce RUN=<mlflow run id>
+	python -m pipeline.reproduce $(RUN)
 
 ui: $(READY) ## open the MLflow UI on http://127.0.0.1:5000
 	python -m pipeline.tracking ui

@@ -52,7 +52,10 @@ def run(seed: int, folder: Path) -> dict[str, Any]:
     for model, (stage, modality, _) in MODELS.items():
         data, weights = f"{folder}/data/{modality}", f"{folder}/models/{model}"
         curve, metrics = f"{folder}/{stage}.csv", folder / f"{model}.json"
-        _call("prepare", f"modality={modality}", f"output={data}", f"seed={seed}")
+        _call(
+            "prepare", f"modality={modality}", f"output={data}", f"seed={seed}",
+            f"plots={folder}/plots/data/{modality}",
+        )  # fmt: skip
         started = time.perf_counter()
         _call(stage, f"data={data}", f"output={weights}", f"curve={curve}", f"seed={seed}")
         seconds = time.perf_counter() - started

@@ -125,6 +125,8 @@ class Prepare(Stage):
     audio: AudioSource
     output: str
     """Folder of the prepared data set."""
+    plots: str
+    """Folder of the data report: balance, sizes, duplicates, a sheet of samples."""
 
 
 # models
@@ -325,3 +327,22 @@ class Evaluate(Stage):
     mistakes: Annotated[int, Field(gt=0)]
     """How many mistakes the sheet shows, the most confident first."""
     parts: Parts
+
+
+class Report(Stage):
+    """The settings of `stages.report`."""
+
+    data: dict[str, str]
+    """Name of each model, in the order to show them, and the folder of its data set."""
+    metrics: str
+    """Folder of the test metrics."""
+    plots: str
+    """Folder of each model's tables and figures."""
+    data_plots: str | None
+    """Folder of each data set's tables and figures; null leaves them out."""
+    models: str
+    """Folder of the trained models."""
+    html: str
+    """The report as one self-contained page."""
+    markdown: str
+    """The report for a pull request; its images are links into `plots`."""

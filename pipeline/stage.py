@@ -76,13 +76,17 @@ def _execute(name: str, settings: S, body: Callable[[S, Context], float | None])
             states = stack.enter_context(checkpoints(folder, name, identity))
             resume = states.recall("journal")
         hardware = configure(settings)
-        run = tracking.start(
-            stage=name,
-            settings=settings.tracking,
-            config=settings.model_dump(),
-            card=card(hardware),
-            resume=resume,
-        )
+        if states and states.recall("finished"):
+            # Killed between the end of its run and its own: only the outputs are missing.
+            run = tracking.Run()
+        else:
+            run = tracking.start(
+                stage=name,
+                settings=settings.tracking,
+                config=settings.model_dump(),
+                card=card(hardware),
+                resume=resume,
+            )
         if states:
             states.remember("journal", run.id)
         try:
@@ -91,6 +95,8 @@ def _execute(name: str, settings: S, body: Callable[[S, Context], float | None])
             ended = isinstance(error, interrupts.Interrupted | KeyboardInterrupt)
             run.end("KILLED" if ended else "FAILED", error=f"{type(error).__name__}: {error}")
             raise
+        if states:
+            states.remember("finished", True)
         run.end("FINISHED")
         return result
 

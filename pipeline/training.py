@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from pipeline import interrupts
+from pipeline.adamw import AdamW
 from pipeline.checkpoint import Checkpoints
 from pipeline.data.batches import Batch, Batches, mix
 from pipeline.errors import PipelineError
@@ -100,9 +100,15 @@ def fit(
         # A training stopped after the last step of an epoch has that epoch's end still to do.
         while (progress.step < loop.total or progress.batch) and not loop.out_of_patience():
             started, first_step = time.perf_counter(), progress.step
-            loop.run_epoch()
-            seconds = time.perf_counter() - started
-            loop.end_epoch(*evaluate(loop.model, validation, hardware), seconds, first_step)
+            try:
+                loop.run_epoch()
+                seconds = time.perf_counter() - started
+                scores = evaluate(loop.model, validation, hardware)
+            except (RuntimeError, MemoryError) as error:
+                if explained := explain_failure(error, train.batch_size, hardware):
+                    raise explained from error
+                raise
+            loop.end_epoch(*scores, seconds, first_step)
             loop.save()
     loop.take_best_weights()
     return progress
@@ -135,14 +141,12 @@ class _Loop:
         self.hardware, self.accelerator = hardware, hardware.accelerator
         self.seed, self.checkpoints, self.log = seed, checkpoints, log
 
-        adamw = torch.optim.AdamW(
-            _parameter_groups(model, optimizer.weight_decay),
-            lr=optimizer.lr,
-            betas=(optimizer.betas[0], optimizer.betas[1]),
-            fused=True,
-        )
         self.bare = model
-        self.model, self.optimizer = self.accelerator.prepare(model, adamw)
+        # accelerate's optimizer and clipping look for other packages on the disk at every step.
+        self.model = self.accelerator.prepare(model)
+        self.scaler = self.accelerator.scaler
+        self.parameters = list(model.parameters())
+        self.optimizer = AdamW(self.parameters, optimizer.weight_decay, optimizer.betas)
         self.best_weights = _weights(model)
         self.progress = Progress()
         self.pending: list[Tensor] = []
@@ -162,12 +166,7 @@ class _Loop:
         batches = self.train.epoch(progress.epoch, progress.batch)
         end = min(self.total, (progress.epoch + 1) * self.steps_per_epoch)
         while progress.step < end:
-            try:
-                self.pending.append(self.step(batches))
-            except RuntimeError as error:
-                if explained := explain_failure(error, self.train.batch_size, self.hardware):
-                    raise explained from error
-                raise
+            self.pending.append(self.step(batches))
             progress.step += 1
             progress.batch += settings.accumulate
             self.bar.update()
@@ -186,13 +185,12 @@ class _Loop:
     def step(self, batches: Iterator[Batch]) -> Tensor:
         """One optimizer step over `accumulate` batches; returns its mean loss, on the device."""
         count, step, accelerator = self.settings.accumulate, self.progress.step, self.accelerator
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(step)
+        self.optimizer.lr = self.learning_rate(step)
         losses = []
         for micro in range(count):
             batch = next(batches)
             # Dropout draws from the global generator; seeded per batch, it needs no saved state.
-            torch.manual_seed(mix(self.seed, step, micro, accelerator.process_index))
+            self.hardware.reseed(mix(self.seed, step, micro, accelerator.process_index))
             # Data-parallel processes exchange gradients once per step, not once per batch.
             last = micro == count - 1
             with nullcontext() if last else accelerator.no_sync(self.model):
@@ -202,11 +200,17 @@ class _Loop:
                     label_smoothing=self.settings.label_smoothing,
                 )
                 loss = loss / count if count > 1 else loss
-                accelerator.backward(loss)
+                (self.scaler.scale(loss) if self.scaler else loss).backward()
             losses.append(loss.detach())
+        if self.scaler:
+            self.scaler.unscale_(self.optimizer)
         if self.settings.clip_norm is not None:
-            accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
-        self.optimizer.step()
+            nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
+        if self.scaler:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
         self.optimizer.zero_grad()
         return torch.stack(losses).sum() if count > 1 else losses[0]
 
@@ -285,7 +289,7 @@ class _Loop:
         self.saved_at = time.monotonic()
         if not self.accelerator.is_main_process:
             return
-        weights, scaler = self.bare.state_dict(), self.accelerator.scaler
+        weights, scaler = self.bare.state_dict(), self.scaler
         best_is_current = self.progress.best_step == self.progress.step
         state = {
             "progress": asdict(self.progress),
@@ -305,8 +309,8 @@ class _Loop:
         self.progress = Progress(**state["progress"])
         self.bare.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.accelerator.scaler:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.scaler:
+            self.scaler.load_state_dict(state["scaler"])
         self.best_weights = state["best"]
         self.bar.update(self.progress.step)
         print(f"Resuming after step {self.progress.step} of {self.total}")
@@ -356,12 +360,3 @@ def _logits(model: nn.Module, batch: Batch) -> Tensor:
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices and filters decay; biases and norms, which have one dimension, do not."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]

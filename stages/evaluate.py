@@ -66,6 +66,7 @@ def main(settings: Evaluate, context: Context) -> float:
         {f"{settings.model}/{name}": value for name, value in tested.items()}, target="parent"
     )
     run.artifact(Path(settings.plots))
+    run.output(Path(settings.plots))
     run.register(
         f"{card.task}-classifier",
         weights=md5,

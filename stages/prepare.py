@@ -8,6 +8,8 @@ from pathlib import Path
 
 from pipeline.data import audio, image, text
 from pipeline.data.prepared import write
+from pipeline.evaluation.data_report import data_report
+from pipeline.files import new_directory
 from pipeline.settings import Prepare
 from pipeline.stage import Context, stage
 
@@ -23,9 +25,13 @@ def main(settings: Prepare, context: Context) -> None:
     else:
         card, splits = audio.prepare(settings.audio, settings.seed, rows)
     write(output, card, splits)
+    with new_directory(Path(settings.plots)) as folder:
+        counts = data_report(output, folder)
     context.run.output(output)
+    context.run.output(Path(settings.plots))
+    context.run.artifact(Path(settings.plots))
+    context.run.metrics(counts)
     for name, split in splits.items():
-        context.run.metrics({f"rows/{name}": len(split)})
         print(f"{output}/{name}.parquet: {len(split):,} rows")
 
 

@@ -14,7 +14,7 @@ from tests.conftest import copy_of_the_repository, run
 
 STAGES = {
     "prepare@image", "prepare@text", "prepare@audio", "train_cnn", "finetune_transformer",
-    "train_rnn", "evaluate@cnn", "evaluate@transformer", "evaluate@rnn",
+    "train_rnn", "evaluate@cnn", "evaluate@transformer", "evaluate@rnn", "report",
 }  # fmt: skip
 TRAINING = {"cnn": "train_cnn", "transformer": "finetune_transformer", "rnn": "train_rnn"}
 
@@ -27,6 +27,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     params.write_text(params.read_text().replace("profile: full", "profile: tiny"))
     done = run(folder, "dvc", "repro")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "commit", "-qm", "results")
     return folder
 
 
@@ -107,6 +109,7 @@ def test_a_second_repro_runs_nothing(repository):
         ("conf/rnn/gru.yaml", "dropout: ", "dropout: 0.0", {"train_rnn"}),
         ("conf/text/rotten_tomatoes.yaml", "test: ", "test: 0.3", {"prepare@text"}),
         ("conf/evaluate.yaml", "mistakes: ", "mistakes: 3", {s for s in STAGES if "eval" in s}),
+        ("pipeline/report/__init__.py", "\"\"\"", "\"\"\"Edited. ", {"report"}),
         ("conf/cnn/simple.yaml", "name: ", "name: simple # edited", set()),
         ("conf/tracking/mlflow.yaml", "promote: ", "promote: false", set()),
         ("pipeline/tracking/run.py", "import ", "import os  # edited\nimport ", set()),
@@ -134,7 +137,7 @@ def test_an_edited_preset_reruns_that_models_branch_and_no_other(repository):
         done = run(repository, "dvc", "repro")
         assert done.returncode == 0, done.stderr
         ran = set(re.findall(r"Running stage '([^']+)'", done.stdout))
-        assert ran == {"train_cnn", "evaluate@cnn"}
+        assert ran == {"train_cnn", "evaluate@cnn", "report"}
         assert "dropout" in run(repository, "dvc", "params", "diff").stdout
     finally:
         path.write_text(before)

@@ -10,6 +10,7 @@ import importlib
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -68,7 +69,7 @@ def _encoder(folder: Path) -> None:
     import torch
     from transformers import BertConfig, BertModel, BertTokenizer
 
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"the a film movie good bad . ,".split()]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "a", "film", "good", "bad", "."]
     config = BertConfig(
         vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=64, max_position_embeddings=32,
@@ -132,30 +133,35 @@ class Nursery:
             text=True,
         )
 
-    def start(self, stage: str, *arguments: str, kill: str = "", **variables: str) -> Stage:
+    def start(
+        self, stage: str, *arguments: str, kill: str = "", memory: int = 0, **variables: str
+    ) -> Stage:
         """Start a stage.
 
         Args:
             stage: such as `train_cnn`.
             arguments: its command line.
-            kill: `<module>:<function>:<before|after>:<n>`: it sends itself SIGKILL at the n-th
-                call of that function, as an exact place for what else is a matter of luck.
+            memory: bytes that it may take beyond what it starts with.
+            kill: `<module>:<function>:<before|after>:<n>[:<signal>]`: it sends itself SIGKILL, or
+                that signal, at the n-th call of that function: an exact place for what else is a
+                matter of luck.
             variables: of its environment.
         """
         self._count += 1
         log = self._logs / f"{self._count}-{stage}.log"
         job = {
-            "stage": stage, "arguments": arguments, "kill": kill, "variables": variables,
-            "log": str(log),
+            "stage": stage, "arguments": arguments, "kill": kill, "memory": memory,
+            "variables": variables, "log": str(log),
         }  # fmt: skip
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin
+        assert self._process.stdout
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
         return Stage(self, int(self._process.stdout.readline()), log)
 
-    def run(self, stage: str, *arguments: str, kill: str = "", **variables: str) -> Ended:
+    def run(self, stage: str, *arguments: str, **how: Any) -> Ended:
         """Start a stage and wait for its end."""
-        return self.start(stage, *arguments, kill=kill, **variables).wait()
+        return self.start(stage, *arguments, **how).wait()
 
     def wait(self) -> int:
         """Exit status of the latest stage."""
@@ -171,9 +177,9 @@ class Nursery:
 
 
 def _serve() -> None:
-    for name in STAGES.values():
+    for name in ("prepare", *STAGES.values(), "evaluate"):
         importlib.import_module(f"stages.{name}")
-    for late in ("torch._dynamo", "transformers", "transformers.models.bert.modeling_bert"):
+    for late in ("torch._dynamo", "transformers.models.bert.modeling_bert", "datasets"):
         importlib.import_module(late)
 
     for line in sys.stdin:
@@ -198,11 +204,15 @@ def _become(job: dict[str, Any]) -> None:
     sys.argv = [job["stage"], *job["arguments"]]
     if job["kill"]:
         _arm(job["kill"])
+    if job["memory"]:
+        most = psutil.Process().memory_info().vms + job["memory"]
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
     sys.modules[f"stages.{job['stage']}"].main()
 
 
 def _arm(place: str) -> None:
-    module, function, when, count = place.split(":")
+    module, function, when, count, *other = place.split(":")
+    number = getattr(signal, f"SIG{other[0]}") if other else signal.SIGKILL
     holder: Any = importlib.import_module(module)
     *path, name = function.split(".")
     for step in path:
@@ -214,10 +224,10 @@ def _arm(place: str) -> None:
         nonlocal calls
         calls += 1
         if when == "before" and calls == int(count):
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         result = original(*arguments, **named)
         if when == "after" and calls == int(count):
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         return result
 
     setattr(holder, name, deadly)

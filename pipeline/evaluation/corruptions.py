@@ -6,7 +6,6 @@ sound, 1 for its speed) gives the examples back as they are. The same seed gives
 """
 
 import math
-import random
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -89,7 +88,7 @@ def typos(texts: Sequence[str], share: float, seed: int) -> list[str]:
     """Misspell this share of the words of four letters or more: swap, drop or double a letter."""
     if not share:
         return list(texts)
-    generator = random.Random(seed)
+    generator = np.random.default_rng(seed)
     return [
         " ".join(
             _misspell(word, generator)
@@ -105,7 +104,7 @@ def upper_case(texts: Sequence[str], share: float, seed: int) -> list[str]:
     """Write this share of the words in capitals."""
     if not share:
         return list(texts)
-    generator = random.Random(seed)
+    generator = np.random.default_rng(seed)
     return [
         " ".join(word.upper() if generator.random() < share else word for word in text.split(" "))
         for text in texts
@@ -162,9 +161,9 @@ def _slide(step: int) -> tuple[slice, slice]:
     return forth, back
 
 
-def _misspell(word: str, generator: random.Random) -> str:
-    at = generator.randrange(1, len(word) - 2)
-    kind = generator.randrange(3)
+def _misspell(word: str, generator: np.random.Generator) -> str:
+    at = int(generator.integers(1, len(word) - 2))
+    kind = generator.integers(3)
     if kind == 0:
         return word[:at] + word[at + 1] + word[at] + word[at + 2 :]
     if kind == 1:

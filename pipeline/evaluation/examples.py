@@ -130,10 +130,12 @@ class Subject:
 
     def batches(self, raw: Raw) -> list[NDArray[np.int64]]:
         """Row numbers of batches that hold examples of similar length."""
-        order = np.arange(len(raw))
+        order, size = np.arange(len(raw)), self.batch_size
         if self.task != "image":
             order = np.argsort([len(example) for example in raw], kind="stable")
-        return [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+            # At least eight batches: one of all lengths would be half padding.
+            size = min(size, max(16, -(-len(raw) // 8)))
+        return [order[i : i + size] for i in range(0, len(order), size)]
 
     def logits(self, raw: Raw) -> NDArray[np.float32]:
         """Logits float32 [n, classes] of raw examples, in their order.

@@ -1,5 +1,6 @@
 """Which part of an input an answer comes from."""
 
+import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -123,7 +124,11 @@ def receptive_field(
     """
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randint(0, 256, (16, *inputs.shape[1:]), generator=generator)
-    images = noise.to(inputs.device).float().requires_grad_(True)
+    images = noise.float().requires_grad_(True)
+    # On the CPU: pooling has no deterministic backward pass on every device.
+    name = next(name for name, part in model.named_modules() if part is module)
+    model = copy.deepcopy(model).cpu()
+    module = model.get_submodule(name)
     seen: list[Tensor] = []
 
     def keep(_module: nn.Module, _args: Any, output: Tensor) -> None:

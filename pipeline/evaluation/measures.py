@@ -71,12 +71,11 @@ def by_slice(
     """Accuracy by class, size or length, and the split's own columns; the worst is named."""
     cut = groups(subject.task, test, subject.classes, subject.sample_rate)
     found = slices(right, {kind: part.names for kind, part in cut.items()})
-    if not found:
+    bad = worst(found)
+    if bad is None:
         return
     found.sort(key=lambda part: (list(cut).index(part.kind), cut[part.kind].order.index(part.name)))
     page.table("slices", (part._asdict() for part in found), list(found[0]._fields))
-    bad = worst(found)
-    assert bad is not None  # noqa: S101 - there is at least one slice
     page.numbers["worst_slice/accuracy"] = bad.accuracy
     whole = float(right.mean())
     outside = "lies" if bad.low <= whole <= bad.high else "does not lie"

@@ -62,7 +62,7 @@ def learning_curves(rows: Sequence[Mapping[str, str]], title: str) -> "Figure":
     rate.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
     for axes in (loss, accuracy, rate):
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
         axes.set_xlim(epoch[0] - 0.5, epoch[-1] + 0.5)
         axes.grid(axis="y")
     return figure

@@ -93,7 +93,7 @@ def similarities(
     """
     size = 0.55
     width = sum(size * len(columns) + 0.35 for _, columns in tables.values())
-    figure = canvas(width + 1.1, size * len(rows) + 1.25)
+    figure = canvas(width + 1.1, size * len(rows) + 1.45)
     figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=10)
     grid = figure.subplots(1, len(tables), squeeze=False)[0]
     for number, (axes, (heading, (matrix, columns))) in enumerate(
@@ -214,7 +214,7 @@ def attention(
     """
     words = [shorten(token, 12) for token in tokens]
     side = max(2.4, 0.145 * len(words) + 0.6)
-    figure = canvas(side * len(layers) + 0.9, side + 1.0)
+    figure = canvas(side * len(layers) + 0.9, side + 1.25)
     figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=10)
     grid = figure.subplots(1, len(layers), squeeze=False)[0]
     size = 7 if len(words) <= 24 else 5.5
@@ -224,9 +224,8 @@ def attention(
         axes.set_xticks(range(len(words)), words, rotation=90, fontsize=size)
         axes.set_yticks(range(len(words)), words if number == 0 else [], fontsize=size)
         axes.tick_params(length=0, pad=2)
-        axes.set_xlabel("is looked at", fontsize=8)
         if number == 0:
-            axes.set_ylabel("looks", fontsize=8)
+            axes.set_ylabel("this word looks at …", fontsize=8)
     return figure
 
 

@@ -14,11 +14,7 @@ from pipeline.errors import PipelineError
 from pipeline.files import new_file, read_json
 from pipeline.report.numbers import headline, interval, percent, points, seeds, spread
 
-TITLES = {
-    "cnn": "CNN: images",
-    "transformer": "Transformer: sentences",
-    "rnn": "RNN: spoken digits",
-}
+TITLES = {"cnn": "CNN", "transformer": "Transformer", "rnn": "RNN"}
 
 
 @dataclass(frozen=True)
@@ -46,23 +42,21 @@ def build(sources: Sources, html: Path, markdown: Path) -> None:
     Raises:
         PipelineError: a file of another stage is missing or malformed.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+    environment = Environment(
+        loader=PackageLoader("pipeline.report", "templates"),
+        # Markdown has a filter of its own, `cell`.
+        autoescape=select_autoescape(["html.j2"], default=False),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"percent": percent, "points": points, "cell": _cell}
+    environment.globals |= {"interval": interval, "spread": spread}
     content = collect(sources, markdown.parent)
-    for path, template, escaped in (
-        (html, "report.html.j2", True),
-        (markdown, "report.md.j2", False),
-    ):
-        environment = Environment(
-            loader=PackageLoader("pipeline.report", "templates"),
-            autoescape=escaped,  # noqa: S701 - Markdown is escaped by its own filter
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            keep_trailing_newline=True,
-        )
-        environment.filters |= {"percent": percent, "points": points, "cell": _cell}
-        environment.globals |= {"interval": interval, "spread": spread}
+    for path, template in ((html, "report.html.j2"), (markdown, "report.md.j2")):
         with new_file(path) as temporary:
             temporary.write_text(environment.get_template(template).render(content), "utf-8")
 
@@ -78,7 +72,7 @@ def collect(sources: Sources, beside: Path) -> dict[str, Any]:
             shown.append(
                 {
                     "name": name,
-                    "title": TITLES.get(name, name),
+                    "title": f"{TITLES.get(name, name)} on {card['name']}",
                     "numbers": numbers,
                     "headline": headline(numbers),
                     "classes": _classes(numbers, card["classes"]),

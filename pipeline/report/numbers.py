@@ -100,8 +100,11 @@ def changes(before: dict[str, dict[str, float]], now: dict[str, dict[str, float]
     return found
 
 
-def changes_table(found: list[Change]) -> str:
+def changes_table(before: dict[str, dict[str, float]], now: dict[str, dict[str, float]]) -> str:
     """The changes as a Markdown table, for a pull request."""
+    if not before:
+        return "The last commit has no metrics to compare with.\n"
+    found = changes(before, now)
     if not found:
         return "No metric changed against the last commit.\n"
     lines = ["| model | metric | last commit | now | change |", "|---|---|---:|---:|---:|"]

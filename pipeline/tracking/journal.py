@@ -91,7 +91,7 @@ class Log:
         os.close(self._file)
 
 
-def read(path: Path, offset: int = 0, limit: int = 4_000_000) -> Iterator[tuple[Record, int]]:
+def read(path: Path, offset: int = 0, limit: int = 500_000) -> Iterator[tuple[Record, int]]:
     """Yield the whole records from byte `offset` on, each with the offset of its end.
 
     Reads about `limit` bytes at most, but always one whole record if there is one.

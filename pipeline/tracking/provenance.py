@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import yaml
 
-from pipeline.tracking.masking import clean, clean_diff
+from pipeline.tracking.masking import MASK, clean, clean_diff, is_secret
 
 DIFF_BYTES = 1_000_000
 UNTRACKED = 500  # names listed
@@ -81,7 +81,7 @@ def dvc() -> dict[str, Any]:
             arguments = process.cmdline()
             if any(Path(argument).name == "dvc" for argument in arguments[:3]):
                 found["process"] = {"pid": process.pid, "created": process.create_time()}
-                found["command"] = clean(" ".join(["dvc", *_after_dvc(arguments)]))
+                found["command"] = " ".join(["dvc", *map(_clean, _after_dvc(arguments))])
                 break
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
@@ -99,6 +99,11 @@ def user() -> str:
 def _after_dvc(arguments: list[str]) -> list[str]:
     names = [Path(argument).name for argument in arguments]
     return arguments[names.index("dvc") + 1 :]
+
+
+def _clean(argument: str) -> str:
+    key, equals, _ = argument.partition("=")
+    return f"{key}={MASK}" if equals and is_secret(key) else clean(argument)
 
 
 def _git(folder: Path, *arguments: str) -> str:

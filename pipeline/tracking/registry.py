@@ -83,7 +83,7 @@ def register(
         moves, why, numbers = _decide(store, version, champion, predictions, record)
         for key, value in {**numbers, "decision": why}.items():
             client.set_model_version_tag(name, version, key, value)
-        if champion and champion.version != version:
+        if champion and str(champion.version) != version:
             client.set_model_version_tag(name, champion.version, f"decision.{version}", why)
         client.set_registered_model_alias(name, "candidate", version)
         if moves:
@@ -102,9 +102,9 @@ def _decide(
         return False, "champion stays: promotion is off (tracking.promote)", {}
     if champion is None:
         return True, f"version {version} is champion: there was none", {}
-    before = champion.version
-    if before == version:
-        return False, f"version {version} stays champion", {}
+    before = str(champion.version)
+    if before == version:  # also after an answer that was lost
+        return False, champion.tags.get("decision", f"version {version} stays champion"), {}
     if champion.tags.get("data.digest") != record["data"]:
         return True, f"version {version} follows {before} as champion: the test data changed", {}
     with tempfile.TemporaryDirectory() as folder:
@@ -163,10 +163,13 @@ def _version(store: Store, name: str, model_id: str, trained: str) -> str:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+    source = f"models:/{model_id}"
     for version in client.search_model_versions(f"name = '{name}'"):
-        if version.model_id == model_id:
+        if version.tags.get("model") == source:
             return str(version.version)
-    made = client.create_model_version(name, f"models:/{model_id}", trained, model_id=model_id)
+    made = client.create_model_version(
+        name, source, trained, tags={"model": source}, model_id=model_id
+    )
     return str(made.version)
 
 

@@ -9,16 +9,18 @@ import sys
 import time
 import uuid
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import override
 
 from pipeline.errors import PipelineError
-from pipeline.settings import Tracking
 from pipeline.tracking import provenance
 from pipeline.tracking.content import dvc_md5, identity
 from pipeline.tracking.journal import Journal, Log, Record, Thinning, read, root, this_process
 from pipeline.tracking.masking import clean, masked
+
+if TYPE_CHECKING:
+    from pipeline.settings import Tracking
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -27,7 +29,7 @@ _KEY = re.compile(r"[^\w\-. :/]")  # what MLflow refuses in names
 
 def start(
     stage: str,
-    settings: Tracking,
+    settings: "Tracking",
     config: dict[str, Any],
     card: dict[str, Any],
     resume: str | None = None,
@@ -313,10 +315,11 @@ class JournaledRun(Run):
         if state.complete >= self._count:
             return
         pending = sum(1 for _ in read(self._journal.path, state.sent, limit=1 << 62))
-        why = f" ({state.error})" if state.error else ""
+        log = (self._journal.folder / "send.log").read_text(errors="replace").splitlines()
+        why = state.error or (log[-1] if log else "")
         _warn(
-            f"{pending} records of this run are not in the store yet{why}; they are kept in "
-            f"{self._journal.folder}, and the next stage or `make sync` sends them"
+            f"{pending} records of this run are not in the store yet ({why or 'no answer'}); "
+            f"they are kept in {self._journal.folder}, and the next stage or `make sync` sends them"
         )
 
     @contextlib.contextmanager

@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,11 +99,12 @@ class Senders:
         journal.save(state)
         journal.tidy()
 
-    def send_leftovers(self, wait: float = 0) -> int:
+    def send_leftovers(self, wait: float = 0, patience: float | None = None) -> int:
         """Send what dead processes left behind; returns how many runs are now in the store.
 
         Args:
             wait: seconds to wait for another sender that is at work on a journal.
+            patience: seconds without progress; by default what the journal's stage had set.
         """
         if self._nested:
             return 0
@@ -113,7 +114,7 @@ class Senders:
             for journal, begin in self.leftovers():
                 with locked(journal, wait) as mine:
                     if mine:
-                        Sending(journal, begin, self).run()
+                        Sending(journal, begin, self).run(patience)
                         if journal.state().complete >= begin["count"]:
                             self.finish(journal, begin, {})
                 done += not journal.path.exists() or journal.state().complete >= begin["count"]
@@ -131,11 +132,12 @@ class Sending:
         self._senders = senders
         self._replay: Replay | None = None
 
-    def run(self) -> None:
+    def run(self, patience: float | None = None) -> None:
         """Keep sending: while the stage lives for ever, then while there is progress."""
         from pipeline.tracking.replay import SupersededError
 
-        moved, pause, before = time.monotonic(), POLL, None
+        moved, pause, before, swept = time.monotonic(), POLL, None, False
+        patience = self._begin["flush"] if patience is None else patience
         while True:
             alive = self._journal.is_live(self._begin)
             try:
@@ -153,8 +155,11 @@ class Sending:
                 return
             if progress or alive:
                 moved = time.monotonic()
-            if time.monotonic() - moved > self._begin["flush"]:
+            if time.monotonic() - moved > patience:
                 return
+            if not progress and not swept and self._replay and self._replay.state.run_id:
+                swept = True
+                self._senders.send_leftovers(patience=0)
             if not progress:
                 time.sleep(pause)
 
@@ -181,7 +186,8 @@ def note_failure(journal: Journal, error: Exception) -> None:
     state = journal.state()
     if state.error != text:
         state.error = text
-        journal.save(state)
+        with suppress(OSError):  # the disk is full here too
+            journal.save(state)
         print(time.strftime("%FT%TZ", time.gmtime()), text, file=sys.stderr, flush=True)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation import baselines
+from pipeline.evaluation.probes import one_thread
 from pipeline.evaluation.slices import bands, slices, worst
 from pipeline.evaluation.suspects import confident_mistakes, suspects
 
@@ -49,7 +50,8 @@ def digits():
     wrong[planted] = (wrong[planted] + 1 + planted % 8) % 10
     model = LogisticRegression(C=0.2, max_iter=300)
     folds = KFold(5, shuffle=True, random_state=0)
-    chances = cross_val_predict(model, images / 16, wrong, cv=folds, method="predict_proba")
+    with one_thread():
+        chances = cross_val_predict(model, images / 16, wrong, cv=folds, method="predict_proba")
     return chances, wrong, set(planted.tolist())
 
 

@@ -45,7 +45,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     argv = sys.argv
     try:
         for modality in ("image", "text", "audio"):
-            sys.argv = ["prepare", *SMALL, f"modality={modality}", f"output={folder}/{modality}"]
+            sys.argv = ["prepare", *SMALL, f"modality={modality}", f"output={folder}/{modality}",
+                        f"plots={folder}/plots/{modality}"]  # fmt: skip
             importlib.import_module("stages.prepare").main()
     finally:
         sys.argv = argv

@@ -16,7 +16,7 @@ class TestPrepare:
     def test_a_missing_file(self, call, tmp_path):
         line = call(
             "prepare", "modality=text", "text=csv", f"text.file={tmp_path}/none.csv",
-            f"output={tmp_path}/out", fails=True,
+            f"output={tmp_path}/out", f"plots={tmp_path}/plots", fails=True,
         )  # fmt: skip
         assert f"{tmp_path}/none.csv" in line
         assert nothing_written(tmp_path / "out")
@@ -25,7 +25,7 @@ class TestPrepare:
         (tmp_path / "empty.csv").write_text("text,label\n")
         line = call(
             "prepare", "modality=text", "text=csv", f"text.file={tmp_path}/empty.csv",
-            f"output={tmp_path}/out", fails=True,
+            f"output={tmp_path}/out", f"plots={tmp_path}/plots", fails=True,
         )  # fmt: skip
         assert "empty.csv has no rows" in line
         assert nothing_written(tmp_path / "out")
@@ -35,7 +35,7 @@ class TestPrepare:
         (tmp_path / "rare.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
         line = call(
             "prepare", "modality=text", "text=csv", f"text.file={tmp_path}/rare.csv",
-            f"output={tmp_path}/out", fails=True,
+            f"output={tmp_path}/out", f"plots={tmp_path}/plots", fails=True,
         )  # fmt: skip
         assert "rare" in line
         assert nothing_written(tmp_path / "out")
@@ -50,7 +50,7 @@ class TestPrepare:
         (tmp_path / "images/dog/3.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
         line = call(
             "prepare", "modality=image", "image=folder", f"image.folder={tmp_path}/images",
-            f"output={tmp_path}/out", fails=True,
+            f"output={tmp_path}/out", f"plots={tmp_path}/plots", fails=True,
         )  # fmt: skip
         assert "dog/3.png" in line
         assert nothing_written(tmp_path / "out")
@@ -115,7 +115,12 @@ class TestTraining:
         (tmp_path / "file").write_text("in the way")
         monkeypatch.setenv("DVC_ROOT", str(tmp_path / "file"))
         line = call(
-            "prepare", "modality=image", f"output={tmp_path}/out", "tracking=mlflow", fails=True
+            "prepare",
+            "modality=image",
+            f"output={tmp_path}/out",
+            f"plots={tmp_path}/plots",
+            "tracking=mlflow",
+            fails=True,
         )
         assert f"{tmp_path}/file/.tracking" in line
         assert nothing_written(tmp_path / "out")

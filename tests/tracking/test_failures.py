@@ -62,6 +62,7 @@ def sync(status: int = 0) -> str:
 
 
 class TestServer:
+    @pytest.mark.slow
     def test_absent_then_killed_then_silent_it_gets_every_point_once(
         self, own_workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -99,6 +100,7 @@ class TestServer:
         finally:
             server.kill()
 
+    @pytest.mark.slow
     def test_answers_that_get_lost_or_are_500_double_nothing(
         self,
         server: Server,
@@ -261,6 +263,7 @@ class TestKilled:
         assert points(client, run.info.run_id, "train/loss") == curve(200)
         assert not (workspace / ".tracking" / journal).exists()
 
+    @pytest.mark.slow
     def test_a_stage_killed_with_its_sender_is_closed_by_the_next(
         self, workspace: Path, settings: Tracking, client: Any
     ) -> None:
@@ -316,6 +319,7 @@ class TestTogether:
             assert run.info.status == "FINISHED"
             assert points(client, run.info.run_id, "train/loss") == curve(150)
 
+    @pytest.mark.slow
     def test_two_clones_share_a_server(
         self, server: Server, settings: Tracking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

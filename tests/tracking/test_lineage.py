@@ -113,6 +113,7 @@ def story(folder: Path) -> tuple[Any, list[Any]]:
     return client, [run for run in runs(client, "story") if run.data.tags["stage"] == "dvc"]
 
 
+@pytest.mark.slow
 def test_the_parent_tells_what_ran_what_was_reused_and_who_made_it(project: Path) -> None:
     params = project / "params.yaml"
     dvc(project, "repro")

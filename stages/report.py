@@ -1,0 +1,46 @@
+"""Put everything that was measured on one page, from the files of the other stages.
+
+python -m stages.report
+"""
+
+import tempfile
+from pathlib import Path
+
+from pipeline.files import read_json
+from pipeline.report import Sources, build
+from pipeline.report.numbers import changes_table, committed
+from pipeline.settings import Report
+from pipeline.stage import Context, stage
+
+
+@stage("report", Report)
+def main(settings: Report, context: Context) -> None:
+    """The body."""
+    metrics, html, markdown = (
+        Path(path) for path in (settings.metrics, settings.html, settings.markdown)
+    )
+    sources = Sources(
+        metrics=metrics,
+        plots=Path(settings.plots),
+        models=Path(settings.models),
+        data={name: Path(folder) for name, folder in settings.data.items()},
+        data_plots=Path(settings.data_plots) if settings.data_plots else None,
+    )
+    build(sources, html, markdown)
+    for target in ("self", "parent"):
+        context.run.artifact(html, target=target)
+    context.run.output(html)
+
+    # What changed depends on the last commit, so it is shown and logged, and is no output.
+    now = {name: read_json(metrics / f"{name}.json", f"evaluate@{name}") for name in settings.data}
+    table = changes_table(committed(metrics, list(now)), now)
+    print(table, end="")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "changes.md"
+        path.write_text(table, encoding="utf-8")
+        context.run.artifact(path, target="parent")
+    print(f"report: {html} and {markdown}")
+
+
+if __name__ == "__main__":
+    main()

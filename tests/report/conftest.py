@@ -1,0 +1,70 @@
+"""The files of a whole pipeline, small, for the report's tests."""
+
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+
+from pipeline.report import Sources
+
+NUMBERS = {
+    "accuracy": 0.982, "accuracy_low": 0.97, "accuracy_high": 0.991, "macro_f1": 0.981,
+    "loss": 0.0612, "ece": 0.041, "ece_scaled": 0.01, "examples": 1000, "precision/a<b": 0.9,
+    "recall/a<b": 0.8, "f1/a<b": 0.85, "precision/c|d": 0.7, "recall/c|d": 0.6, "f1/c|d": 0.65,
+    "baseline/majority class/accuracy": 0.1, "baseline/majority class/gain": 0.882,
+    "baseline/pixels/accuracy": 0.907, "baseline/pixels/gain": 0.075,
+}  # fmt: skip
+MODELS = {"cnn": "image", "transformer": "text", "rnn": "audio"}
+
+
+def png(width: int, height: int) -> bytes:
+    """A white PNG of one colour channel."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    pixels = zlib.compress((b"\0" + b"\xff" * width) * height)
+    start = b"\x89PNG\r\n\x1a\n"
+    return start + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Sources:
+    """The files of a whole pipeline, with names and captions that mean something in HTML."""
+    figure = {"file": "confusion.png", "title": "Mix-ups", "text": "<b>& more", "alt": 'a "b"'}
+    for model, task in MODELS.items():
+        plots, weights, data = (
+            tmp_path / part for part in (f"plots/{model}", f"models/{model}", f"data/{task}")
+        )
+        extra = tmp_path / "plots" / "data" / task
+        for folder in (plots, weights, data, extra, tmp_path / "metrics"):
+            folder.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "metrics" / f"{model}.json").write_text(json.dumps(NUMBERS))
+        for folder in (plots, extra):
+            (folder / "confusion.png").write_bytes(png(1200, 300))
+            (folder / "figures.json").write_text(json.dumps([figure]))
+        (extra / "findings.json").write_text(json.dumps([{"name": "Repeats", "text": "3 pairs"}]))
+        (plots / "slices.csv").write_text(
+            "kind,name,examples,accuracy,low,high\nclass,a,40,0.9,0.8,1\nclass,b,50,0.7,0.6,0.8\n"
+        )
+        (weights / "model.safetensors").write_bytes(b"weights")
+        description = {"settings": {"name": "net", "channels": [1, 2], "extra": {"x": 1}}}
+        (weights / "model.json").write_text(
+            json.dumps({"description": description, "sha256": "ab" * 32})
+        )
+        split = {"rows": 10, "per_class": {"a<b": 4, "c|d": 6}, "sha256": "cd" * 32}
+        card = {
+            "task": task, "name": f"{task} set", "source": "a <source>", "licence": "none",
+            "citation": "nobody", "classes": ["a<b", "c|d"],
+            "splits": dict.fromkeys(("train", "validation", "test"), split),
+        }  # fmt: skip
+        (data / "dataset.json").write_text(json.dumps(card))
+    return Sources(
+        tmp_path / "metrics", tmp_path / "plots", tmp_path / "models",
+        {model: tmp_path / "data" / task for model, task in MODELS.items()},
+        tmp_path / "plots" / "data",
+    )  # fmt: skip

@@ -1,0 +1,181 @@
+"""The report: complete, self-contained, deterministic, and right about what changed."""
+
+import hashlib
+import json
+import re
+import subprocess
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+
+from pipeline.errors import PipelineError
+from pipeline.report import build
+from pipeline.report.numbers import Change, changes, changes_table, committed, seeds, spread
+from tests.report.conftest import MODELS, NUMBERS
+
+
+@pytest.fixture
+def written(sources, tmp_path):
+    html, markdown = tmp_path / "reports" / "report.html", tmp_path / "reports" / "report.md"
+    build(sources, html, markdown)
+    return html.read_text("utf-8"), markdown.read_text("utf-8")
+
+
+class Reader(HTMLParser):
+    """Collects tags with their attributes, and checks that they close in order."""
+
+    VOID = frozenset({"meta", "img", "br", "link", "input", "hr"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def parsed(html: str) -> Reader:
+    reader = Reader()
+    reader.feed(html)
+    assert reader.open == []
+    return reader
+
+
+def test_the_page_needs_nothing_from_outside(written):
+    reader = parsed(written[0])
+    for _, attributes in reader.tags:
+        for name in ("src", "href"):
+            link = attributes.get(name)
+            assert link is None or re.match(r"data:image/png;base64,|#|/#/", link), link
+    assert not re.search(r"https?://|@import|url\(", written[0])
+    assert "default-src 'none'" in written[0]
+    assert not any(tag == "script" for tag, _ in reader.tags)
+
+
+def test_the_page_can_be_used_without_eyes(written):
+    reader = parsed(written[0])
+    tags = [tag for tag, _ in reader.tags]
+    images = [attributes for tag, attributes in reader.tags if tag == "img"]
+    assert len(images) == 6
+    assert all(image["alt"] and image["width"] and image["height"] for image in images)
+    assert next(a for tag, a in reader.tags if tag == "html")["lang"] == "en"
+    assert tags.count("h1") == 1
+    assert {"main", "nav", "header", "caption"} <= set(tags)
+    levels = [int(tag[1]) for tag in tags if re.fullmatch(r"h[1-6]", tag)]
+    assert all(below - above <= 1 for above, below in pairwise(levels))
+    names = [a["id"] for _, a in reader.tags if "id" in a]
+    assert len(names) == len(set(names))
+    links = [a["href"] for tag, a in reader.tags if tag == "a"]
+    assert all(link[1:] in names for link in links if link.startswith("#"))
+    assert all("scope" in a for tag, a in reader.tags if tag == "th")
+
+
+def test_the_headline_has_interval_baseline_gain_and_worst_slice(written):
+    for text in written:
+        assert "98.2%" in text
+        assert "97.0 to 99.1%" in text
+        assert "pixels: 90.7%" in text
+        assert "+7.5" in text
+        assert "class “b”: 70.0%" in text
+        assert "4.1% → 1.0%" in text
+        assert "3 pairs" in text
+
+
+def test_nothing_of_the_data_is_taken_for_markup(written):
+    html, markdown = written
+    assert "&lt;b&gt;&amp; more" in html
+    assert "a&lt;b" in html
+    assert "a <source>" not in html
+    assert "\\<b\\>& more" in markdown
+    head = next(line for line in markdown.splitlines() if line.startswith("| CNN"))
+    assert head.count("|") - head.count("\\|") == 8
+
+
+def test_markdown_links_its_images_relative_to_itself(written, tmp_path):
+    links = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", written[1])
+    assert links == [f"../plots/{model}/confusion.png" for model in MODELS]
+    assert all((tmp_path / "reports" / link).exists() for link in links)
+
+
+def test_equal_files_give_equal_bytes(sources, written, tmp_path):
+    build(sources, tmp_path / "again.html", tmp_path / "reports" / "again.md")
+    assert (tmp_path / "again.html").read_text("utf-8") == written[0]
+    assert (tmp_path / "reports" / "again.md").read_text("utf-8") == written[1]
+
+
+def test_the_run_is_found_by_the_content_of_the_weights(written):
+    md5 = hashlib.md5(b"weights", usedforsecurity=False).hexdigest()
+    assert f"tags.`weights.md5` = &#39;{md5}&#39;" in written[0]
+    assert f"/#/experiments/1?searchFilter=tags.%60weights.md5%60%20%3D%20%27{md5}%27" in written[0]
+    assert "/#/models/image-classifier" in written[0]
+
+
+def test_seeds_are_summed_up_where_there_are_some(sources, tmp_path):
+    for seed, accuracy in enumerate((0.98, 0.99, 0.97)):
+        path = sources.metrics / f"cnn-seed-{seed}.json"
+        path.write_text(json.dumps({"accuracy": accuracy}))
+    assert seeds(sources.metrics, "cnn") == [0.98, 0.99, 0.97]
+    assert spread([0.98, 0.99, 0.97]) == "98.00 ± 1.00%"
+    build(sources, tmp_path / "r.html", tmp_path / "r.md")
+    assert "over 3 seeds: 98.00 ± 1.00%" in (tmp_path / "r.html").read_text("utf-8")
+    assert "over 3 seeds: 98.00 ± 1.00%" in (tmp_path / "r.md").read_text("utf-8")
+
+
+def test_parts_that_were_switched_off_leave_no_hole(sources, tmp_path):
+    few = {name: value for name, value in NUMBERS.items() if "baseline" not in name}
+    few.pop("ece_scaled")
+    (sources.metrics / "cnn.json").write_text(json.dumps(few))
+    (sources.plots / "cnn" / "slices.csv").unlink()
+    build(sources, tmp_path / "r.html", tmp_path / "r.md")
+    parsed((tmp_path / "r.html").read_text("utf-8"))
+
+
+def test_a_missing_file_is_named_with_the_stage_that_makes_it(sources, tmp_path):
+    (sources.plots / "rnn" / "confusion.png").unlink()
+    with pytest.raises(PipelineError, match=r"rnn/confusion.png .* evaluate@rnn"):
+        build(sources, tmp_path / "r.html", tmp_path / "r.md")
+    (sources.metrics / "cnn.json").unlink()
+    with pytest.raises(PipelineError, match=r"cnn.json is missing; run `dvc repro evaluate@cnn`"):
+        build(sources, tmp_path / "r.html", tmp_path / "r.md")
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_metrics_without_a_class_are_named(sources, tmp_path):
+    broken = {name: value for name, value in NUMBERS.items() if name != "recall/c|d"}
+    (sources.metrics / "cnn.json").write_text(json.dumps(broken))
+    with pytest.raises(PipelineError, match=r"cnn lack 'recall/c\|d'"):
+        build(sources, tmp_path / "r.html", tmp_path / "r.md")
+
+
+def test_changes_are_those_against_the_last_commit(sources):
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", *arguments], cwd=sources.metrics, check=True, capture_output=True)
+
+    assert committed(sources.metrics, ["cnn"]) == {}
+    git("init", "-q")
+    git("add", "cnn.json")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first")
+    assert committed(sources.metrics, ["cnn", "rnn"]) == {"cnn": NUMBERS}
+    assert changes({"cnn": NUMBERS}, {"cnn": NUMBERS}) == []
+    better = NUMBERS | {
+        "accuracy": 0.99,
+        "accuracy_low": 0.98,
+        "accuracy_high": 0.995,
+        "loss": 0.05,
+    }
+    assert changes({"cnn": NUMBERS}, {"cnn": better, "rnn": better}) == [
+        Change("cnn", "accuracy", 0.982, 0.99, True),
+        Change("cnn", "loss", 0.0612, 0.05, False),
+    ]
+    table = changes_table({"cnn": NUMBERS}, {"cnn": better})
+    assert "| cnn | accuracy | 0.9820 | 0.9900 | +0.0080 (within noise) |" in table
+    same = changes_table({"cnn": NUMBERS}, {"cnn": NUMBERS})
+    assert same == "No metric changed against the last commit.\n"
+    assert "no metrics to compare" in changes_table({}, {"cnn": NUMBERS})
