@@ -39,7 +39,7 @@ def main(settings: Evaluate, context: Context) -> float:
         autocast=context.hardware.accelerator.autocast,
         tokenizer=loaded.tokenizer,
         max_length=getattr(loaded.description.settings, "max_length", 0),
-        sample_rate=card.sample_rate,
+        sample_rate=card.sample_rate or None,
     )
     train, validation, test = (read_examples(data, s) for s in ("train", "validation", "test"))
     held_out = [

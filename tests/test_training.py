@@ -133,10 +133,10 @@ def test_a_training_stopped_at_any_step_resumes_to_the_same_bits(
     whole, log = Logged(), Logged()
     uninterrupted, _ = train(folder / "whole", hardware, log=whole, **changes)
     data = split(64, 1, shuffle=True)
-    with pytest.MonkeyPatch.context() as patch:
-        with pytest.raises(interrupts.Interrupted, match=f"step {step} of {steps}"):
-            stopping = interrupt_after(step, data, accumulate, patch)
-            train(folder / "part", hardware, log=log, data=stopping, **changes)
+    stopped = pytest.raises(interrupts.Interrupted, match=f"step {step} of {steps}")
+    with pytest.MonkeyPatch.context() as patch, stopped:
+        stopping = interrupt_after(step, data, accumulate, patch)
+        train(folder / "part", hardware, log=log, data=stopping, **changes)
     resumed, progress = train(folder / "part", hardware, net(seed=99), log=log, **changes)
     assert same(uninterrupted, resumed)
     assert log.points == whole.points
@@ -194,7 +194,7 @@ def test_a_loss_that_is_not_finite_names_epoch_step_and_learning_rate(tmp_path, 
 
 
 def test_more_accumulation_than_batches_is_an_error(tmp_path, hardware):
-    with pytest.raises(PipelineError, match="training.accumulate=9 .* split has 8"):
+    with pytest.raises(PipelineError, match=r"training.accumulate=9 .* split has 8"):
         train(tmp_path, hardware, accumulate=9)
 
 
@@ -203,7 +203,7 @@ def test_out_of_memory_says_what_to_lower(tmp_path, hardware):
         def forward(self, points):
             return super().forward(torch.empty(2**50, 2))
 
-    with pytest.raises(PipelineError, match="out of memory on cpu with batches of 8 .*batch_size"):
+    with pytest.raises(PipelineError, match=r"out of memory on cpu with batches of 8 .*batch_size"):
         train(tmp_path, hardware, Greedy(2, 2))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """One batch on the device: `inputs` are the model's keyword arguments, `labels` int64 [batch]."""
+    """One batch on the device: the model's keyword arguments, and labels, int64 [batch]."""
 
     inputs: dict[str, Tensor]
     labels: Tensor
@@ -34,11 +34,11 @@ class Ragged:
 
     @property
     def lengths(self) -> Tensor:
-        """int64 [n]"""
+        """How many values each sequence has, int64 [n]."""
         return self.offsets.diff()
 
     def pad(self, index: Tensor, value: int = 0) -> tuple[Tensor, Tensor]:
-        """Gather sequences `index` into [batch, longest], filled up with `value`; and their lengths."""
+        """Gather sequences `index` into [batch, longest], filled up with `value`; and lengths."""
         lengths = self.lengths[index]
         position = torch.arange(int(lengths.max()), device=self.values.device)
         inside = position < lengths[:, None]
@@ -58,7 +58,7 @@ class Batches:
             out, so that every optimizer step averages over the same number of examples.
         seed: decides the order and the augmentation.
         lengths: int64 [n] on the CPU; given, batches hold sequences of similar length.
-        augment: changes a training batch in place of stored variants; draws from the generator only.
+        augment: changes a training batch; draws from the given generator only.
         shard: (rank, processes) for data-parallel training.
     """
 

@@ -120,10 +120,6 @@ def load(
     """
     card, table = read_split(folder, split, "image")
     path = folder / f"{split}.parquet"
-    if card.height is None or card.width is None or card.channels not in (1, 3):
-        raise PipelineError(
-            f"{folder}/dataset.json has no image size; run `dvc repro prepare@image`"
-        )
     layout = png.Layout(card.height, card.width, card.channels)
     images = torch.from_numpy(png.decode(contents(table["image"]), layout, str(path))).to(device)
     return Batches(

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import PipelineError
 from pipeline.files import digest, new_directory, read_json, write_json
@@ -52,12 +52,20 @@ class Card(_Model):
     dropped: dict[str, Count]
     """Examples left out: `repeats` of another one, `conflicts` between labels of equal ones."""
     splits: dict[SplitName, Split]
-    channels: int | None = None
-    """Of an image, as are `height` and `width` in pixels."""
-    height: int | None = None
-    width: int | None = None
-    sample_rate: int | None = None
-    """Of audio, in Hz."""
+    channels: Literal[0, 1, 3] = 0
+    """Of an image, as are `height` and `width` in pixels; 0 for other tasks."""
+    height: Count = 0
+    width: Count = 0
+    sample_rate: Count = 0
+    """Of audio, in Hz; 0 for other tasks."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Card":
+        needed = {"image": ("channels", "height", "width"), "audio": ("sample_rate",)}
+        for name in needed.get(self.task, ()):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is missing")
+        return self
 
     @property
     def digest(self) -> str:

@@ -177,7 +177,7 @@ def _images(table: Any, card: Card, path: Path) -> NDArray[np.uint8]:
     column = pyarrow.chunked_array(
         [chunk.field("bytes") for chunk in table["image"].chunks], type=pyarrow.binary()
     )
-    layout = png.Layout(card.height or 0, card.width or 0, card.channels or 0)
+    layout = png.Layout(card.height, card.width, card.channels)
     return png.decode(column, layout, str(path))
 
 

@@ -1,16 +1,21 @@
-"""`python -m pipeline.tracking sync`: send what stages could not send; `make sync`."""
+"""The tracking store by hand.
 
+    python -m pipeline.tracking sync              send what stages could not send (`make sync`)
+    python -m pipeline.tracking ui [--port N]     open the store in MLflow's UI (`make ui`)
+"""
+
+import argparse
+import os
 import sys
+from urllib.parse import urlsplit
 
 from pipeline.tracking.journal import root
+from pipeline.tracking.masking import clean
 from pipeline.tracking.send import Senders, quiet
 
 
-def main(arguments: list[str]) -> int:
-    """Returns the exit status: 0 when the store has everything."""
-    if arguments != ["sync"]:
-        print(__doc__, file=sys.stderr)
-        return 2
+def sync() -> int:
+    """Send what dead processes left; returns the exit status, 0 when the store has everything."""
     quiet()
     senders = Senders(root() / ".tracking")
     sent = senders.send_leftovers(wait=60)
@@ -19,6 +24,40 @@ def main(arguments: list[str]) -> int:
     for journal, begin in left:
         print(f"{journal.folder} for {begin['uri']}: {journal.state().error or 'not sent'}")
     return 1 if left else 0
+
+
+def ui(host: str, port: int) -> int:
+    """Become MLflow's server on this workspace's store; a store that is a server has a UI."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root() / 'mlflow.db'}"
+    if urlsplit(uri).scheme in ("http", "https"):
+        print(f"the store is a server; open {clean(uri)}")
+        return 0
+    from pipeline.tracking.store import Store
+
+    quiet()
+    Store(uri, root())  # creates it, if need be, without a race against a stage that does so too
+    print(f"MLflow is on http://{host}:{port} (Ctrl-C ends it)", flush=True)
+    command = [
+        *(sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)),
+        *("--workers", "1", "--backend-store-uri", uri),
+        *("--artifacts-destination", str(root() / "mlartifacts")),
+    ]
+    # its job runner would be 8 more processes and half a gigabyte
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    os.execve(sys.executable, command, environment)  # noqa: S606 (no shell wanted)
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.tracking", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("sync")
+    server = commands.add_parser("ui")
+    server.add_argument("--host", default="127.0.0.1", help="the UI asks nobody for a password")
+    server.add_argument("--port", type=int, default=5000)
+    given = parser.parse_args(arguments)
+    return sync() if given.command == "sync" else ui(given.host, given.port)
 
 
 if __name__ == "__main__":

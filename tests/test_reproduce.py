@@ -1,0 +1,209 @@
+"""A recorded run, whichever way it was started, runs again to the same bits, or says why not."""
+
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import reproduce
+from pipeline.reproduce import Result
+from pipeline.tracking.reader import Reader
+from tests.conftest import copy_of_the_repository, run
+from tests.workspace import workspace
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A repository with prepared data, small settings committed."""
+    prepared = workspace(tmp_path_factory.getbasetemp())
+    folder = copy_of_the_repository(tmp_path_factory.mktemp("repository"))
+    shutil.copytree(prepared / "data", folder / "data", dirs_exist_ok=True)
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params["common"] |= {"profile": "tiny", "threads": 1}
+    params["train_rnn"]["training"]["batch_size"] = 32
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    commit = run(folder, "git", "commit", "-qam", "small")
+    assert commit.returncode == 0, commit.stderr
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(repository))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def latest(repository: Path, stage: str) -> str:
+    return Reader(f"sqlite:///{repository}/mlflow.db").runs(stage)[-1]
+
+
+def start(repository: Path, *command: str) -> None:
+    done = run(repository, *command)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def answer(run_id: str, capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Exit status and last line of `make reproduce`, its output before that checked to be clean."""
+    status = reproduce.main([run_id])
+    out, err = capfd.readouterr()
+    return status, (out + err).splitlines()[-1]
+
+
+def worktrees(repository: Path) -> int:
+    return len(run(repository, "git", "worktree", "list").stdout.splitlines())
+
+
+def test_a_run_by_hand_with_uncommitted_changes(repository, capfd):
+    preset = repository / "conf/rnn/gru.yaml"
+    committed = preset.read_text()
+    preset.write_text(committed.replace("hidden: ", "hidden: 1"))
+    try:
+        start(repository, "python", "-m", "stages.train_rnn", "optimizer.lr=0.003")
+    finally:
+        preset.write_text(committed)
+    run_id = latest(repository, "train_rnn")
+    recorded = Reader().read(run_id)
+    assert "hidden: 1" in recorded.diff
+    assert recorded.config["optimizer"]["lr"] == 0.003
+    status, said = answer(run_id, capfd)
+    assert (status, said[:35]) == (0, "identical: the outputs and 11 points"[:35])
+    assert worktrees(repository) == 1
+    assert preset.read_text() == committed
+
+
+def test_a_preparation_by_dvc_repro(repository, capfd):
+    start(repository, "dvc", "repro", "prepare@text")
+    status, said = answer(latest(repository, "prepare"), capfd)
+    assert (status, said) == (
+        0,
+        "identical: the outputs and 3 points of metrics are equal to the bit",
+    )
+
+
+@pytest.mark.slow
+def test_a_training_by_dvc_repro_with_its_data_in_dvcs_cache_only(repository, capfd):
+    start(repository, "dvc", "repro", "train_rnn")
+    start(repository, "git", "add", "dvc.lock")
+    start(repository, "git", "commit", "-qm", "lock")
+    start(repository, "dvc", "repro", "-f", "-s", "train_rnn")
+    shutil.rmtree(repository / "data/audio")
+    status = reproduce.main([latest(repository, "train_rnn")])
+    out = capfd.readouterr().out
+    assert "data/audio: DVC has it" in out
+    assert status == 0
+    assert out.splitlines()[-1].startswith("identical: the outputs and ")
+
+
+@pytest.mark.slow
+def test_a_training_whose_data_is_nowhere_makes_it_again(repository, capfd):
+    start(repository, "dvc", "repro", "train_rnn")
+    shutil.rmtree(repository / "data/audio")
+    cache = repository / ".dvc/cache"
+    cache.rename(repository / "away")
+    try:
+        status = reproduce.main([latest(repository, "train_rnn")])
+    finally:
+        (repository / "away").rename(cache)
+    out = capfd.readouterr().out
+    assert "data/audio: is made again" in out
+    assert status == 0
+    assert out.splitlines()[-1].startswith("identical: the outputs and ")
+    assert worktrees(repository) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", [[], ["--temp"]], ids=["in the workspace", "in a copy"])
+def test_an_experiment(where, repository, capfd):
+    start(
+        repository, "dvc", "exp", "run", *where, "-S", "train_rnn.optimizer.lr=0.0123",
+        "-S", "train_rnn.rnn=lstm", "train_rnn",
+    )  # fmt: skip
+    start(repository, "git", "checkout", "-q", ".")
+    run_id = latest(repository, "train_rnn")
+    assert Reader().read(run_id).config["rnn"]["cell"] == "lstm"
+    status, said = answer(run_id, capfd)
+    assert status == 0, said
+    assert said.startswith("identical: the outputs and ")
+
+
+@pytest.mark.slow
+def test_an_evaluation(repository, capfd):
+    start(repository, "dvc", "repro", "evaluate@rnn")
+    status, said = answer(latest(repository, "evaluate"), capfd)
+    assert status == 0, said
+    assert said.startswith("identical: ")
+
+
+@pytest.mark.slow
+def test_another_thread_count_is_told_as_the_reason(repository, capfd, monkeypatch):
+    start(repository, "python", "-m", "stages.train_rnn", "threads=1")
+    run_id = latest(repository, "train_rnn")
+    restored = reproduce._restored
+
+    def other(before):
+        config, reasons = restored(before)
+        return {**config, "threads": 2}, reasons
+
+    monkeypatch.setattr(reproduce, "_restored", other)
+    result = reproduce.reproduce(run_id)
+    capfd.readouterr()
+    assert result.verdict == "within tolerance"
+    assert result.same_bytes is False
+    assert 0 < max(result.tensors.values()) < 0.1
+    assert "threads: 1 → 2" in result.reasons
+
+
+class TestAnswers:
+    def compared(self, before, after) -> Result:
+        result = Result(same_bytes=None)
+        reproduce._compare_series({"train/loss": before}, {"train/loss": after}, result)
+        return result
+
+    def test_equal_points_are_identical_also_where_they_are_nan(self):
+        points = [(1, 0.5), (2, math.nan)]
+        assert self.compared(points, list(points)).verdict == "identical"
+
+    def test_small_differences_are_within_tolerance_and_measured(self):
+        result = self.compared([(1, 0.5), (2, 0.4)], [(1, 0.5), (2, 0.401)])
+        assert result.verdict == "within tolerance"
+        assert result.parts_at == (2, "train/loss", 0.4, 0.401)
+        assert "train/loss parts at step 2 (0.4 → 0.401); metrics differ by 0.001 at most" in str(
+            result
+        )
+
+    def test_large_differences_name_the_first_step_and_the_reasons(self):
+        result = self.compared([(1, 2.5), (2, 2.4), (3, 2.0)], [(1, 2.5), (2, 2.5), (3, 9.0)])
+        result.reasons = ["threads: 1 → 2"]
+        assert result.verdict == "different"
+        assert str(result).startswith("different: train/loss parts at step 2 (2.4 → 2.5)")
+        assert str(result).endswith("may be why: threads: 1 → 2")
+
+    def test_a_missing_point_is_a_difference(self):
+        assert self.compared([(1, 0.5), (2, 0.4)], [(1, 0.5)]).verdict == "different"
+
+    def test_other_bytes_with_the_same_metrics_are_not_identical(self):
+        result = self.compared([(1, 0.5)], [(1, 0.5)])
+        result.same_bytes = False
+        assert result.verdict == "within tolerance"
+
+
+class TestErrors:
+    def line(self, run_id, capfd) -> str:
+        assert reproduce.main([run_id]) == 1
+        (line,) = capfd.readouterr().err.splitlines()
+        return line
+
+    def test_an_unknown_run_is_one_line(self, capfd):
+        assert "error: run 0123 can't be read from the store" in self.line("0123", capfd)
+
+    def test_without_a_run_id_it_says_how_to_call_it(self, capfd):
+        assert reproduce.main([]) == 2
+        assert "python -m pipeline.reproduce <MLflow run id>" in capfd.readouterr().err
+
+    def test_a_run_that_failed_can_not_be_compared(self, repository, capfd):
+        run(repository, "python", "-m", "stages.train_rnn", "optimizer.lr=1e30")
+        line = self.line(latest(repository, "train_rnn"), capfd)
+        assert line.endswith("is FAILED; only a finished run can be compared")
