@@ -124,10 +124,13 @@ def _say_why_new(root: Path, stage: str, identity: dict[str, Any]) -> None:
     """Explain, where a state of the same stage exists, why it is not continued."""
     for other in sorted(root.glob(f"{stage}-*/identity.json")):
         before = json.loads(other.read_text(encoding="utf-8"))
-        changed = [f"{name}: {old} → {new}" for name, old, new in _differences(before, identity)]
+        changed = [
+            f"{name}: {str(old)[:20]} → {str(new)[:20]}"
+            for name, old, new in _differences(before, identity)
+        ]
         print(
-            f"A saved state in {other.parent} is of another run ({'; '.join(changed[:3])}); "
-            "starting anew"
+            f"A saved state in {other.parent} is of another run ({'; '.join(changed[:3])}) and is "
+            "left alone; starting anew"
         )
 
 

@@ -265,6 +265,8 @@ class TrainCNN(Train):
 
     cnn: CNN
     augment: Augment | None
+    in_memory_limit: Annotated[int, Field(gt=0)]
+    """Bytes of pixels: a larger split stays on the disk while the model trains."""
 
 
 class FinetuneTransformer(Train):
@@ -329,13 +331,38 @@ class Evaluate(Stage):
     parts: Parts
 
 
+class Repeat(Stage):
+    """`stages.repeat`: the same training with another seed, set beside the model."""
+
+    model: Literal["cnn", "transformer", "rnn"]
+    """Which of the trained models."""
+    again: Annotated[int, Field(ge=0, lt=2**31)]
+    """The other seed; the prepared data stays as it is."""
+    sources: dict[str, str]
+    """Data set of each model."""
+    data: str
+    weights: str
+    """Folder of the trained model."""
+    overrides: list[str]
+    """Further values for the training stage, such as `optimizer.lr=0.01`."""
+    trained: str
+    """Folder of the model while it is compared; its parent is then removed."""
+    metrics: str
+    """JSON of its test metrics and of the comparison."""
+    batch_size: Annotated[int, Field(gt=0)]
+    compared: Annotated[int, Field(gt=1)]
+    """Test examples that the stages of the two networks are compared on, at most."""
+
+
 class Report(Stage):
     """The settings of `stages.report`."""
 
+    seeds: list[Annotated[int, Field(ge=0, lt=2**31)]]
+    """Seeds besides `common.seed` that every model is trained with too; DVC's `repeat` does it."""
     data: dict[str, str]
     """Name of each model, in the order to show them, and the folder of its data set."""
     metrics: str
-    """Folder of the test metrics."""
+    """Folder of the test metrics; `seeds/<model>-<seed>.json` below it are those of other seeds."""
     plots: str
     """Folder of each model's tables and figures."""
     data_plots: str | None

@@ -21,26 +21,13 @@ from pipeline.stage import Context, stage
 @stage("evaluate", Evaluate)
 def main(settings: Evaluate, context: Context) -> float:
     """The body; returns the test accuracy."""
-    data, weights, run = Path(settings.data), Path(settings.weights), context.run
-    card, loaded = read_card(data), models.load(weights)
-    if list(loaded.classes) != card.classes:
-        raise PipelineError(
-            f"{weights} knows the classes {', '.join(loaded.classes)}, {data} has "
-            f"{', '.join(card.classes)}; train the model on this data first"
-        )
+    data, weights = Path(settings.data), Path(settings.weights)
+    run, hardware = context.run, context.hardware
+    subject = Subject.read(
+        weights, data, hardware.device, settings.batch_size, hardware.accelerator.autocast
+    )
     run.input(data, name="data", context="testing")
     run.input(weights, name="model")
-    subject = Subject(
-        task=card.task,
-        model=loaded.model.to(context.hardware.device),
-        classes=card.classes,
-        device=context.hardware.device,
-        batch_size=settings.batch_size,
-        autocast=context.hardware.accelerator.autocast,
-        tokenizer=loaded.tokenizer,
-        max_length=getattr(loaded.description.settings, "max_length", 0),
-        sample_rate=card.sample_rate or None,
-    )
     train, validation, test = (read_examples(data, s) for s in ("train", "validation", "test"))
     held_out = [
         Predictions(subject.logits(split.raw), split.labels) for split in (validation, test)
@@ -58,7 +45,7 @@ def main(settings: Evaluate, context: Context) -> float:
         )
     write_json(Path(settings.metrics), numbers)
 
-    md5 = digest(weights / models.WEIGHTS)
+    card, md5 = read_card(data), digest(weights / models.WEIGHTS)
     tested = {f"test/{name}": value for name, value in numbers.items()}
     run.metrics(tested)
     run.metrics(tested, target=f"trained:{md5}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.files import read_json
 from pipeline.report import Sources, build
-from pipeline.report.numbers import changes_table, committed
+from pipeline.report.numbers import changes_table, committed, seeds
 from pipeline.settings import Report
 from pipeline.stage import Context, stage
 
@@ -25,6 +25,7 @@ def main(settings: Report, context: Context) -> None:
         models=Path(settings.models),
         data={name: Path(folder) for name, folder in settings.data.items()},
         data_plots=Path(settings.data_plots) if settings.data_plots else None,
+        seeds=settings.seeds,
     )
     build(sources, html, markdown)
     for target in ("self", "parent"):
@@ -33,7 +34,12 @@ def main(settings: Report, context: Context) -> None:
 
     # What changed depends on the last commit, so it is shown and logged, and is no output.
     now = {name: read_json(metrics / f"{name}.json", f"evaluate@{name}") for name in settings.data}
-    table = changes_table(committed(metrics, list(now)), now)
+    repeated = {
+        name: seeds(metrics, name, numbers["accuracy"], settings.seeds)
+        for name, numbers in now.items()
+    }
+    limits = {name: found.noise for name, found in repeated.items() if found}
+    table = changes_table(committed(metrics, list(now)), now, limits)
     print(table, end="")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "changes.md"

@@ -25,6 +25,7 @@ def main(settings: TrainCNN, context: Context) -> float:
         seed=settings.seed,
         augment=settings.augment,
         shard=hardware.shard,
+        in_memory_limit=settings.in_memory_limit,
     )
     card = read_card(data)
     mean, std = image.pixel_statistics(batches[0])

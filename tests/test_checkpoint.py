@@ -78,7 +78,8 @@ def test_another_config_starts_anew_and_says_why(tmp_path, capsys):
     other = {**IDENTITY, "config": {"optimizer": {"lr": 0.2}}}
     with checkpoints(tmp_path, "train", other) as saved:
         assert saved.load() is None
-    assert "(config.optimizer.lr: 0.1 → 0.2); starting anew" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "(config.optimizer.lr: 0.1 → 0.2) and is left alone; starting anew" in said
 
 
 def test_a_second_process_is_refused_and_told_who_has_it(tmp_path):

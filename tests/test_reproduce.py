@@ -69,7 +69,8 @@ def test_a_run_by_hand_with_uncommitted_changes(repository, capfd):
     assert "hidden: 1" in recorded.diff
     assert recorded.config["optimizer"]["lr"] == 0.003
     status, said = answer(run_id, capfd)
-    assert (status, said[:35]) == (0, "identical: the outputs and 11 points"[:35])
+    assert status == 0
+    assert said.startswith("identical: the outputs and ")
     assert worktrees(repository) == 1
     assert preset.read_text() == committed
 
@@ -77,10 +78,8 @@ def test_a_run_by_hand_with_uncommitted_changes(repository, capfd):
 def test_a_preparation_by_dvc_repro(repository, capfd):
     start(repository, "dvc", "repro", "prepare@text")
     status, said = answer(latest(repository, "prepare"), capfd)
-    assert (status, said) == (
-        0,
-        "identical: the outputs and 3 points of metrics are equal to the bit",
-    )
+    assert status == 0
+    assert said.startswith("identical: the outputs and ")
 
 
 @pytest.mark.slow

@@ -380,32 +380,35 @@ def test_out_of_memory_in_a_step_says_what_to_lower(nursery, root, tmp_path):
     )
 
 
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = copy_of_the_repository(tmp_path_factory.mktemp("repository"))
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params["common"] |= {"profile": "tiny", "threads": 1}
+    params["train_rnn"]["tracking"] = "off"
+    for stage in STAGES.values():
+        params[stage]["training"] |= {"epochs": 60, "batch_size": 64}
+    params["finetune_transformer"]["training"]["batch_size"] = 16
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    profile = folder / "conf/profile/tiny.yaml"
+    profile.write_text(profile.read_text().replace("max_steps: 12", "max_steps: 60"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lock(repository: Path) -> Callable[[str], bytes]:
+    """dvc.lock once a stage has run without interruption."""
+
+    def after(stage: str) -> bytes:
+        ended = run(repository, "dvc", "repro", stage)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        return (repository / "dvc.lock").read_bytes()
+
+    return after
+
+
 class TestDVC:
     """`dvc repro` in a repository of its own, where the uninterrupted pipeline ran before."""
-
-    @pytest.fixture(scope="class")
-    def repository(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        folder = copy_of_the_repository(tmp_path_factory.mktemp("repository"))
-        params = yaml.safe_load((folder / "params.yaml").read_text())
-        params["common"] |= {"profile": "tiny", "threads": 1}
-        params["train_rnn"]["tracking"] = "off"
-        for stage in STAGES.values():
-            params[stage]["training"] |= {"epochs": 60, "batch_size": 64}
-        (folder / "params.yaml").write_text(yaml.safe_dump(params))
-        profile = folder / "conf/profile/tiny.yaml"
-        profile.write_text(profile.read_text().replace("max_steps: 12", "max_steps: 60"))
-        return folder
-
-    @pytest.fixture(scope="class")
-    def lock(self, repository: Path) -> Callable[[str], bytes]:
-        """dvc.lock once a stage has run without interruption."""
-
-        def after(stage: str) -> bytes:
-            ended = run(repository, "dvc", "repro", stage)
-            assert ended.returncode == 0, ended.stdout + ended.stderr
-            return (repository / "dvc.lock").read_bytes()
-
-        return after
 
     def start(self, repository: Path, stage: str) -> tuple[subprocess.Popen[str], int]:
         """A forced `dvc repro` of one stage, and the stage's process once it has saved a state."""
@@ -426,7 +429,9 @@ class TestDVC:
         [
             "train_rnn",
             pytest.param("train_cnn", marks=pytest.mark.slow),
-            pytest.param("finetune_transformer", marks=pytest.mark.slow),
+            pytest.param(
+                "finetune_transformer", marks=[pytest.mark.slow, pytest.mark.timeout(1200)]
+            ),
         ],
     )
     def test_killed_and_run_again_it_leaves_the_lock_of_an_uninterrupted_run(

@@ -143,7 +143,7 @@ def load(
     lengths = np.fromiter(map(len, clips), np.int64, len(clips))
     ragged = Ragged(
         torch.from_numpy(np.concatenate(clips)).to(device),
-        torch.from_numpy(np.concatenate([[0], lengths.cumsum()])).to(device),
+        torch.from_numpy(np.concatenate([[0], lengths.cumsum()])),
     )
 
     def collate(index: Tensor) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ nothing else, so a run can be resumed at any step and repeats for any number of 
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,24 +26,26 @@ class Ragged:
     """Sequences of different lengths in one flat tensor.
 
     Attributes:
-        values: all sequences end to end, [total].
-        offsets: int64 [n + 1]; sequence i is `values[offsets[i]:offsets[i + 1]]`.
+        values: all sequences end to end, [total], on the device.
+        offsets: int64 [n + 1], on the CPU; sequence i is `values[offsets[i]:offsets[i + 1]]`.
     """
 
     values: Tensor
     offsets: Tensor
 
-    @property
-    def lengths(self) -> Tensor:
-        """How many values each sequence has, int64 [n]."""
-        return self.offsets.diff()
-
     def pad(self, index: Tensor, value: int = 0) -> tuple[Tensor, Tensor]:
-        """Gather sequences `index` into [batch, longest], filled up with `value`; and lengths."""
-        lengths = self.lengths[index]
-        position = torch.arange(int(lengths.max()), device=self.values.device)
+        """Gather sequences `index`, on the CPU, into [batch, longest]; and their lengths [batch].
+
+        Shorter ones are filled up with `value`. The host does not wait for the device: it knows the
+        lengths.
+        """
+        device = self.values.device
+        lengths = self.offsets[index + 1] - self.offsets[index]
+        position = torch.arange(int(lengths.max()), device=device)
+        starts = self.offsets[index].to(device, non_blocking=True)
+        lengths = lengths.to(device, non_blocking=True)
         inside = position < lengths[:, None]
-        where = (self.offsets[index][:, None] + position) * inside
+        where = (starts[:, None] + position) * inside
         return self.values[where].masked_fill(~inside, value), lengths
 
 
@@ -52,7 +55,7 @@ class Batches:
 
     Attributes:
         labels: int64 [n], on the device.
-        collate: maps an int64 index [batch] to the model's inputs.
+        collate: maps an int64 index [batch], on the CPU, to the model's inputs on the device.
         batch_size: examples per batch and process.
         shuffle: whether the order changes with every epoch; an incomplete last batch is then left
             out, so that every optimizer step averages over the same number of examples.
@@ -60,6 +63,7 @@ class Batches:
         lengths: int64 [n] on the CPU; given, batches hold sequences of similar length.
         augment: changes a training batch; draws from the given generator only.
         shard: (rank, processes) for data-parallel training.
+        ahead: whether a thread gathers the next batch meanwhile, as pays for data on the disk.
     """
 
     labels: Tensor
@@ -70,6 +74,7 @@ class Batches:
     lengths: Tensor | None = None
     augment: Callable[[dict[str, Tensor], torch.Generator], dict[str, Tensor]] | None = None
     shard: tuple[int, int] = (0, 1)
+    ahead: bool = False
 
     @property
     def examples(self) -> int:
@@ -110,14 +115,24 @@ class Batches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from batch `start` on, on the device of `labels`."""
+        batches = self._gather(epoch, start)
+        if not self.ahead:
+            yield from batches
+            return
+        with ThreadPoolExecutor(1) as worker:
+            coming = worker.submit(next, batches, None)
+            while (batch := coming.result()) is not None:
+                coming = worker.submit(next, batches, None)
+                yield batch
+
+    def _gather(self, epoch: int, start: int) -> Iterator[Batch]:
         device = self.labels.device
         for number, index in enumerate(self.order(epoch)[start:], start):
-            index = index.to(device, non_blocking=True)
             inputs = self.collate(index)
             if self.augment is not None:
                 generator = torch.Generator(device).manual_seed(mix(self.seed, epoch, number))
                 inputs = self.augment(inputs, generator)
-            yield Batch(inputs, self.labels[index])
+            yield Batch(inputs, self.labels[index.to(device, non_blocking=True)])
 
 
 def mix(*numbers: int) -> int:

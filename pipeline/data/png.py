@@ -106,13 +106,14 @@ def encode(images: Bytes) -> pa.ChunkedArray:
     return pa.chunked_array(chunks, pa.binary())
 
 
-def decode(column: pa.ChunkedArray, layout: Layout, where: str) -> Bytes:
+def decode(column: pa.ChunkedArray, layout: Layout, where: str, first: int = 0) -> Bytes:
     """Pixels of a column of PNG files: [n, channels, height, width].
 
     Files of another layout (a data set that someone else wrote) are decoded one by one.
 
     Raises:
-        PipelineError: an image is missing, corrupt or of another size; names `where` and the row.
+        PipelineError: an image is missing, corrupt or of another size; names `where` and the row,
+            counted from `first`.
     """
     shape = (layout.channels, layout.height, layout.width)
     images = np.empty((len(column), *shape), np.uint8)
@@ -124,10 +125,10 @@ def decode(column: pa.ChunkedArray, layout: Layout, where: str) -> Bytes:
             part[:] = raw[:, :, 1:].reshape(len(chunk), *shape[1:], -1).transpose(0, 3, 1, 2)
         else:
             for row, file in enumerate(chunk.to_pylist()):
-                image = pillow(file, f"{where}, row {start + row}", layout.channels)
+                image = pillow(file, f"{where}, row {first + start + row}", layout.channels)
                 if image.shape != (*shape[1:], layout.channels):
                     raise PipelineError(
-                        f"{where}, row {start + row}: is {image.shape[1]}×{image.shape[0]}, the "
+                        f"{where}, row {first + start + row}: is {image.shape[1]}×{image.shape[0]}, the "
                         f"data set {layout.width}×{layout.height} pixels; prepare it again"
                     )
                 part[row] = image.transpose(2, 0, 1)

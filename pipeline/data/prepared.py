@@ -5,6 +5,7 @@ class names and all. They are read with pyarrow alone: importing `datasets` cost
 """
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -182,13 +183,24 @@ def read_card(folder: Path) -> Card:
 def read_split(folder: Path, split: SplitName, task: str) -> tuple[Card, pa.Table]:
     """The card, and the rows of one split as they were written.
 
+    Arguments and errors are those of `open_split`.
+    """
+    card, file, _ = open_split(folder, split, task)
+    return card, pa.Table.from_batches(rows(folder / f"{split}.parquet", file), file.schema_arrow)
+
+
+def open_split(
+    folder: Path, split: SplitName, task: str
+) -> tuple[Card, pq.ParquetFile, NDArray[np.int64]]:
+    """The card, the file of one split, checked but mostly unread, and its labels.
+
     Args:
         folder: a prepared data set.
         split: one of `SPLITS`.
         task: what the caller can read: `image`, `text` or `audio`.
 
     Returns:
-        The card and a table with a column `label`, int64 in [0, classes).
+        The card, the file, for `rows`, and its column `label`, int64 in [0, classes).
 
     Raises:
         PipelineError: a file is missing, is not the one the card describes (truncated, edited),
@@ -214,12 +226,24 @@ def read_split(folder: Path, split: SplitName, task: str) -> tuple[Card, pa.Tabl
             f"differs); {again}"
         )
     try:
-        table = pq.ParquetFile(pa.BufferReader(content)).read()
-        labels = table["label"].to_numpy()
+        opened = pq.ParquetFile(pa.BufferReader(content))
+        labels = opened.read(columns=["label"])["label"].to_numpy()
     except (pa.ArrowException, KeyError) as error:
         raise PipelineError(f"{path} can't be read ({_line(error)}); {again}") from error
     _per_class(labels, card.classes, str(path))
-    return card, table
+    return card, opened, labels
+
+
+def rows(path: Path, file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+    """The rows of an opened split in their order, some at a time.
+
+    Raises:
+        PipelineError: the file's content is damaged; names `path`.
+    """
+    try:
+        yield from file.iter_batches()
+    except pa.ArrowException as error:
+        raise PipelineError(f"{path} can't be read ({_line(error)}); prepare it again") from error
 
 
 def _per_class(labels: NDArray[Any], classes: list[str], where: str) -> dict[str, int]:

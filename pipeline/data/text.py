@@ -126,7 +126,7 @@ def load(
     values = np.concatenate([np.asarray(ids, np.int32) for ids in encoded])
     ragged = Ragged(
         torch.from_numpy(values).to(device),
-        torch.from_numpy(np.concatenate([[0], lengths.cumsum()])).to(device),
+        torch.from_numpy(np.concatenate([[0], lengths.cumsum()])),
     )
     padding = tokenizer.pad_token_id
 

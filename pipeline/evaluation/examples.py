@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline.data.prepared import Card, read_split
+from pipeline import models
+from pipeline.data.prepared import Card, read_card, read_split
+from pipeline.errors import PipelineError
 from pipeline.evaluation.features import Inputs, Point, capture, points
 from pipeline.evaluation.metrics import Integers
 from pipeline.evaluation.predictions import refuse_non_finite
@@ -48,10 +50,14 @@ class Examples:
 
     def sample(self, most: int, seed: int) -> "Examples":
         """At most `most` rows, drawn with the seed and kept in order; all where that is enough."""
-        if len(self) <= most:
-            return self
-        rows = np.random.default_rng(seed).choice(len(self), most, replace=False)
-        return self.take(np.sort(rows))
+        return self.take(sample_rows(len(self), most, seed))
+
+
+def sample_rows(count: int, most: int, seed: int) -> Integers:
+    """At most `most` of `count` row numbers, ascending; the same for the same seed."""
+    if count <= most:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).choice(count, most, replace=False))
 
 
 def take(raw: Raw, rows: Sequence[int] | Integers) -> Raw:
@@ -67,8 +73,6 @@ def read_examples(folder: Path, split: Literal["train", "validation", "test"]) -
     Raises:
         PipelineError: the split is missing, damaged, or has a corrupt image or clip.
     """
-    from pipeline.data.prepared import read_card
-
     task = read_card(folder).task
     card, table = read_split(folder, split, task)
     path = folder / f"{split}.parquet"
@@ -109,6 +113,38 @@ class Subject:
     max_length: int = 512
     sample_rate: int | None = None
 
+    @classmethod
+    def read(
+        cls,
+        weights: Path,
+        data: Path,
+        device: torch.device,
+        batch_size: int,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> "Subject":
+        """Load the trained model of one folder, to be shown the data set of another.
+
+        Raises:
+            PipelineError: one of them is missing or damaged, or their classes differ.
+        """
+        card, loaded = read_card(data), models.load(weights)
+        if list(loaded.classes) != card.classes:
+            raise PipelineError(
+                f"{weights} knows the classes {', '.join(loaded.classes)}, {data} has "
+                f"{', '.join(card.classes)}; train the model on this data first"
+            )
+        return cls(
+            task=card.task,
+            model=loaded.model.to(device),
+            classes=card.classes,
+            device=device,
+            batch_size=batch_size,
+            autocast=autocast,
+            tokenizer=loaded.tokenizer,
+            max_length=getattr(loaded.description.settings, "max_length", 0),
+            sample_rate=card.sample_rate or None,
+        )
+
     def encode(self, raw: Raw) -> Inputs:
         """The model's inputs for raw examples, as the data modules make them."""
         if self.task == "image":
@@ -133,8 +169,10 @@ class Subject:
         order, size = np.arange(len(raw)), self.batch_size
         if self.task != "image":
             order = np.argsort([len(example) for example in raw], kind="stable")
-            # At least eight batches: one of all lengths would be half padding.
-            size = min(size, max(16, -(-len(raw) // 8)))
+            # Several batches: one of all lengths would be half padding. A recurrence pays for each
+            # batch as much as for its longest clip, a transformer for every token.
+            parts = 8 if self.task == "audio" else 32
+            size = min(size, max(16, -(-len(raw) // parts)))
         return [order[i : i + size] for i in range(0, len(order), size)]
 
     def logits(self, raw: Raw) -> NDArray[np.float32]:

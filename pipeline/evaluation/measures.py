@@ -93,18 +93,27 @@ def by_slice(
 
 
 def robustness(
-    page: Page, subject: Subject, test: Examples, most: int, seed: int, name: str
+    page: Page,
+    subject: Subject,
+    sample: Examples,
+    right: NDArray[np.bool_],
+    seed: int,
+    name: str,
 ) -> None:
-    """Accuracy against the severity of each kind of damage, on at most `most` test examples."""
-    sample = test.sample(most, seed)
+    """Accuracy against the severity of each kind of damage.
+
+    `right` says which of the examples the model gets right undamaged, bool [n].
+    """
     rows, drawn = [], {}
     kinds = corruptions.CORRUPTIONS[subject.task]
-    clean = subject.logits(sample.raw)
     for kind in kinds:
         points = []
         for number, severity in enumerate(kind.severities):
-            logits = subject.logits(kind.apply(sample.raw, severity, seed)) if number else clean
-            accuracy, interval = metrics.share(logits.argmax(axis=1) == sample.labels)
+            hits = right
+            if number:
+                damaged = kind.apply(sample.raw, severity, seed)
+                hits = subject.logits(damaged).argmax(axis=1) == sample.labels
+            accuracy, interval = metrics.share(hits)
             points.append((severity, accuracy, *interval))
         drawn[kind.name] = points
         page.numbers[f"robustness/{kind.name}"] = float(np.mean([p[1] for p in points[1:]]))

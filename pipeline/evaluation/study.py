@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation import baselines, depth, measures
-from pipeline.evaluation.examples import Examples, Raw, Subject
+from pipeline.evaluation.examples import Examples, Raw, Subject, sample_rows
 from pipeline.evaluation.metrics import rounded, scores
 from pipeline.evaluation.page import Page
 from pipeline.evaluation.pictures import pictures, spectrograms
@@ -61,7 +61,7 @@ def study(
     rows = np.arange(len(data.test))
     control: NDArray[np.bool_] | None = None
     if parts.probes or parts.similarity:
-        rows = _sample(len(data.test), parts.probe_test, seed)
+        rows = sample_rows(len(data.test), parts.probe_test, seed)
         train = data.train.sample(parts.probe_train, seed)
         found = depth.collect(subject, train, data.test.take(rows), seed)
     if found and parts.probes:
@@ -82,7 +82,8 @@ def study(
     if parts.slices:
         measures.by_slice(page, subject, data.test, right, name)
     if parts.robustness:
-        measures.robustness(page, subject, data.test, parts.damaged, seed, name)
+        some = sample_rows(len(data.test), parts.damaged, seed)
+        measures.robustness(page, subject, data.test.take(some), right[some], seed, name)
     if parts.suspects:
         _suspects(page, subject, data, parts.suspected, name)
     page.close()
@@ -177,9 +178,3 @@ def _mean_spectra(subject: Subject, waves: list[NDArray[np.float32]]) -> NDArray
 
     first = points(subject.model, subject.encode(waves[:1]))[:1]
     return subject.features(waves, first)[first[0].name]
-
-
-def _sample(count: int, most: int, seed: int) -> NDArray[np.int64]:
-    if count <= most:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(seed).choice(count, most, replace=False))

@@ -6,6 +6,7 @@ equal files give equal bytes.
 
 import base64
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,12 @@ class Sources:
     """Where the report finds what it shows.
 
     Attributes:
-        metrics: folder of `<model>.json`, and `<model>-seed-<n>.json` where there are seeds.
+        metrics: folder of `<model>.json`, and of `seeds/<model>-<seed>.json` for other seeds.
         plots: folder of `<model>/figures.json` with its figures and tables.
         models: folder of `<model>/model.json`.
         data: name of each model and the folder of its data set.
         data_plots: folder of each data set's `<folder name>/figures.json`, if there is one.
+        seeds: further seeds that each model was trained with.
     """
 
     metrics: Path
@@ -34,6 +36,7 @@ class Sources:
     models: Path
     data: dict[str, Path]
     data_plots: Path | None = None
+    seeds: Sequence[int] = ()
 
 
 def build(sources: Sources, html: Path, markdown: Path) -> None:
@@ -77,7 +80,7 @@ def collect(sources: Sources, beside: Path) -> dict[str, Any]:
                     "headline": headline(numbers),
                     "classes": _classes(numbers, card["classes"]),
                     "slice": _worst(sources.plots / name / "slices.csv"),
-                    "seeds": seeds(sources.metrics, name),
+                    "seeds": seeds(sources.metrics, name, numbers["accuracy"], sources.seeds),
                     "figures": _figures(sources.plots / name, beside, f"evaluate@{name}"),
                     "settings": _flat(description["description"]["settings"]),
                     "weights": description["sha256"],

@@ -1,12 +1,17 @@
 """How the numbers of a report are chosen and written, and what changed since the last commit."""
 
 import json
+import math
 import statistics
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.files import read_json
+
 BASELINE = "baseline/"
+DEPTHS = ("early", "middle", "late")
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -24,10 +29,9 @@ def interval(low: float, high: float) -> str:
     return f"{100 * float(low):.1f} to {100 * float(high):.1f}%"
 
 
-def spread(values: list[float]) -> str:
+def spread(values: Sequence[float]) -> str:
     """Mean and standard deviation over seeds."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{100 * statistics.fmean(values):.2f} ± {100 * deviation:.2f}%"
+    return f"{100 * statistics.fmean(values):.2f} ± {100 * statistics.stdev(values):.2f}%"
 
 
 class Headline(NamedTuple):
@@ -51,16 +55,52 @@ def headline(numbers: dict[str, float]) -> Headline:
     return Headline(best, found[best], numbers[f"{BASELINE}{best}/gain"])
 
 
-def seeds(metrics: Path, name: str) -> list[float]:
-    """Accuracies of the same model over seeds, from `<name>-seed-<n>.json`; empty without any."""
-    return [
-        float(json.loads(path.read_text(encoding="utf-8"))["accuracy"])
-        for path in sorted(metrics.glob(f"{name}-seed-*.json"))
-    ]
+class Seeds(NamedTuple):
+    """The same training with several seeds.
+
+    Attributes:
+        accuracies: of the model itself and of its repetitions, in the order of `repeated`.
+        noise: 95 % of the differences between two such trainings are smaller.
+        repeated: seed and numbers of each repetition, as the stage `repeat` wrote them.
+        depths: the depths for which there is a CKA with the model.
+    """
+
+    accuracies: list[float]
+    noise: float
+    repeated: dict[int, dict[str, float]]
+    depths: list[str]
+
+
+def seeds(metrics: Path, name: str, accuracy: float, wanted: Sequence[int]) -> Seeds | None:
+    """What the seed alone changes, from `seeds/<name>-<seed>.json`; None without other seeds.
+
+    Raises:
+        PipelineError: the numbers of a seed are missing.
+    """
+    if not wanted:
+        return None
+    folder = metrics / "seeds"
+    found = {
+        seed: read_json(folder / f"{name}-{seed}.json", f"repeat@{name}-{seed}")
+        for seed in dict.fromkeys(wanted)
+    }
+    accuracies = [accuracy, *(numbers["accuracy"] for numbers in found.values())]
+    depths = [depth for depth in DEPTHS if all(f"cka/{depth}" in one for one in found.values())]
+    return Seeds(accuracies, seed_noise(accuracies), found, depths)
+
+
+def seed_noise(values: Sequence[float]) -> float:
+    """Limit below which 95 % of the differences between two runs lie: t · √2 · deviation.
+
+    Student's t, because the deviation itself is estimated from few runs.
+    """
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, len(values) - 1)) * math.sqrt(2) * statistics.stdev(values)
 
 
 class Change(NamedTuple):
-    """One number of one model before and now; `noise` if an interval can't tell them apart."""
+    """One number of one model before and now; `noise` if it may be chance or the seed's doing."""
 
     model: str
     metric: str
@@ -88,23 +128,36 @@ def committed(metrics: Path, models: list[str]) -> dict[str, dict[str, float]]:
     return found
 
 
-def changes(before: dict[str, dict[str, float]], now: dict[str, dict[str, float]]) -> list[Change]:
-    """What differs. A change of accuracy inside both 95 % intervals is called noise."""
+def changes(
+    before: dict[str, dict[str, float]],
+    now: dict[str, dict[str, float]],
+    limits: Mapping[str, float] | None = None,
+) -> list[Change]:
+    """What differs.
+
+    A change of accuracy is called noise inside both 95 % intervals, and below the model's limit
+    (`Seeds.noise`) where `limits` has one.
+    """
     found = []
     for model, numbers in now.items():
         old: dict[str, Any] = before.get(model, {})
         for metric in SHOWN:
             if metric in numbers and metric in old and numbers[metric] != old[metric]:
-                noise = metric == "accuracy" and _inside(old, numbers)
+                small = abs(numbers[metric] - old[metric]) <= (limits or {}).get(model, 0)
+                noise = metric == "accuracy" and (small or _inside(old, numbers))
                 found.append(Change(model, metric, old[metric], numbers[metric], noise))
     return found
 
 
-def changes_table(before: dict[str, dict[str, float]], now: dict[str, dict[str, float]]) -> str:
+def changes_table(
+    before: dict[str, dict[str, float]],
+    now: dict[str, dict[str, float]],
+    limits: Mapping[str, float] | None = None,
+) -> str:
     """The changes as a Markdown table, for a pull request."""
     if not before:
         return "The last commit has no metrics to compare with.\n"
-    found = changes(before, now)
+    found = changes(before, now, limits)
     if not found:
         return "No metric changed against the last commit.\n"
     lines = ["| model | metric | last commit | now | change |", "|---|---|---:|---:|---:|"]

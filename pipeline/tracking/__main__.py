@@ -35,8 +35,14 @@ def ui(host: str, port: int) -> int:
     from pipeline.tracking.store import Store
 
     quiet()
-    Store(uri, root())  # creates it, if need be, without a race against a stage that does so too
-    print(f"MLflow is on http://{host}:{port} (Ctrl-C ends it)", flush=True)
+    # opened here it is created, if need be, without a race against a stage that does so too
+    client = Store(uri, root()).client
+    places = [found.experiment_id for found in client.search_experiments()]
+    newest = client.search_runs(places, max_results=1)
+    # MLflow's front page is about chat models
+    page = f"experiments/{newest[0].info.experiment_id}/runs" if newest else "experiments"
+    address = f"http://{host}:{port}/#/{page}?workflowType=machine_learning"
+    print(f"the runs are on {address} (Ctrl-C ends MLflow)", flush=True)
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)),
         *("--workers", "1", "--backend-store-uri", uri),

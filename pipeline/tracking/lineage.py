@@ -142,7 +142,7 @@ def close_parent(store: "Store", parent: str, graph: dict[str, Any]) -> None:
         ran = children.get(name)
         run = ran or _maker(store, outs)
         rows.append(_row(name, outs, ran is not None, run))
-        if run:
+        if run and "trained_by" in run.data.tags:  # an evaluation; the training has copies
             model = name.partition("@")[2] or name
             metrics |= {
                 f"{model}/{key}": value

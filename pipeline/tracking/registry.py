@@ -75,7 +75,8 @@ def register(
             "trained_by": trained,
             "evaluated_by": run_id,
             "predictions": f"{FOLDER}/{predictions.name}",
-            **{key: f"{value:.6g}" for key, value in record["metrics"].items()},
+            # of `test/accuracy` and `test/precision/7` the first: the run has the rest
+            **{k: f"{v:.6g}" for k, v in record["metrics"].items() if k.count("/") < 2},
         }
         for key, value in tags.items():
             client.set_model_version_tag(name, version, key, value)

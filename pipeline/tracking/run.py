@@ -242,7 +242,7 @@ class JournaledRun(Run):
     ) -> None:
         with self._harmless(predictions):
             self._append(
-                "register", name=name, weights=weights, data=data, metrics=metrics,
+                "register", name=name, weights=weights, data=data, metrics=_named(metrics),
                 file=self._journal.keep(predictions), promote=promote,
             )  # fmt: skip
 

@@ -4,14 +4,24 @@ import hashlib
 import json
 import re
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from pipeline.errors import PipelineError
 from pipeline.report import build
-from pipeline.report.numbers import Change, changes, changes_table, committed, seeds, spread
+from pipeline.report.numbers import (
+    Change,
+    changes,
+    changes_table,
+    committed,
+    seed_noise,
+    seeds,
+    spread,
+)
 from tests.report.conftest import MODELS, NUMBERS
 
 
@@ -46,6 +56,16 @@ def parsed(html: str) -> Reader:
     reader.feed(html)
     assert reader.open == []
     return reader
+
+
+def write_repetition(sources, model: str, seed: int, accuracy: float) -> None:
+    """What the stage `repeat` writes."""
+    numbers = {
+        "accuracy": accuracy, "difference": accuracy - 0.982, "p_value": 0.25, "agreement": 0.97,
+        "cka/early": 0.9, "cka/late": 0.75,
+    }  # fmt: skip
+    path = sources.metrics / "seeds" / f"{model}-{seed}.json"
+    path.write_text(json.dumps(numbers))
 
 
 def test_the_page_needs_nothing_from_outside(written):
@@ -118,14 +138,43 @@ def test_the_run_is_found_by_the_content_of_the_weights(written):
 
 
 def test_seeds_are_summed_up_where_there_are_some(sources, tmp_path):
-    for seed, accuracy in enumerate((0.98, 0.99, 0.97)):
-        path = sources.metrics / f"cnn-seed-{seed}.json"
-        path.write_text(json.dumps({"accuracy": accuracy}))
-    assert seeds(sources.metrics, "cnn") == [0.98, 0.99, 0.97]
-    assert spread([0.98, 0.99, 0.97]) == "98.00 ± 1.00%"
+    (sources.metrics / "seeds").mkdir()
+    for model in MODELS:
+        for seed, accuracy in ((1, 0.992), (2, 0.972)):
+            write_repetition(sources, model, seed, accuracy)
+    assert seeds(sources.metrics, "cnn", 0.982, []) is None
+    found = seeds(sources.metrics, "cnn", 0.982, [1, 2])
+    assert found.accuracies == [0.982, 0.992, 0.972]
+    assert found.depths == ["early", "late"]
+    assert spread(found.accuracies) == "98.20 ± 1.00%"
+    build(replace(sources, seeds=[1, 2]), tmp_path / "r.html", tmp_path / "r.md")
+    html = (tmp_path / "r.html").read_text("utf-8")
+    parsed(html)
+    assert html.count("over 3 seeds: 98.20 ± 1.00%") == 3
+    assert "over 3 seeds: 98.20 ± 1.00%" in (tmp_path / "r.md").read_text("utf-8")
+    # Student's t of two degrees of freedom, 4.303, times the root of 2, times 1.00 points.
+    assert "within 6.1 points" in html
+    assert "gain of +7.5 points over\npixels is more than the seed can explain" in html
+    assert '<td class="number">0.75</td>' in html
+
+
+def test_a_listed_seed_without_numbers_is_named_with_the_stage_that_makes_them(sources, tmp_path):
+    with pytest.raises(PipelineError, match=r"cnn-5.json is missing; run `dvc repro repeat@cnn-5`"):
+        build(replace(sources, seeds=[5]), tmp_path / "r.html", tmp_path / "r.md")
+
+
+def test_numbers_of_a_seed_that_is_not_listed_any_more_are_not_shown(sources, tmp_path):
+    (sources.metrics / "seeds").mkdir()
+    write_repetition(sources, "cnn", 1, 0.5)
     build(sources, tmp_path / "r.html", tmp_path / "r.md")
-    assert "over 3 seeds: 98.00 ± 1.00%" in (tmp_path / "r.html").read_text("utf-8")
-    assert "over 3 seeds: 98.00 ± 1.00%" in (tmp_path / "r.md").read_text("utf-8")
+    assert "seeds:" not in (tmp_path / "r.html").read_text("utf-8")
+
+
+def test_the_noise_of_the_seed_is_that_of_simulated_pairs():
+    generator = np.random.default_rng(0)
+    runs = generator.normal(0.9, 0.01, size=(4000, 5))
+    limits = np.array([seed_noise(row[:3]) for row in runs])
+    assert np.mean(np.abs(runs[:, 3] - runs[:, 4]) <= limits) == pytest.approx(0.95, abs=0.012)
 
 
 def test_parts_that_were_switched_off_leave_no_hole(sources, tmp_path):
@@ -176,6 +225,9 @@ def test_changes_are_those_against_the_last_commit(sources):
     ]
     table = changes_table({"cnn": NUMBERS}, {"cnn": better})
     assert "| cnn | accuracy | 0.9820 | 0.9900 | +0.0080 (within noise) |" in table
+    far = {"cnn": NUMBERS | {"accuracy": 0.95, "accuracy_low": 0.94, "accuracy_high": 0.96}}
+    assert [one.noise for one in changes({"cnn": NUMBERS}, far)] == [False]
+    assert [one.noise for one in changes({"cnn": NUMBERS}, far, {"cnn": 0.04})] == [True]
     same = changes_table({"cnn": NUMBERS}, {"cnn": NUMBERS})
     assert same == "No metric changed against the last commit.\n"
     assert "no metrics to compare" in changes_table({}, {"cnn": NUMBERS})

@@ -13,7 +13,7 @@ SMALL = ("profile=tiny", "tracking=off", "threads=1", "device=cpu")
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
     """Run `stages.<name>`; returns what it printed, or, after an error, its one line."""
 
     def run(name: str, *overrides: str, fails: bool = False) -> str:
@@ -32,6 +32,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
         assert len(lines) == 1, printed.err
         return lines[0]
 
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))  # where training state and journals go
     threads = torch.get_num_threads()
     yield run
     torch.set_num_threads(threads)

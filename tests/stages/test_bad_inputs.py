@@ -93,7 +93,6 @@ class TestTraining:
         assert nothing_written(tmp_path / "model")
 
     def test_a_loss_that_is_not_finite(self, call, prepared, tmp_path, monkeypatch):
-        monkeypatch.setenv("DVC_ROOT", str(tmp_path))
         line = call(
             "train_cnn", f"data={prepared}/image", *self.outputs(tmp_path), "optimizer.lr=1e30",
             "training.clip_norm=null", "training.warmup=0.0", "precision=fp32", fails=True,
@@ -104,7 +103,6 @@ class TestTraining:
         assert nothing_written(tmp_path / "curve.csv")
 
     def test_a_device_that_is_not_there(self, call, prepared, tmp_path, monkeypatch):
-        monkeypatch.setenv("DVC_ROOT", str(tmp_path))
         line = call(
             "train_cnn", f"data={prepared}/image", "device=cuda:31", *self.outputs(tmp_path),
             fails=True,
@@ -126,7 +124,6 @@ class TestTraining:
         assert nothing_written(tmp_path / "out")
 
     def test_an_output_that_can_not_be_written(self, call, prepared, tmp_path, monkeypatch):
-        monkeypatch.setenv("DVC_ROOT", str(tmp_path))
         (tmp_path / "file").write_text("in the way")
         line = call(
             "train_cnn", f"data={prepared}/image", f"output={tmp_path}/file/model",

@@ -156,8 +156,8 @@ def test_the_parent_tells_what_ran_what_was_reused_and_who_made_it(project: Path
     assert evaluate[4] == "test/accuracy 0.7500"
     assert train[3].startswith("`models/cnn` ")
     assert float(train[5]) >= 0
-    assert parents[0].data.metrics["cnn/test/accuracy"] == 0.99
-    assert parents[1].data.metrics["cnn/test/accuracy"] == 0.75
+    assert parents[0].data.metrics == {"cnn/test/accuracy": 0.99}
+    assert parents[1].data.metrics == {"cnn/test/accuracy": 0.75}
     # DVC took it from its run cache
     reused = table(parents[3])[1]
     assert reused[:2] == ["train_cnn", "reused"]

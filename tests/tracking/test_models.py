@@ -139,11 +139,16 @@ def test_an_image_model_takes_png_bytes_and_arrays_in_a_fresh_process(
     pa.parquet.write_table(pa.table({"label": [1, 2], "prediction": [1, 3]}), table)
     weights = digest(folder / "model.safetensors")
     run.metrics({"test/accuracy": 0.5}, target=f"trained:{weights}")
-    run.register("image-classifier", weights, "d", table, {"test/accuracy": 0.5}, promote=True)
+    measures = {"test/accuracy": 0.5, "test/top+2": 0.4, "test/f1/7": 0.3}
+    run.register("image-classifier", weights, "d", table, measures, promote=True)
     run.end()
     _, evaluated = runs(client, settings.experiment)
+    assert "refused" not in evaluated.data.tags, evaluated.data.tags["refused"]
     assert evaluated.data.tags["registered.image-classifier"] == "1"
     assert evaluated.data.tags["trained_by"] == found.info.run_id
+    version = client.get_model_version_by_alias("image-classifier", "champion")
+    measured = {key: value for key, value in version.tags.items() if key.startswith("test/")}
+    assert measured == {"test/accuracy": "0.5", "test/top_2": "0.4"}
     measured = client.get_logged_model(model.model_id).metrics
     assert {m.key: m.value for m in measured} == {"validation/accuracy": 0.5, "test/accuracy": 0.5}
     for key in ("validation/accuracy", "test/accuracy"):

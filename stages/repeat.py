@@ -1,0 +1,93 @@
+"""Train a model once more, with another seed, and compare the two: what is noise?
+
+python -m stages.repeat model=cnn again=1
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from pipeline import config, models
+from pipeline.errors import PipelineError
+from pipeline.evaluation.examples import Subject, read_examples
+from pipeline.evaluation.repetition import repetition
+from pipeline.files import digest, write_json
+from pipeline.settings import Repeat
+from pipeline.stage import Context, stage
+
+
+@stage("repeat", Repeat)
+def main(settings: Repeat, context: Context) -> float:
+    """The body; returns the test accuracy."""
+    if settings.again == settings.seed:
+        raise PipelineError(
+            f"report.seeds has {settings.again}, which is common.seed: that model is there "
+            "already; leave it out"
+        )
+    data, weights, again = (Path(p) for p in (settings.data, settings.weights, settings.trained))
+    run, hardware = context.run, context.hardware
+    _train(settings)
+    run.input(data, name="data", context="testing")
+    run.input(weights, name="model")
+    run.input(again, name="repeated")
+    first, second = (
+        Subject.read(
+            folder, data, hardware.device, settings.batch_size, hardware.accelerator.autocast
+        )
+        for folder in (weights, again)
+    )
+    numbers = repetition(
+        first, second, read_examples(data, "test"), settings.compared, settings.seed
+    )
+    write_json(Path(settings.metrics), numbers)
+
+    tested = {f"test/{name}": value for name, value in numbers.items()}
+    run.metrics(tested)
+    run.metrics(tested, target=f"trained:{digest(again / models.WEIGHTS)}")
+    run.metrics(
+        {f"{settings.model}/seed-{settings.again}/{name}": v for name, v in tested.items()},
+        target="parent",
+    )
+    # MLflow has the model; what is kept here are the numbers.
+    shutil.rmtree(again.parent)
+    print(
+        f"seed {settings.again}: test accuracy {numbers['accuracy']:.4f}, "
+        f"{numbers['difference']:+.4f} against seed {settings.seed}"
+    )
+    return numbers["accuracy"]
+
+
+def _train(settings: Repeat) -> None:
+    """Run the model's own training stage with the other seed, as its process."""
+    name = models.STAGES[settings.model]
+    values = {
+        "seed": settings.again,
+        "output": settings.trained,
+        "curve": Path(settings.trained).parent / f"{name}.csv",
+        "device": settings.device,
+        "precision": settings.precision,
+        "threads": settings.threads,
+        "deterministic": settings.deterministic,
+        "profile.max_steps": settings.profile.max_steps,
+        "tracking.enabled": settings.tracking.enabled,
+    }
+    overrides = [f"{key}={'null' if value is None else value}" for key, value in values.items()]
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"stages.{name}", *overrides, *settings.overrides], cwd=config.ROOT
+    )
+    try:
+        status = process.wait()
+    except BaseException:
+        process.terminate()  # it saves its state, and the next try continues there
+        process.wait()
+        raise
+    if status:
+        raise PipelineError(
+            f"training with seed {settings.again} failed (exit status {status}); "
+            f"what {name} printed says why"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""What is computed today is what was computed when the golden files were written."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests import golden
+from tests.workspace import workspace
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return workspace(tmp_path_factory.getbasetemp()) / "data"
+
+
+@pytest.mark.parametrize("precision", golden.TOLERANCE)
+@pytest.mark.parametrize("model", golden.MODELS)
+def test_every_loss_is_the_golden_one(model, precision, data):
+    expected = golden.recorded(model)[precision]
+    ran = golden.train(model, precision, data)
+    assert len(ran["losses"]) == golden.STEPS
+    if ran["numerics"] == expected["numerics"]:
+        assert ran["losses"] == expected["losses"]
+    else:
+        tolerance = golden.TOLERANCE[precision]
+        assert ran["losses"] == pytest.approx(expected["losses"], rel=tolerance)
+
+
+def test_the_files_are_written_on_demand_only():
+    before = {path: path.read_bytes() for path in golden.FOLDER.glob("*.json")}
+    assert {path.stem for path in before} == set(golden.MODELS)
+    called = subprocess.run(
+        [sys.executable, "-m", "tests.golden"],
+        cwd=golden.FOLDER.parents[1], capture_output=True, text=True, env={**os.environ},
+    )  # fmt: skip
+    assert called.returncode == 1
+    assert "python -m tests.golden --write" in called.stderr
+    assert {path: path.read_bytes() for path in golden.FOLDER.glob("*.json")} == before
