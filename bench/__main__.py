@@ -1,4 +1,4 @@
-"""Measure every goal: `python -m bench [--quick] [name …]`; writes docs/performance.md.
+"""Measure every goal: `python -m bench [--quick] [name …]`; writes docs/speed.md.
 
 Takes about half an hour on two cores. MNIST names the folder of the full MNIST's idx files; without
 it rows 1 and 9's images are skipped. Nothing else should run on the machine.
@@ -15,7 +15,7 @@ NAMES = (
     "mnist", "overhead", "finetune", "start", "tiny", "noop", "contention", "prepare", "growth",
     "larger", "inference",
 )  # fmt: skip
-PAGE = ROOT / "docs" / "performance.md"
+PAGE = ROOT / "docs" / "speed.md"
 
 
 def main() -> None:

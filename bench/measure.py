@@ -1,4 +1,4 @@
-"""What the measurements share: alternating repetitions, processes in a folder of their own, rows."""
+"""What the measurements share: alternating repetitions, stages as processes, rows of the table."""
 
 import argparse
 import contextlib
@@ -24,7 +24,7 @@ RESULTS = Path(__file__).parent / "measured"
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table in docs/performance.md.
+    """One line of the table in docs/speed.md.
 
     Attributes:
         number: of the goal.
@@ -61,9 +61,7 @@ def at_least(number: int, what: str, limit: float, values: Sequence[float], unit
     return _row(number, what, f"≥ {_number(limit)} {unit}", values, unit, verdict)
 
 
-def alternate(
-    candidates: Mapping[str, Callable[[], float]], times: int
-) -> dict[str, list[float]]:
+def alternate(candidates: Mapping[str, Callable[[], float]], times: int) -> dict[str, list[float]]:
     """Call each candidate in turn, `times` rounds; what they return, in order."""
     found: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(times):

@@ -7,7 +7,14 @@ from pathlib import Path
 import yaml
 
 from bench.measure import (
-    Row, alternate, at_most, command, copy_of_the_repository, main, ratios, scratch,
+    Row,
+    alternate,
+    at_most,
+    command,
+    copy_of_the_repository,
+    main,
+    ratios,
+    scratch,
 )  # fmt: skip
 
 

@@ -9,8 +9,7 @@ def measure(quick: bool) -> list[Row]:
     for _ in range(1 if quick else 3):
         with scratch() as folder:
             copy_of_the_repository(folder)
-            (folder / ".venv" / ".ready").touch()
-            seconds.append(command(folder, ["make", "tiny"], cwd=folder))
+            seconds.append(command(folder, ["make", "-o", ".venv/.ready", "tiny"], cwd=folder))
     return [at_most(6, "`make tiny`", 45, seconds, "s")]
 
 

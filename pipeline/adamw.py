@@ -26,7 +26,7 @@ class AdamW:
         trained = [p for p in parameters if p.requires_grad]
         self.betas = tuple(betas)
         # By this name, torch's GradScaler finds the gradients.
-        self.param_groups = [
+        self.param_groups: list[dict[str, Any]] = [
             {"params": [p for p in trained if (p.ndim > 1) == decays], "weight_decay": decay}
             for decays, decay in ((True, weight_decay), (False, 0.0))
         ]

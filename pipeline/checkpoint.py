@@ -74,19 +74,25 @@ class Checkpoints:
 
 
 @contextmanager
-def checkpoints(root: Path, stage: str, identity: dict[str, Any]) -> Iterator[Checkpoints]:
+def checkpoints(
+    root: Path, stage: str, identity: dict[str, Any], leads: bool = True
+) -> Iterator[Checkpoints]:
     """The states of a training, locked against a second process and removed on success.
 
     Args:
         root: folder of all training states.
         stage: name of the stage.
         identity: JSON-like values that decide the result: config, digests of data and code.
+        leads: False for all but the first process of a data-parallel training: they only read.
 
     Raises:
         PipelineError: another process is training with the same identity.
     """
     text = json.dumps(identity, sort_keys=True)
     folder = root / f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    if not leads:
+        yield Checkpoints(folder)
+        return
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")
     try:

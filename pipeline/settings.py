@@ -180,6 +180,8 @@ class Transformer(Settings):
     """Commit of a Hub model; pin it for runs that repeat."""
     max_length: Annotated[int, Field(gt=1)]
     """Tokens a text is cut to."""
+    dropout: Fraction | None
+    """In fine-tuning; null keeps the encoder's own."""
     pretrained: bool
     """False starts from random weights: what pretraining is worth."""
 

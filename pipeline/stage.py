@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -64,6 +65,8 @@ def stage(
 
 
 def _execute(name: str, settings: S, body: Callable[[S, Context], float | None]) -> float | None:
+    # torchrun and accelerate start one process per device; the first of them keeps the records.
+    leads = os.environ.get("RANK", "0") == "0"
     with ExitStack() as stack:
         states, resume = None, None
         if isinstance(settings, Train):
@@ -73,10 +76,10 @@ def _execute(name: str, settings: S, body: Callable[[S, Context], float | None])
                 "code": _digest_of_code(),
             }
             folder = tracking.root() / ".checkpoints"
-            states = stack.enter_context(checkpoints(folder, name, identity))
+            states = stack.enter_context(checkpoints(folder, name, identity, leads))
             resume = states.recall("journal")
         hardware = configure(settings)
-        if states and states.recall("finished"):
+        if not leads or (states and states.recall("finished")):
             # Killed between the end of its run and its own: only the outputs are missing.
             run = tracking.Run()
         else:
@@ -87,7 +90,7 @@ def _execute(name: str, settings: S, body: Callable[[S, Context], float | None])
                 card=card(hardware),
                 resume=resume,
             )
-        if states:
+        if states and leads:
             states.remember("journal", run.id)
         try:
             result = body(settings, Context(run, hardware, states))
@@ -95,7 +98,7 @@ def _execute(name: str, settings: S, body: Callable[[S, Context], float | None])
             ended = isinstance(error, interrupts.Interrupted | KeyboardInterrupt)
             run.end("KILLED" if ended else "FAILED", error=f"{type(error).__name__}: {error}")
             raise
-        if states:
+        if states and leads:
             states.remember("finished", True)
         run.end("FINISHED")
         return result
@@ -134,6 +137,8 @@ def train(
         log=log,
         max_steps=settings.profile.max_steps,
     )
+    if not context.hardware.accelerator.is_main_process:
+        return progress.best
     run.metrics({f"validation/best_{settings.training.monitor}": abs(progress.best)}, progress.step)
     with new_file(Path(settings.curve)) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, progress.curve[0], lineterminator="\n")

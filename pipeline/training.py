@@ -103,7 +103,7 @@ def fit(
             try:
                 loop.run_epoch()
                 seconds = time.perf_counter() - started
-                scores = evaluate(loop.model, validation, hardware)
+                scores = loop.evaluate(validation)
             except (RuntimeError, MemoryError) as error:
                 if explained := explain_failure(error, train.batch_size, hardware):
                     raise explained from error
@@ -141,9 +141,12 @@ class _Loop:
         self.hardware, self.accelerator = hardware, hardware.accelerator
         self.seed, self.checkpoints, self.log = seed, checkpoints, log
 
-        self.bare = model
-        # accelerate's optimizer and clipping look for other packages on the disk at every step.
-        self.model = self.accelerator.prepare(model)
+        # Not wrapped by accelerate: its optimizer and clipping look for other packages on the disk
+        # at every step, and its unwrapping imports torch's compiler.
+        self.bare = model.to(hardware.device)
+        self.model: nn.Module = self.bare
+        if self.accelerator.num_processes > 1:
+            self.model = nn.parallel.DistributedDataParallel(self.bare)
         self.scaler = self.accelerator.scaler
         self.parameters = list(model.parameters())
         self.optimizer = AdamW(self.parameters, optimizer.weight_decay, optimizer.betas)
@@ -152,7 +155,8 @@ class _Loop:
         self.pending: list[Tensor] = []
         """Losses on the device, of the steps since the last point; reading one waits for it."""
         self.saved_at = time.monotonic()
-        self.bar = tqdm(total=self.total, unit="step", disable=not sys.stderr.isatty())
+        main = self.accelerator.is_main_process
+        self.bar = tqdm(total=self.total, unit="step", disable=not (main and sys.stderr.isatty()))
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of optimizer step `step`, counted from 0."""
@@ -195,7 +199,7 @@ class _Loop:
             last = micro == count - 1
             with nullcontext() if last else accelerator.no_sync(self.model):
                 loss = F.cross_entropy(
-                    _logits(self.model, batch),
+                    _logits(self.model, batch, self.hardware),
                     batch.labels,
                     label_smoothing=self.settings.label_smoothing,
                 )
@@ -239,6 +243,15 @@ class _Loop:
             self.progress.losses += losses.tolist()
             self.pending.clear()
 
+    def evaluate(self, validation: Batches) -> tuple[float, float]:
+        """Mean cross-entropy and accuracy; every process goes by the first one's."""
+        scores = evaluate(self.bare, validation, self.hardware)
+        if self.accelerator.num_processes == 1:
+            return scores
+        shared = torch.tensor(scores, dtype=torch.float64, device=self.hardware.device)
+        torch.distributed.broadcast(shared, src=0)
+        return float(shared[0]), float(shared[1])
+
     def end_epoch(self, loss: float, accuracy: float, seconds: float, first_step: int) -> None:
         """Count the epoch, keep its weights if they are the best, log and print."""
         progress, settings = self.progress, self.settings
@@ -271,6 +284,8 @@ class _Loop:
             },
             progress.step,
         )
+        if not self.accelerator.is_main_process:
+            return
         self.bar.write(
             f"epoch {progress.epoch}/{settings.epochs}  step {progress.step}/{self.total}  "
             f"train loss {row['train_loss']:.4f}  validation loss {loss:.4f}  "
@@ -316,9 +331,8 @@ class _Loop:
         print(f"Resuming after step {self.progress.step} of {self.total}")
 
     def take_best_weights(self) -> None:
-        """Leave the model as the best epoch left it, without accelerate's wrapping."""
+        """Leave the model as the best epoch left it."""
         self.bare.load_state_dict(self.best_weights)
-        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
 
 
 def schedule(step: int, total: int, kind: str, warmup: float) -> float:
@@ -345,15 +359,16 @@ def evaluate(model: nn.Module, batches: Batches, hardware: Hardware) -> tuple[fl
     correct = torch.zeros((), device=hardware.device)
     with torch.inference_mode():
         for batch in batches.epoch(0):
-            logits = _logits(model, batch)
+            logits = _logits(model, batch, hardware)
             loss += F.cross_entropy(logits, batch.labels, reduction="sum")
             correct += (logits.argmax(1) == batch.labels).sum()
     total, hits = torch.stack([loss, correct]).tolist()
     return total / batches.examples, hits / batches.examples
 
 
-def _logits(model: nn.Module, batch: Batch) -> Tensor:
-    output = model(**batch.inputs)
+def _logits(model: nn.Module, batch: Batch, hardware: Hardware) -> Tensor:
+    with hardware.accelerator.autocast():
+        output = model(**batch.inputs)
     logits: Tensor = output if isinstance(output, Tensor) else output.logits
     return logits.float()
 

@@ -5,6 +5,7 @@ python -m stages.evaluate model=rnn parts.robustness=false
 """
 
 import csv
+import re
 from pathlib import Path
 
 from pipeline import models
@@ -52,6 +53,10 @@ def main(settings: Evaluate, context: Context) -> float:
     run.metrics(
         {f"{settings.model}/{name}": value for name, value in tested.items()}, target="parent"
     )
+    for name, value in numbers.items():
+        if baseline := re.fullmatch(r"baseline/(.+)/accuracy", name):
+            beside = f"beside:{settings.model} baseline: {baseline[1]}"
+            run.metrics({"test/accuracy": value}, target=beside)
     run.artifact(Path(settings.plots))
     run.output(Path(settings.plots))
     run.register(

@@ -63,6 +63,7 @@ def _train(settings: Repeat) -> None:
     name = models.STAGES[settings.model]
     values = {
         "seed": settings.again,
+        "data": settings.data,
         "output": settings.trained,
         "curve": Path(settings.trained).parent / f"{name}.csv",
         "device": settings.device,
@@ -82,11 +83,10 @@ def _train(settings: Repeat) -> None:
         process.terminate()  # it saves its state, and the next try continues there
         process.wait()
         raise
+    if status < 0:
+        raise PipelineError(f"{name} with seed {settings.again} was ended by signal {-status}")
     if status:
-        raise PipelineError(
-            f"training with seed {settings.again} failed (exit status {status}); "
-            f"what {name} printed says why"
-        )
+        raise SystemExit(status)  # it has said why
 
 
 if __name__ == "__main__":

@@ -38,7 +38,10 @@ def main(settings: Report, context: Context) -> None:
         name: seeds(metrics, name, numbers["accuracy"], settings.seeds)
         for name, numbers in now.items()
     }
-    limits = {name: found.noise for name, found in repeated.items() if found}
+    # Two trainings say too little to call a change noise.
+    limits = {
+        name: found.noise for name, found in repeated.items() if found and len(found.accuracies) > 2
+    }
     table = changes_table(committed(metrics, list(now)), now, limits)
     print(table, end="")
     with tempfile.TemporaryDirectory() as folder:

@@ -39,7 +39,8 @@ def runs(repository: Path) -> dict[str, Run]:
     found = {}
     for experiment in client.search_experiments():
         for one in client.search_runs([experiment.experiment_id]):
-            found[one.data.tags.get("dvc.stage", "parent")] = one
+            name = "parent" if one.data.tags["stage"] == "dvc" else one.data.tags.get("dvc.stage")
+            found[name or one.info.run_name] = one
     return found
 
 

@@ -70,6 +70,14 @@ class Training:
         """Saved states of this stage, also those of other configs."""
         return sorted((self.root / ".checkpoints").glob(f"{STAGES[self.model]}-*"))
 
+    def is_over(self) -> bool:
+        """Whether nothing is left of it but its outputs: killed then, it was not interrupted."""
+        mine = [
+            state for state in self.states()
+            if str(self.folder) in (state / "identity.json").read_text()
+        ]  # fmt: skip
+        return (self.folder / "model").exists() and not mine
+
     def outputs(self) -> dict[str, bytes]:
         """Every file it wrote."""
         files = [self.folder / "curve.csv", *sorted((self.folder / "model").iterdir())]
@@ -123,7 +131,9 @@ def check_run(training: Training, reference: Training) -> None:
     while any(one.info.status == "RUNNING" for one in training.runs()):  # killed while it waited
         assert time.monotonic() < end
         time.sleep(0.2)
-    (ran,), (whole,) = training.runs(), reference.runs()
+    (whole,) = reference.runs()
+    assert len(training.runs()) == 1, [run.to_dictionary() for run in training.runs()]
+    (ran,) = training.runs()
     assert (ran.info.status, whole.info.status) == ("FINISHED", "FINISHED")
     assert training.points(ran.info.run_id) == reference.points(whole.info.run_id)
 
@@ -180,7 +190,7 @@ def kill_at_random(training: Training, seconds: float, times: int, moments: rand
         stage = training.start()
         time.sleep(moments.uniform(0, seconds))
         stage.kill()
-        if stage.wait().status == 0:
+        if stage.wait().status == 0 or training.is_over():
             return killed
         killed += 1
     ended = training.run()

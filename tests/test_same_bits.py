@@ -18,7 +18,6 @@ OTHERWISE = {
     "LANG": "C",
     "TZ": "Asia/Tokyo",
     "OMP_NUM_THREADS": "2",
-    "TMPDIR": "/var/tmp",
 }
 
 

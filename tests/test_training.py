@@ -27,17 +27,18 @@ TRAINING = Training(
 OPTIMIZER = Optimizer(lr=0.05, weight_decay=0.01, betas=[0.9, 0.99])
 
 
+STAGE = Stage(
+    seed=0, device="cpu", precision="fp32", threads=1, deterministic=True,
+    profile=Profile(max_examples=None, max_steps=None),
+    tracking=Tracking(
+        enabled=False, experiment="x", flush_seconds=1, system_seconds=1, promote=False
+    ),
+)  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def hardware():
-    return configure(
-        Stage(
-            seed=0, device="cpu", precision="fp32", threads=1, deterministic=True,
-            profile=Profile(max_examples=None, max_steps=None),
-            tracking=Tracking(
-                enabled=False, experiment="x", flush_seconds=1, system_seconds=1, promote=False
-            ),
-        )
-    )  # fmt: skip
+    return configure(STAGE)
 
 
 def net(seed: int = 0, dropout: float = 0.2) -> nn.Module:

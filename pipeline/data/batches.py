@@ -126,11 +126,12 @@ class Batches:
                 yield batch
 
     def _gather(self, epoch: int, start: int) -> Iterator[Batch]:
-        device = self.labels.device
+        device, rank = self.labels.device, self.shard[0]
         for number, index in enumerate(self.order(epoch)[start:], start):
             inputs = self.collate(index)
             if self.augment is not None:
-                generator = torch.Generator(device).manual_seed(mix(self.seed, epoch, number))
+                numbers = (self.seed, epoch, number, *([rank] if rank else []))
+                generator = torch.Generator(device).manual_seed(mix(*numbers))
                 inputs = self.augment(inputs, generator)
             yield Batch(inputs, self.labels[index.to(device, non_blocking=True)])
 

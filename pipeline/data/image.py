@@ -43,7 +43,7 @@ from pipeline.settings import Augment, ImageSource
 _SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
-_AT_ONCE = 65536
+_AT_ONCE = 4096
 _MNIST = {
     "licence": "CC BY-SA 3.0",
     "citation": "Y. LeCun, L. Bottou, Y. Bengio and P. Haffner. Gradient-based learning applied to "

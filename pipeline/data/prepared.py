@@ -241,7 +241,7 @@ def rows(path: Path, file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
         PipelineError: the file's content is damaged; names `path`.
     """
     try:
-        yield from file.iter_batches()
+        yield from file.iter_batches(batch_size=4096)
     except pa.ArrowException as error:
         raise PipelineError(f"{path} can't be read ({_line(error)}); prepare it again") from error
 

@@ -49,9 +49,9 @@ def data_report(folder: Path, output: Path) -> dict[str, float]:
         "balance",
         figures.balance_and_sizes(counts, sizes, unit, f"{card.name}: balance and sizes"),
         title="Class balance and sizes",
-        text=f"In training the classes have {least} to {most} examples. The splits should have the "
-        "same shares and the same spread of sizes: else the test measures something that was not "
-        "trained.",
+        text=f"In training each class has {_span(least, most)} examples. The splits should have "
+        "the same shares and the same spread of sizes: else the test measures something that was "
+        "not trained.",
         alt="; ".join(
             f"{split}: {sum(classes.values())} rows" for split, classes in counts.items()
         ),
@@ -76,6 +76,10 @@ def data_report(folder: Path, output: Path) -> dict[str, float]:
         "near_duplicates/within": float(len(near) - len(apart)),
         "near_duplicates/across": float(len(apart)),
     }
+
+
+def _span(least: int, most: int) -> str:
+    return str(least) if least == most else f"{least} to {most}"
 
 
 def _findings(

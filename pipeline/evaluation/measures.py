@@ -25,7 +25,7 @@ def confusion(page: Page, test: Predictions, classes: list[str], name: str) -> N
     actual, guess = np.unravel_index(int(others.argmax()), others.shape)
     missed = int(others.sum())
     most = (
-        f"Most often, {others[actual, guess]} times, {classes[actual]} is taken for "
+        f"The most frequent mix-up, {others[actual, guess]}×: {classes[actual]} taken for "
         f"{classes[guess]}."
         if missed
         else "Nothing is mixed up."
@@ -125,7 +125,7 @@ def robustness(
     falls = {kind: points[0][1] - min(p[1] for p in points) for kind, points in drawn.items()}
     hardest = max(falls, key=lambda kind: falls[kind])
     summary = (
-        f"{hardest.capitalize()} hurts most: from {drawn[hardest][0][1]:.1%} down to "
+        f"What hurts most is {hardest}: from {drawn[hardest][0][1]:.1%} down to "
         f"{min(p[1] for p in drawn[hardest]):.1%} at its worst."
     )
     page.figure(

@@ -114,9 +114,9 @@ def _mistakes(page: Page, subject: Subject, data: Data, most: int, name: str) ->
         "mistakes",
         _sheet(subject, data.test.take(rows), captions, f"{name}: its most confident mistakes"),
         title="The most confident mistakes",
-        text=f"{wrong} of {len(chances)} test examples are wrong; these {len(rows)} with the most "
-        "confidence. Ask of each: is the label wrong, is it hard for you too, or is there a "
-        "pattern to mend?",
+        text=f"Wrong answers to test examples: {wrong} of {len(chances)}; shown are those with the "
+        f"most confidence, at most {most}. Ask of each: is the label wrong, is it hard for you "
+        "too, or is there a pattern to mend?",
         alt="; ".join(f"{one.first}, {one.second}" for one in captions) or "no mistakes",
     )
 
@@ -137,8 +137,9 @@ def _suspects(page: Page, subject: Subject, data: Data, most: int, name: str) ->
         "suspects",
         _sheet(subject, examples, captions, f"{name}: labels to look at"),
         title="Labels that may be wrong",
-        text=f"The {len(shown)} held-out examples whose label the model contradicts most firmly; "
-        "all are listed in suspects.csv. Some are plain mistakes of the model: a person decides.",
+        text="The held-out examples whose label the model contradicts most firmly, with their "
+        "split and row; suspects.csv lists more. Some are plain mistakes of the model: a person "
+        "decides.",
         alt="; ".join(f"{one.first}, {one.second}" for one in captions) or "no suspects",
     )
 

@@ -39,9 +39,9 @@ def probe_curve(
     title: str,
 ) -> "Figure":
     """Test accuracy of linear probes by depth, of the trained and of the untrained network."""
-    figure = canvas(6, 3.6)
+    figure = canvas(6, 3.7)
+    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=10)
     axes = figure.subplots()
-    axes.set_title(title)
     axes.axhline(model, color=INK, lw=1, ls=":")
     axes.axhline(chance, color=MUTED, lw=1, ls=":")
     for points, colour, marker, line, label, offset in (
@@ -67,17 +67,47 @@ def probe_curve(
     last = len(trained) - 1
     edge = last + 0.28
     axes.set_xlim(-0.25, edge)
-    for height, text, side in ((model, "the model itself", "bottom"), (chance, "chance", "bottom")):
+    for height, text, place, side in (
+        (model, "the model itself", -0.22, "left"),
+        (chance, "chance", edge - 0.03, "right"),
+    ):
         axes.annotate(
-            text, (-0.22, height), xytext=(0, 1.5), textcoords="offset points", fontsize=8,
-            color=MUTED, ha="left", va=side,
+            text, (place, height), xytext=(0, 1.5), textcoords="offset points", fontsize=8,
+            color=MUTED, ha=side, va="bottom",
         )  # fmt: skip
     axes.set_xticks(range(len(trained)), [name.replace(": ", "\n") for name in trained])
     axes.set_ylabel("test accuracy of a linear probe")
     axes.set_ylim(max(0, chance - 0.12), 1.03)
     percent(axes.yaxis)
     axes.grid(axis="y")
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 0.08))
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, borderaxespad=0.2)
+    return figure
+
+
+@drawn
+def probe_curves(models: Mapping[str, Mapping[str, Mapping[str, Interval]]]) -> "Figure":
+    """Probe accuracy by depth of several models side by side.
+
+    `models` maps a heading to {"trained": …, "untrained": …}, each {name of the depth: Interval}.
+    """
+    figure = canvas(3.1 * len(models), 2.9)
+    panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
+    for axes, (heading, networks) in zip(panels, models.items(), strict=True):
+        axes.set_title(heading)
+        for (label, points), colour, marker, line in zip(
+            networks.items(), (BLUE, ORANGE), ("o", "s"), ("-", "--"), strict=True
+        ):
+            values = np.array([tuple(point) for point in points.values()])
+            axes.errorbar(
+                list(points), values[:, 0], yerr=np.abs(values[:, 1:].T - values[:, 0]),
+                color=colour, marker=marker, ls=line, capsize=3, elinewidth=1, label=label,
+            )  # fmt: skip
+        axes.margins(x=0.1)
+        axes.grid(axis="y")
+    panels[0].set_ylabel("test accuracy of a linear probe")
+    panels[0].set_ylim(0, 1.03)
+    percent(panels[0].yaxis)
+    panels[-1].legend(loc="lower right")
     return figure
 
 

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+NUMBER = 0.4
+"""Inches that a number over a word takes."""
+
+
 class Words(NamedTuple):
     """Words of one sentence, what each adds to the answer, and a line about the sentence."""
 
@@ -51,8 +55,8 @@ def join_pieces(tokens: Sequence[str], scores: Sequence[float]) -> tuple[list[st
 def word_attribution(sentences: Sequence[Words], title: str) -> "Figure":
     """Sentences with each word shaded by what it adds to the answer given.
 
-    Red with a line under the word speaks for the answer, blue for another; the two also differ by
-    the sign printed over the strongest words.
+    Red speaks for the answer, blue for another; the two also differ by the sign printed over the
+    strongest words.
     """
     from matplotlib import colormaps
 
@@ -71,7 +75,7 @@ def word_attribution(sentences: Sequence[Words], title: str) -> "Figure":
         scores = np.asarray(sentence.scores)
         limit = float(np.abs(scores).max()) or 1.0
         digits = 1 if limit >= 1 else 2
-        named = set(np.argsort(-np.abs(scores), kind="stable")[:4].tolist())
+        named = _apart(np.argsort(-np.abs(scores), kind="stable")[:4].tolist(), spots)
         axes.axhline(top, color=FAINT, lw=0.8)
         axes.text(0, top + 0.2, sentence.about, va="center", fontsize=8, color=MUTED)
         for number, (word, score, (line, left, extent)) in enumerate(
@@ -89,8 +93,8 @@ def word_attribution(sentences: Sequence[Words], title: str) -> "Figure":
             )  # fmt: skip
             if number in named and abs(share) > 0.15:
                 axes.text(
-                    left + extent / 2, middle - 0.165, f"{score:+.{digits}f}",
-                    ha="center", va="center", fontsize=5.5, color=INK,
+                    left + extent / 2, middle - 0.175, f"{score:+.{digits}f}",
+                    ha="center", va="center", fontsize=7, color=INK,
                 )  # fmt: skip
         top += height
     return figure
@@ -139,6 +143,20 @@ def evidence(clips: Sequence[Clip], classes: Sequence[str], title: str, most: in
     grid[0][0].set_ylabel("mel bands", fontsize=8)
     grid[1][0].set_ylabel("evidence so far (logit)", fontsize=8)
     return figure
+
+
+def _apart(ranked: Sequence[int], spots: Sequence[tuple[int, float, float]]) -> set[int]:
+    """Of the words `ranked`, those whose numbers don't run into that of a higher rank."""
+    kept: list[int] = []
+    for number in ranked:
+        line, left, extent = spots[number]
+        if all(
+            spots[other][0] != line
+            or abs(left + extent / 2 - spots[other][1] - spots[other][2] / 2) > NUMBER
+            for other in kept
+        ):
+            kept.append(number)
+    return set(kept)
 
 
 def _lay_out(words: Sequence[str], width: float, size: float) -> list[tuple[int, float, float]]:

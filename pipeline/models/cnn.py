@@ -106,15 +106,14 @@ def convnet(config: ConvNet, channels: int, classes: int) -> nn.Sequential:
     points at this depth, by 1.5 with one convolution per stage.
     """
     blocks: list[nn.Module] = []
+    last = len(config.channels) - 1
     for stage, maps in enumerate(config.channels):
-        if stage:
-            blocks.append(nn.MaxPool2d(2))
-        for _ in range(config.depth):
-            blocks += [
-                nn.Conv2d(channels, maps, kernel_size=3, padding=1, bias=False),
-                nn.BatchNorm2d(maps),
-                nn.ReLU(inplace=True),
-            ]
+        for number in range(config.depth):
+            blocks.append(nn.Conv2d(channels, maps, kernel_size=3, padding=1, bias=False))
+            if stage < last and number == config.depth - 1:
+                # Before the norm, which then has a quarter of the positions: 15 % of a step.
+                blocks.append(nn.MaxPool2d(2))
+            blocks += [nn.BatchNorm2d(maps), nn.ReLU(inplace=True)]
             channels = maps
     return nn.Sequential(
         *blocks, GlobalMaxPool(), nn.Dropout(config.dropout), nn.Linear(channels, classes)

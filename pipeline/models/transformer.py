@@ -44,6 +44,7 @@ def build(config: Transformer, classes: Sequence[str]) -> tuple[nn.Module, Any]:
     with _transformers(folder) as transformers:
         settings = transformers.AutoConfig.from_pretrained(
             folder,
+            attn_implementation=_attention(),
             id2label=dict(enumerate(label_names(classes))),
             label2id={name: i for i, name in enumerate(label_names(classes))},
             **TRUSTED,
@@ -55,9 +56,8 @@ def build(config: Transformer, classes: Sequence[str]) -> tuple[nn.Module, Any]:
             settings.pad_token_id = tokenizer.pad_token_id
         auto = transformers.AutoModelForSequenceClassification
         if not config.pretrained:
-            return auto.from_config(
-                settings, dtype=torch.float32, trust_remote_code=False
-            ), tokenizer
+            model = auto.from_config(settings, dtype=torch.float32, trust_remote_code=False)
+            return _with_dropout(model, config), tokenizer
         model, report = auto.from_pretrained(
             folder,
             config=settings,
@@ -68,7 +68,24 @@ def build(config: Transformer, classes: Sequence[str]) -> tuple[nn.Module, Any]:
             **TRUSTED,
         )
     _check_encoder_is_whole(config, folder, model.base_model_prefix, report)
-    return model.train(), tokenizer
+    return _with_dropout(model.train(), config), tokenizer
+
+
+def _attention() -> str | None:
+    """Plain matrix products where there is only a CPU; None leaves the choice to transformers.
+
+    On a CPU the backward pass of torch's fused attention takes 21 ms a layer, against 2 to 4 for
+    16 × 64 tokens (12 heads of 32), and up to 512 tokens the fused one wins at no length.
+    """
+    return None if torch.accelerator.is_available() else "eager"
+
+
+def _with_dropout(model: nn.Module, config: Transformer) -> nn.Module:
+    if config.dropout is not None:
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = config.dropout
+    return model
 
 
 def label_names(classes: Sequence[str]) -> list[str]:
@@ -102,7 +119,12 @@ def load(folder: Path) -> tuple[nn.Module, Any]:
     with _transformers(folder) as transformers:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **TRUSTED)
         model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **TRUSTED
+            folder,
+            attn_implementation=_attention(),
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            **TRUSTED,
         )
     wrong = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
     if wrong:

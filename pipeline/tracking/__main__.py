@@ -1,7 +1,7 @@
 """The tracking store by hand.
 
-    python -m pipeline.tracking sync              send what stages could not send (`make sync`)
-    python -m pipeline.tracking ui [--port N]     open the store in MLflow's UI (`make ui`)
+python -m pipeline.tracking sync              send what stages could not send (`make sync`)
+python -m pipeline.tracking ui [--port N]     open the store in MLflow's UI (`make ui`)
 """
 
 import argparse

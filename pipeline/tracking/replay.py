@@ -153,7 +153,18 @@ class Replay:
             found = self.find("weights.md5", target.partition(":")[2])
             self.state.targets[target] = found or ""
             self._tag("self", trained_by=found or "not found")
+        if target not in self.state.targets and target.startswith("beside:"):
+            self.state.targets[target] = self._open_beside(target.partition(":")[2])
         return self.state.targets.get(target) or None
+
+    def _open_beside(self, name: str) -> str:
+        """A run of its own next to this one, below the same parent."""
+        tags = {"stage": self.begin["stage"], "beside": self._own}
+        if parent := self.state.targets.get("parent"):
+            tags["mlflow.parentRunId"] = parent
+        key = f"{self.journal.id}/{name}"
+        start = self.begin["t"]
+        return self.store.find_or_create(self._experiment(), "journal", key, name, start, tags)
 
     def find(self, tag: str, value: str) -> str | None:
         """Id of the newest run with that tag, other than this one."""
@@ -297,7 +308,9 @@ class Replay:
         self._flush()
         if self.journal.observed.exists():
             self._send_observed()
-        self.store.client.set_terminated(self._own, record["status"], record["t"])
+        beside = [run for name, run in self.state.targets.items() if name.startswith("beside:")]
+        for run_id in [*beside, self._own]:
+            self.store.client.set_terminated(run_id, record["status"], record["t"])
         self.state.complete, self.state.status = self.begin["count"], record["status"]
 
     # what is collected into batches

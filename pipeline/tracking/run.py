@@ -95,8 +95,9 @@ class Run:
         Args:
             values: name, such as `train/loss`, and value.
             step: the x value.
-            target: `self`; `parent`, the run that stands for this `dvc repro`; or
-                `trained:<md5>`, the run that wrote the weights of that md5.
+            target: `self`; `parent`, the run that stands for this `dvc repro`; `trained:<md5>`,
+                the run that wrote the weights of that md5; or `beside:<name>`, a run of that name
+                next to this one.
         """
 
     def params(self, values: dict[str, Any]) -> None:

@@ -34,7 +34,6 @@ class Sampler:
         self._network = psutil.net_io_counters()
         self._cpu_seconds: dict[int, float] = {}
         self._time = time.monotonic()
-        psutil.cpu_percent()
         self._processes()
         self._thread = threading.Thread(target=self._run, name="system-metrics", daemon=True)
         self._thread.start()
@@ -45,6 +44,7 @@ class Sampler:
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
+        psutil.cpu_percent()  # of each thread the first call answers 0
         wait = min(0.3, self._seconds)
         while not self._stopped.wait(wait):
             wait = self._seconds

@@ -1,5 +1,6 @@
 """Every example once, in an order that (seed, epoch) alone decides."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,6 +64,31 @@ def test_starting_in_the_middle_gives_the_rest_of_the_epoch(size, start):
     whole = [b.inputs["x"].tolist() for b in data.epoch(2)]
     rest = [b.inputs["x"].tolist() for b in data.epoch(2, start)]
     assert whole[start:] == rest
+
+
+@given(sizes, st.integers(0, 3), st.integers(0, 9))
+def test_gathering_ahead_changes_nothing(size, epoch, start):
+    n, batch = size
+
+    def jitter(inputs, generator):
+        return {"x": inputs["x"] + torch.rand(len(inputs["x"]), generator=generator)}
+
+    now, ahead = (
+        [(b.inputs["x"].tolist(), b.labels.tolist()) for b in data.epoch(epoch, start)]
+        for data in (
+            batches(n, batch, shuffle=True, augment=jitter, ahead=value) for value in (False, True)
+        )
+    )
+    assert now == ahead
+
+
+def test_an_error_while_gathering_ahead_reaches_the_loop():
+    def broken(index):
+        raise OSError("the disk is gone")
+
+    data = Batches(torch.zeros(9), broken, 3, ahead=True)
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(data.epoch(0))
 
 
 @given(st.integers(1, 200), st.integers(1, 16), st.integers(1, 4))

@@ -94,6 +94,31 @@ class TestDefaultDigits:
 
 
 class TestBatches:
+    def test_from_the_disk_are_those_from_memory(self, digits):
+        folder = set(digits.iterdir())
+        config = Augment(degrees=10, translate=0.1, scale=0.1)
+        memory, disk = (
+            image.load_training(
+                digits, batch_size=64, device=CPU, seed=0, augment=config, in_memory_limit=limit
+            )
+            for limit in (10**9, 1000)
+        )
+        assert [part.ahead for part in disk] == [True, True]
+        for a, b in zip(memory, disk, strict=True):
+            assert image.pixel_statistics(a) == image.pixel_statistics(b)
+            for one, two in zip(a.epoch(1), b.epoch(1), strict=True):
+                assert torch.equal(one.inputs["images"], two.inputs["images"])
+                assert torch.equal(one.labels, two.labels)
+        assert set(digits.iterdir()) == folder
+
+    def test_that_find_no_room_on_the_disk_say_so(self, digits, small_disk):
+        place = small_disk / "image"
+        place.mkdir()
+        for file in ("dataset.json", "validation.parquet"):
+            (place / file).symlink_to(digits / file)
+        with pytest.raises(PipelineError, match="bytes of pixels can't be put on the disk .*limit"):
+            image.load(place, "validation", batch_size=8, device=CPU, in_memory_limit=1)
+
     def test_are_bytes_in_the_shape_of_the_card(self, digits):
         train, validation = image.load_training(
             digits, batch_size=64, device=CPU, seed=0, augment=None

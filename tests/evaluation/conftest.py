@@ -39,7 +39,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     )
     prepared.write(root / "text", *text.prepare(texts, 0, None))
     spoken = AudioSource(
-        name="spoken", kind="espeak", sample_rate=8000, clips=900, folder=None, **shares
+        name="spoken", kind="espeak", sample_rate=8000, clips=600, folder=None, **shares
     )
     prepared.write(root / "audio", *audio.prepare(spoken, 0, None))
     return {task: root / task for task in ("image", "text", "audio")}
@@ -69,9 +69,9 @@ def subjects(folders) -> dict[str, tuple[Subject, Data]]:
         RNN(cell="gru", mels=20, stride=2, hidden=24, layers=2, dropout=0.0),
         sample_rate=8000, classes=10,
     )  # fmt: skip
-    found["audio"] = _study("audio", folders, spoken, steps=80)
+    found["audio"] = _study("audio", folders, spoken, steps=60)
     reader, tokenizer = _small_bert(folders["text"])
-    found["text"] = _study("text", folders, reader, steps=60, tokenizer=tokenizer)
+    found["text"] = _study("text", folders, reader, steps=50, tokenizer=tokenizer)
     return found
 
 

@@ -32,8 +32,18 @@ class TestPackage:
         assert sum(parameter.numel() for parameter in model.parameters()) == 22_713_986
         assert model.dtype == torch.float32
         assert model.training
-        assert model.config._attn_implementation == "sdpa"
+        expected = "sdpa" if torch.accelerator.is_available() else "eager"
+        assert model.config._attn_implementation == expected
+        assert {m.p for m in model.modules() if isinstance(m, nn.Dropout)} == {0.0}
         assert tokenizer("a good film")["input_ids"] == [101, 1037, 2204, 2143, 102]
+
+    def test_dropout_is_the_encoders_own_unless_a_value_is_given(self):
+        rates = []
+        for dropout in (None, 0.3):
+            config = preset("transformer", "minilm", dropout=dropout, pretrained=False)
+            model, _ = transformer.build(config, CLASSES)
+            rates.append({m.p for m in model.modules() if isinstance(m, nn.Dropout)})
+        assert rates == [{0.1}, {0.3}]
 
     def test_one_step_of_it_lowers_the_loss_of_its_batch(self):
         torch.manual_seed(0)

@@ -9,6 +9,7 @@ import pytest
 from pipeline.report import build
 
 pytestmark = pytest.mark.browser
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 
 
@@ -23,7 +24,7 @@ def page(sources, tmp_path):
     html = tmp_path / "reports" / "report.html"
     build(sources, html, tmp_path / "reports" / "report.md")
     with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        browser = play.chromium.launch(executable_path=executable, args=FLAGS)
         opened = browser.new_page()
         opened.asked = []
         opened.on("request", lambda request: opened.asked.append(request.url))

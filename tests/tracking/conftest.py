@@ -94,32 +94,49 @@ def wait_for(condition: Callable[[], Any], seconds: float = 20) -> Any:
     raise AssertionError(f"nothing within {seconds} s")
 
 
+def free_port() -> int:
+    """A port that nobody listens on at the moment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
 class Server:
     """A real `mlflow server` that can be killed and started again on the same port."""
 
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+    def __init__(self, folder: Path, database: str = "") -> None:
+        self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self._folder = folder
+        self._database = database or f"sqlite:///{folder}/server.db"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "Server":
-        database = f"sqlite:///{self._folder}/server.db"
         self._process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"),
-                *("--port", str(self.port), "--workers", "1", "--backend-store-uri", database),
+                *("--port", str(self.port), "--workers", "1"),
                 *("--artifacts-destination", str(self._folder / "artifacts")),
             ],
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            env={
+                **os.environ,
+                "MLFLOW_BACKEND_STORE_URI": self._database,
+                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            },
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        wait_for(self._answers, 60)
+        wait_for(lambda: self._answers() or self._process.poll() is not None, 120)
+        assert self._process.poll() is None, "the server did not start"
         return self
+
+    @property
+    def pid(self) -> int:
+        """Of the process that started the workers."""
+        assert self._process
+        return self._process.pid
 
     def kill(self) -> None:
         """`kill -9` of the server and its workers."""

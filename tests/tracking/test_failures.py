@@ -1,5 +1,6 @@
 """Whatever happens to the store or a process: the stage ends well, nothing is lost or doubled."""
 
+import base64
 import http.client
 import os
 import random
@@ -40,6 +41,8 @@ def train(
     return body.replace("PAUSE", str(pause)).replace("RESUME", repr(resume)) + end
 
 
+# something to look at: a finished run's journal is deleted
+LATER = "import shutil\n"
 END = "run.end()\nassert 'mlflow' not in sys.modules\n"
 
 
@@ -129,6 +132,35 @@ class TestServer:
         assert points(client, found.info.run_id, "train/loss") == curve(300)
         assert text(client, found.info.run_id, "figures/figure.txt", tmp_path) == "drawn"
 
+    @pytest.mark.slow
+    @pytest.mark.parametrize("how", ["variables", "address"])
+    def test_a_password_opens_one_behind_a_guard_and_is_kept_nowhere(
+        self, server: Server, own_workspace: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    ) -> None:
+        from mlflow.tracking import MlflowClient
+
+        name, password = f"guarded by {how}", "p4ssw0rd-of-the-team"
+        with Flaky(server.port, password=password) as guard:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{guard.port}")
+            errors = done(stage(REPOSITORY, train(last=20, end=END), name, flush=1.0))
+            assert "not in the store yet" in errors
+            if how == "variables":
+                monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "team")
+                monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+            else:
+                address = f"http://team:{password}@127.0.0.1:{guard.port}"
+                monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+            assert done(stage(REPOSITORY, train(last=20, end=END + LATER), name)) == ""
+            kept = [path for path in own_workspace.rglob("*") if path.is_file()]
+            assert kept
+            assert [path for path in kept if password.encode() in path.read_bytes()] == []
+            sync()
+        found = runs(MlflowClient(server.uri), name)
+        assert len(found) == 2
+        for run in found:
+            assert points(MlflowClient(server.uri), run.info.run_id, "train/loss") == curve(20)
+            assert password not in str(run.data.tags | run.data.params)
+
     def test_one_that_never_comes_back_costs_the_patience_and_no_more(
         self, own_workspace: Path, settings: Tracking, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -141,13 +173,17 @@ class TestServer:
 
 
 class Flaky:
-    """A proxy before a server: of five requests two get a 500, one of them after it was served."""
+    """A proxy before a server: of five requests two get a 500, one of them after it was served.
 
-    def __init__(self, behind: int, hangs: bool = False) -> None:
+    With a password it fails nobody, but asks for it.
+    """
+
+    def __init__(self, behind: int, hangs: bool = False, password: str = "") -> None:
         self.failures = 0
         self._lock = threading.Lock()
         self._random = random.Random(7)
         proxy = self
+        allowed = "Basic " + base64.b64encode(f"team:{password}".encode()).decode()
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
@@ -156,7 +192,12 @@ class Flaky:
                 if hangs:
                     time.sleep(60)
                     return
-                kind = proxy.next()
+                kind = "heard" if password else proxy.next()
+                if password and self.headers.get("Authorization") != allowed:
+                    self.send_response(401)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
                 if kind != "unheard":
                     server = http.client.HTTPConnection("127.0.0.1", behind, timeout=30)
                     headers = {k: v for k, v in self.headers.items() if k.lower() != "host"}

@@ -192,6 +192,7 @@ def test_a_text_model_takes_strings(
         sha256=None,
         revision=None,
         max_length=64,
+        dropout=None,
         pretrained=True,
     )
     description = models.TextModel(settings=config, classes=["negative", "positive"])

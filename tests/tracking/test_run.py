@@ -163,3 +163,17 @@ def test_a_journal_that_cannot_be_created_is_one_clear_line(
     (own_workspace / ".tracking").write_text("in the way")
     with pytest.raises(PipelineError, match=r"\.tracking/.* can't be written .*enabled=false"):
         tracking.start("s", settings, {}, {})
+
+
+def test_a_run_beside_is_one_run_of_its_own_with_its_metrics(workspace, client, settings):
+    run = tracking.start("evaluate", settings, {}, {})
+    for _ in range(2):
+        run.metrics({"test/accuracy": 0.25}, target="beside:cnn baseline: majority class")
+    run.metrics({"test/accuracy": 0.75})
+    run.end("FINISHED")
+    found = {one.info.run_name: one for one in runs(client, settings.experiment)}
+    assert set(found) == {"evaluate", "cnn baseline: majority class"}
+    beside = found["cnn baseline: majority class"]
+    assert points(client, beside.info.run_id, "test/accuracy") == [(0, 0.25)]
+    assert beside.data.tags["beside"] == found["evaluate"].info.run_id
+    assert {one.info.status for one in found.values()} == {"FINISHED"}

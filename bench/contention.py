@@ -1,0 +1,54 @@
+"""Row 8: a training stage while another process keeps one core busy."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from bench.measure import Row, alternate, at_most, main, prepare, ratios, scratch, stage
+
+STEPS = {
+    "train_cnn": ("image", 150),
+    "finetune_transformer": ("text", 40),
+    "train_rnn": ("audio", 150),
+}
+
+
+def measure(quick: bool) -> list[Row]:
+    """Whole stages, capped in their steps; the other process has the first core."""
+    rows = []
+    with scratch() as folder:
+        for name, (modality, steps) in STEPS.items():
+            data = prepare(folder, modality, *(["profile=tiny"] if quick else []))
+            call = partial(
+                stage, folder, name, f"data={data}", f"output={folder}/m", "tracking=off",
+                f"curve={folder}/c.csv", f"profile.max_steps={2 if quick else steps}",
+            )  # fmt: skip
+            found = alternate({"beside": partial(_beside, call), "alone": call}, 1 if quick else 3)
+            what = f"`{name}` beside a busy process"
+            rows.append(at_most(8, what, 2.5, ratios(found["beside"], found["alone"])))
+    return rows
+
+
+def _beside(call: partial[float]) -> float:
+    with _busy():
+        return call()
+
+
+@contextlib.contextmanager
+def _busy() -> Iterator[None]:
+    code = "import os\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nwhile True: pass"
+    code = code if hasattr(os, "sched_setaffinity") else "while True: pass"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=Path("/"))
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+if __name__ == "__main__":
+    main("contention", measure)

@@ -1,0 +1,48 @@
+"""Row 12: examples per second at inference, against training."""
+
+from functools import partial
+from itertools import islice
+
+from bench.jobs import Job, job
+from bench.measure import Row, alternate, at_least, main, ratios, scratch, timed
+from pipeline.adamw import AdamW
+from pipeline.training import evaluate
+
+
+def measure(quick: bool) -> list[Row]:
+    """By the loop's own training and evaluation, in bf16, over the same training split."""
+    rows = []
+    with scratch() as folder:
+        for name, model in (("CNN", "cnn"), ("MiniLM", "transformer"), ("GRU", "rnn")):
+            one = job(model, folder)
+            found = alternate(
+                {"train": partial(_train, one, quick), "infer": partial(_infer, one)},
+                1 if quick else 5,
+            )
+            what = f"inference against training, examples/s, {name}"
+            rows.append(at_least(12, what, 2.5, ratios(found["infer"], found["train"])))
+    return rows
+
+
+def _train(one: Job, quick: bool) -> float:
+    model, batches = one.build().train(), one.batches[0]
+    optimizer = AdamW(list(model.parameters()), 0.01, (0.9, 0.999))
+    steps = 3 if quick else min(30, len(batches))
+
+    def run() -> None:
+        for batch in islice(batches.epoch(0), steps):
+            one.forward(model, batch).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return steps * batches.batch_size / timed(run)
+
+
+def _infer(one: Job) -> float:
+    model = one.build()
+    split = one.batches[1]
+    return split.examples / timed(partial(evaluate, model, split, one.hardware))
+
+
+if __name__ == "__main__":
+    main("inference", measure)

@@ -1,0 +1,96 @@
+"""What determinism and saved states cost: `python -m bench.reproducibility`.
+
+Each training stage is started as params.yaml says and measured where its loop would begin, on the
+prepared data of the workspace. Both costs are ratios of times taken in turn in one process, so a
+busy machine changes them little.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+STAGES = ("train_cnn", "finetune_transformer", "train_rnn")
+STEPS = {"train_cnn": 20, "finetune_transformer": 4, "train_rnn": 20}
+ROUNDS = 7
+SAVES = 5
+
+
+def main() -> None:
+    """Measure every model and print a table."""
+    print("| stage | deterministic / free, a step | state | a save | a save / an epoch |")
+    print("|---|---|---|---|---|")
+    for stage in STAGES:
+        with tempfile.TemporaryDirectory() as folder:
+            done = subprocess.run(
+                [sys.executable, "-m", "bench.reproducibility", stage],
+                cwd=ROOT, env={**os.environ, "DVC_ROOT": folder}, stdout=subprocess.PIPE, text=True,
+                check=True,
+            )  # fmt: skip
+        found = json.loads(done.stdout.splitlines()[-1])
+        print(
+            f"| {stage} | {found['ratio']:.3f} ({found['least']:.3f} to {found['most']:.3f}) | "
+            f"{found['bytes'] / 1e6:.1f} MB | {found['save'] * 1e3:.0f} ms | "
+            f"{found['save'] / found['epoch']:.2%} of {found['epoch']:.1f} s |",
+            flush=True,
+        )
+
+
+def measured(model: Any, train: Any, validation: Any, **given: Any) -> None:
+    """Stands in for `pipeline.training.fit`: prints what it measured and ends the process."""
+    import torch
+
+    from pipeline.training import _Loop, evaluate
+
+    given["max_steps"] = None
+    loop = _Loop(model, train, **given)
+    batches = (batch for epoch in range(1000) for batch in train.epoch(epoch))
+    loop.model.train()
+
+    def seconds(mode: str) -> tuple[float, float]:
+        torch.set_deterministic_debug_mode(mode)
+        cpu, wall = time.process_time(), time.perf_counter()
+        for _ in range(STEPS[sys.argv[0]]):
+            float(loop.step(batches))
+        return time.process_time() - cpu, time.perf_counter() - wall
+
+    seconds("error")  # the first steps allocate
+    pairs = [(seconds("error"), seconds("default")) for _ in range(ROUNDS)]
+    ratios = [one[0] / other[0] for one, other in pairs]
+    step = statistics.median(wall for (_, wall), _ in pairs) / STEPS[sys.argv[0]]
+    started = time.perf_counter()
+    evaluate(loop.model, validation, loop.hardware)
+    epoch = step * loop.steps_per_epoch + time.perf_counter() - started
+    saves = []
+    for number in range(SAVES):
+        loop.progress.step = number + 1
+        started = time.perf_counter()
+        loop.save()
+        saves.append(time.perf_counter() - started)
+    size = max(file.stat().st_size for file in loop.checkpoints.folder.glob("*.pt"))
+    found = {
+        "ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios),
+        "save": statistics.median(saves), "epoch": epoch, "bytes": size,
+    }  # fmt: skip
+    print(json.dumps(found), flush=True)
+    os._exit(0)
+
+
+def _child(stage: str) -> None:
+    import importlib
+
+    from pipeline import stage as stages
+
+    stages.fit = measured  # type: ignore[assignment]
+    sys.argv = [stage, "tracking=off", "profile=full"]
+    importlib.import_module(f"stages.{stage}").main()
+
+
+if __name__ == "__main__":
+    _child(sys.argv[1]) if len(sys.argv) > 1 else main()

@@ -1,0 +1,60 @@
+"""The same training with another seed: compared with the model, removed, and off by default."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import copy_of_the_repository, run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("repeat")
+
+
+@pytest.fixture
+def places(call, prepared: Path, folder: Path) -> list[str]:
+    """The command line for a model of seed 0 that is there already."""
+    data = f"data={prepared}/image"
+    if not (folder / "cnn").exists():
+        call("train_cnn", data, f"output={folder}/cnn", f"curve={folder}/cnn.csv")
+    again = f"trained={folder}/seeds/cnn-1/cnn"
+    return ["model=cnn", data, f"weights={folder}/cnn", again, f"metrics={folder}/cnn-1.json"]
+
+
+def test_another_seed_is_trained_compared_and_removed(call, places, folder):
+    said = call("repeat", "again=1", *places)
+    numbers = json.loads((folder / "cnn-1.json").read_text())
+    assert 0 < numbers["cka/early"] <= 1
+    assert 0 <= numbers["p_value"] <= 1
+    assert numbers["difference_low"] <= numbers["difference"] <= numbers["difference_high"]
+    assert 0 < numbers["agreement"] < 1
+    assert f"test accuracy {numbers['accuracy']:.4f}" in said
+    assert not (folder / "seeds" / "cnn-1").exists()
+
+
+def test_the_models_own_seed_is_refused(call, places):
+    error = call("repeat", "again=0", *places, fails=True)
+    assert error.startswith("error: report.seeds has 0, which is common.seed")
+
+
+def test_a_training_that_fails_ends_the_stage_with_its_own_line(call, places):
+    failing = "overrides=['optimizer.lr=-1']"
+    error = call("repeat", "again=2", failing, *places, fails=True)
+    assert error.startswith("error: optimizer.lr (command line) is -1")
+
+
+def test_dvc_has_a_stage_for_each_model_and_seed_and_none_by_default(tmp_path):
+    repository = copy_of_the_repository(tmp_path / "repository")
+    listed = run(repository, "dvc", "stage", "list", "--name-only").stdout.split()
+    assert "report" in listed
+    assert not [name for name in listed if name.startswith("repeat")]
+    params = repository / "params.yaml"
+    params.write_text(params.read_text().replace("seeds: []", "seeds: [1, 2]"))
+    listed = run(repository, "dvc", "stage", "list", "--name-only").stdout.split()
+    assert {name for name in listed if name.startswith("repeat")} == {
+        f"repeat@{model}-{seed}" for model in ("cnn", "transformer", "rnn") for seed in (1, 2)
+    }
+    graph = run(repository, "dvc", "dag", "--md", "report").stdout
+    assert graph.count("repeat@") == 6

@@ -1,0 +1,89 @@
+"""The optimizer's arithmetic is torch's, and it does not load torch's compiler."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.adamw import AdamW
+
+
+def model(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 3))
+
+
+def gradients(net: nn.Module, step: int) -> None:
+    generator = torch.Generator().manual_seed(step)
+    for parameter in net.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def torchs(net: nn.Module) -> torch.optim.AdamW:
+    groups = [
+        {"params": [p for p in net.parameters() if p.ndim > 1], "weight_decay": 0.1},
+        {"params": [p for p in net.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, betas=(0.8, 0.95), fused=True)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_every_step_has_the_bits_of_torchs_fused_adamw(layout):
+    ours, theirs = model().to(memory_format=layout), model().to(memory_format=layout)
+    optimizer, reference = AdamW(list(ours.parameters()), 0.1, [0.8, 0.95]), torchs(theirs)
+    for step in range(20):
+        gradients(ours, step)
+        gradients(theirs, step)
+        optimizer.lr = 0.01 / (step + 1)
+        for group in reference.param_groups:
+            group["lr"] = 0.01 / (step + 1)
+        optimizer.step()
+        reference.step()
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_a_restored_state_continues_to_the_same_bits():
+    whole, again = model(), model()
+    first = AdamW(list(whole.parameters()), 0.1, [0.9, 0.999])
+    first.lr = 0.01
+    gradients(whole, 0)
+    first.step()
+    again.load_state_dict(whole.state_dict())
+    second = AdamW(list(again.parameters()), 0.1, [0.9, 0.999])
+    second.load_state_dict(first.state_dict())
+    second.lr = 0.01
+    for net, optimizer in ((whole, first), (again, second)):
+        gradients(net, 1)
+        optimizer.step()
+    for a, b in zip(whole.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_frozen_parameters_and_those_without_a_gradient_stay():
+    net = model()
+    net[0].requires_grad_(False)
+    before = {name: value.clone() for name, value in net.named_parameters()}
+    optimizer = AdamW(list(net.parameters()), 0.1, [0.9, 0.999])
+    optimizer.lr = 0.1
+    gradients(net, 0)
+    net[1].bias.grad = None
+    optimizer.step()
+    changed = {
+        name for name, value in net.named_parameters() if not torch.equal(value, before[name])
+    }
+    assert changed == {"1.weight", "3.weight", "3.bias"}
+    optimizer.zero_grad()
+    assert net[3].weight.grad is None
+
+
+def test_a_step_by_fit_does_not_import_torchs_compiler():
+    code = (
+        "import sys, tempfile\nfrom pathlib import Path\nfrom tests.test_training import *\n"
+        "with tempfile.TemporaryDirectory() as folder:\n"
+        "    train(Path(folder), configure(STAGE), max_steps=2)\n"
+        "sys.exit('torch._dynamo' in sys.modules or 'torch._inductor' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -1,0 +1,371 @@
+"""Data, weights and config are read, never obeyed; what is malformed is one line, never a wreck."""
+
+import ast
+import io
+import os
+import pickle
+import shutil
+import sys
+import wave
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline import config, models
+from pipeline.data import audio, image, prepared, text
+from pipeline.errors import PipelineError
+from pipeline.files import digest, write_json
+from pipeline.settings import TrainCNN
+from tests.data.sources import audio_source, complaint, image_folder, image_source, text_source
+from tests.models.presets import preset
+
+SOURCES = [
+    path for folder in ("pipeline", "stages") for path in (config.ROOT / folder).rglob("*.py")
+]
+FUZZ = settings(
+    max_examples=40, deadline=None, derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+
+
+class Attack:
+    """What unpickling this would do."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return (os.system, (f"touch {self.target}",))
+
+
+class TestCode:
+    def calls(self, path: Path) -> list[tuple[str, ast.Call]]:
+        tree = ast.parse(path.read_text())
+        return [
+            (ast.unparse(node.func), node) for node in ast.walk(tree) if isinstance(node, ast.Call)
+        ]
+
+    @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(config.ROOT)))
+    def test_nothing_that_runs_what_it_reads(self, path):
+        for name, call in self.calls(path):
+            keywords = {one.arg: ast.unparse(one.value) for one in call.keywords}
+            assert name not in ("eval", "exec", "compile", "__import__", "os.system"), name
+            assert name not in ("yaml.load", "yaml.unsafe_load", "yaml.full_load"), name
+            assert not name.startswith(("pickle.", "marshal.", "shelve.", "dill.", "joblib.")), name
+            assert keywords.get("shell", "False") == "False", name
+            assert keywords.get("allow_pickle", "False") == "False", name
+            assert keywords.get("trust_remote_code", "False") == "False", name
+            if name == "torch.load":
+                assert keywords["weights_only"] == "True"
+            if name.endswith(".from_pretrained") and "Auto" in name:
+                safe = None in keywords and keywords[None] == "TRUSTED"
+                assert safe or keywords.get("trust_remote_code") == "False", name
+
+    def test_the_servers_answer_this_machine_only(self, monkeypatch, tmp_path):
+        from pipeline.tracking import __main__ as tracking
+
+        started: list[list[str]] = []
+        monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+        monkeypatch.setattr(os, "execve", lambda _, command, __: started.append(command))
+        monkeypatch.setattr(sys, "argv", ["tracking", "ui"])
+        tracking.main(["ui"])
+        (command,) = started
+        assert command[command.index("--host") + 1] == "127.0.0.1"
+
+
+@pytest.fixture
+def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
+    """Compose a stage's config from params.yaml and conf/ as files of the test's own."""
+    shutil.copytree(config.CONF, tmp_path / "conf")
+    shutil.copy(config.PARAMS, tmp_path)
+    for name, value in {"CONF": "conf", "PARAMS": "params.yaml", "ROOT": "."}.items():
+        monkeypatch.setattr(config, name, tmp_path / value)
+
+    def run(*argv: str, stage: str = "train_cnn", schema: Any = TrainCNN) -> list[Any]:
+        monkeypatch.setattr(sys, "argv", [stage, *argv])
+        composed: list[Any] = []
+        config.main(stage, schema, composed.append)
+        return composed
+
+    return run
+
+
+def outcome(call: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> str:
+    """`success`, or the one line of the message; anything else fails."""
+    status = None
+    try:
+        call()
+    except SystemExit as ended:
+        status = ended.code
+    said = capsys.readouterr().err.splitlines()
+    if status is None:
+        return "success"
+    assert status == 1
+    assert len(said) == 1, said
+    assert said[0].startswith("error: ")
+    return said[0]
+
+
+class TestConfig:
+    @pytest.mark.parametrize("target", ["os.system", "pathlib.Path.touch", "builtins.open"])
+    @pytest.mark.parametrize("where", ["setting", "callback", "logger"])
+    def test_a_file_that_names_a_callable_calls_nothing(
+        self, target, where, compose, tmp_path, capsys
+    ):
+        harm = tmp_path / "harm"
+        call = {"_target_": target, "_args_": [str(harm), "w"][: 1 + (target == "builtins.open")]}
+        if target == "os.system":
+            call["_args_"] = [f"touch {harm}"]
+        content: dict[str, Any] = {"cnn": {"name": "simple"}}
+        if where == "setting":
+            content["cnn"] |= call
+        elif where == "callback":
+            content["hydra"] = {"callbacks": {"evil": call}}
+        else:
+            handler = {"()": target, "command": f"touch {harm}", "file": str(harm)}
+            log = {"version": 1, "handlers": {"x": handler}, "root": {"handlers": ["x"]}}
+            content["hydra"] = {"job_logging": log}
+        evil = tmp_path / "conf/cnn/evil.yaml"
+        evil.write_text("# @package _global_\n" + yaml.safe_dump(content))
+        said = outcome(lambda: compose("cnn=evil"), capsys)
+        assert not harm.exists()
+        assert said != "success"
+
+    @FUZZ
+    @given(
+        line=st.integers(0, 39),
+        text=st.text(max_size=12)
+        | st.sampled_from(["x: [", "? ", "- a", "&a *a", "!!python/name:os.system"]),
+    )
+    def test_any_line_of_params_may_be_anything(self, line, text, compose, capsys):
+        lines = (config.CONF.parent / "params.yaml").read_text().splitlines()
+        original = list(lines)
+        lines[line % len(lines)] = text
+        config.PARAMS.write_text("\n".join(lines), "utf-8", "surrogatepass")
+        try:
+            outcome(compose, capsys)
+        finally:
+            config.PARAMS.write_text("\n".join(original))
+
+    @FUZZ
+    @given(st.lists(st.text(max_size=15).filter(lambda t: not t.startswith("-")), max_size=3))
+    def test_any_command_line_is_taken_or_refused_in_one_line(self, compose, capsys, arguments):
+        outcome(lambda: compose(*arguments), capsys)
+
+    @FUZZ
+    @given(
+        key=st.sampled_from(
+            [
+                "optimizer.lr",
+                "training.epochs",
+                "augment.scale",
+                "seed",
+                "device",
+                "data",
+                "threads",
+            ]
+        ),
+        value=st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.text(max_size=8)
+        | st.lists(st.integers(), max_size=2)
+        | st.dictionaries(st.text("ab", min_size=1, max_size=2), st.integers(), max_size=2),
+    )
+    def test_any_value_of_a_setting_is_taken_or_refused_in_one_line(
+        self, compose, capsys, key, value
+    ):
+        original = config.PARAMS.read_text()
+        params = yaml.safe_load(original)
+        section = params["common" if key in params["common"] else "train_cnn"]
+        *above, last = key.split(".")
+        for step in above:
+            section = section.setdefault(step, {})
+        section[last] = value
+        config.PARAMS.write_text(yaml.safe_dump(params))
+        try:
+            outcome(compose, capsys)
+        finally:
+            config.PARAMS.write_text(original)
+
+    @FUZZ
+    @given(content=st.binary(max_size=30), name=st.sampled_from(["train_cnn", "cnn/simple"]))
+    def test_any_conf_file_is_taken_or_refused_in_one_line(self, compose, capsys, content, name):
+        path = config.CONF / f"{name}.yaml"
+        original = path.read_bytes()
+        path.write_bytes(original[: len(original) // 2] + content)
+        try:
+            outcome(lambda: compose("cnn=simple"), capsys)
+        finally:
+            path.write_bytes(original)
+
+
+def damaged(content: bytes, cut: float, at: float, byte: int) -> bytes:
+    """The first part of a file, with one byte changed."""
+    found = bytearray(content[: max(1, int(len(content) * cut))])
+    found[int((len(found) - 1) * at)] = byte
+    return bytes(found)
+
+
+DAMAGE = {
+    "cut": st.just(1.0) | st.floats(0, 1), "at": st.floats(0, 1), "byte": st.integers(0, 255)
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sources of all three kinds, and what was prepared from them."""
+    folder = tmp_path_factory.mktemp("small")
+    image_folder(folder / "pictures")
+    rows = "".join(f"the {n} is {'good' if n % 2 else 'bad'},{n % 2}\n" for n in range(24))
+    (folder / "rows.csv").write_text(f"text,label\n{rows}")
+    random = np.random.default_rng(0)
+    for label in ("no", "yes"):
+        (folder / "clips" / label).mkdir(parents=True)
+        for speaker in range(6):
+            with wave.open(str(folder / f"clips/{label}/s{speaker}_{label}.wav"), "wb") as file:
+                file.setparams((1, 2, 8000, 0, "NONE", ""))
+                file.writeframes(random.integers(-9999, 9999, 400, np.int16).tobytes())
+    for modality in ("image", "text", "audio"):
+        prepare(folder, modality, folder / "data" / modality)
+    return folder
+
+
+def prepare(folder: Path, modality: str, output: Path) -> None:
+    shares = {"validation": 0.2, "test": 0.3}
+    if modality == "image":
+        source: Any = image_source(kind="folder", folder=str(folder / "pictures"), **shares)
+        made = image.prepare(source, 0, None)
+    elif modality == "text":
+        source = text_source(kind="csv", file=str(folder / "rows.csv"), **shares)
+        made = text.prepare(source, 0, None)
+    else:
+        source = audio_source(kind="folder", folder=str(folder / "clips"), **shares)
+        made = audio.prepare(source, 0, None)
+    prepared.write(output, *made)
+
+
+class TestData:
+    @FUZZ
+    @given(**DAMAGE)
+    @pytest.mark.parametrize(
+        ("modality", "name"),
+        [("image", "pictures/cat/3.png"), ("text", "rows.csv"), ("audio", "clips/no/s2_no.wav")],
+    )
+    def test_a_damaged_source_is_prepared_or_refused_whole(
+        self, small, tmp_path_factory, modality, name, cut, at, byte
+    ):
+        path, output = small / name, tmp_path_factory.mktemp("out") / modality
+        original = path.read_bytes()
+        path.write_bytes(damaged(original, cut, at, byte))
+        try:
+            said = complaint(lambda: prepare(small, modality, output))
+        finally:
+            path.write_bytes(original)
+        assert os.listdir(output.parent) == ([] if said else [modality])
+
+    @FUZZ
+    @given(**DAMAGE)
+    @pytest.mark.parametrize("modality", ["image", "audio"])
+    @pytest.mark.parametrize("vouched", [False, True])
+    def test_a_damaged_split_is_read_or_refused_also_if_its_card_vouches_for_it(
+        self, small, tmp_path_factory, modality, vouched, cut, at, byte
+    ):
+        folder = tmp_path_factory.mktemp("data") / modality
+        shutil.copytree(small / "data" / modality, folder)
+        split = folder / "train.parquet"
+        split.write_bytes(damaged(split.read_bytes(), cut, at, byte))
+        if vouched:
+            card = yaml.safe_load((folder / "dataset.json").read_text())
+            card["splits"]["train"]["sha256"] = digest(split, "sha256")
+            write_json(folder / "dataset.json", card)
+        load: Any = {"image": image.load, "audio": audio.load}[modality]
+        complaint(lambda: load(folder, "train", batch_size=4, device=torch.device("cpu")))
+
+    @FUZZ
+    @given(**DAMAGE)
+    def test_a_damaged_card_is_read_or_refused(self, small, tmp_path_factory, cut, at, byte):
+        folder = tmp_path_factory.mktemp("data") / "text"
+        shutil.copytree(small / "data/text", folder)
+        card = folder / "dataset.json"
+        card.write_bytes(damaged(card.read_bytes(), cut, at, byte))
+        complaint(lambda: prepared.read_split(folder, "train", "text"))
+
+    def test_a_path_inside_the_data_is_never_followed(self, small, tmp_path):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        secret = tmp_path / "secret.png"
+        Image.new("RGB", (5, 4), (1, 2, 3)).save(secret)
+        folder = tmp_path / "image"
+        shutil.copytree(small / "data/image", folder)
+        table = pq.read_table(folder / "train.parquet")
+        rows = [{"bytes": None, "path": str(secret)} for _ in range(table.num_rows)]
+        column = pa.array(rows, table.schema.field("image").type)
+        table = table.set_column(table.schema.get_field_index("image"), "image", column)
+        pq.write_table(table, folder / "train.parquet")
+        card = yaml.safe_load((folder / "dataset.json").read_text())
+        card["splits"]["train"]["sha256"] = digest(folder / "train.parquet", "sha256")
+        write_json(folder / "dataset.json", card)
+        device = torch.device("cpu")
+        said = complaint(lambda: image.load(folder, "train", batch_size=4, device=device))
+        assert said
+        assert "train.parquet" in said
+
+    @pytest.mark.parametrize("name", ["..", "../../harm", "/harm"])
+    def test_a_path_as_a_class_name_writes_nowhere_else(self, small, tmp_path, name):
+        rows = (small / "rows.csv").read_text().replace(",1\n", f",{name}\n")
+        (tmp_path / "in").mkdir()
+        (tmp_path / "in" / "rows.csv").write_text(rows)
+        prepare(tmp_path / "in", "text", tmp_path / "in" / "data" / "text")
+        assert os.listdir(tmp_path) == ["in"]
+        assert sorted(os.listdir(tmp_path / "in")) == ["data", "rows.csv"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "cnn"
+    folder.mkdir()
+    about = models.ImageModel(
+        settings=preset("cnn", "simple"), classes=["a", "b"], channels=1, height=8, width=8,
+        mean=[0.5], std=[0.5],
+    )  # fmt: skip
+    models.save(folder, models.build(about)[0], about)
+    return folder
+
+
+class TestModels:
+    @FUZZ
+    @given(name=st.sampled_from(["model.json", "model.safetensors"]), **DAMAGE)
+    def test_a_damaged_model_is_read_or_refused(self, saved, tmp_path_factory, name, cut, at, byte):
+        folder = tmp_path_factory.mktemp("model") / "cnn"
+        shutil.copytree(saved, folder)
+        file = folder / name
+        file.write_bytes(damaged(file.read_bytes(), cut, at, byte))
+        if name == "model.safetensors":
+            about = yaml.safe_load((folder / "model.json").read_text())
+            write_json(folder / "model.json", {**about, "sha256": digest(file, "sha256")})
+        complaint(lambda: models.load(folder))
+
+    @pytest.mark.parametrize("how", ["torch.save", "pickle"])
+    def test_pickled_weights_are_not_run(self, saved, tmp_path, how):
+        folder = shutil.copytree(saved, tmp_path / "cnn")
+        content = io.BytesIO()
+        (torch.save if how == "torch.save" else pickle.dump)(Attack(tmp_path / "harm"), content)
+        (folder / "model.safetensors").write_bytes(content.getvalue())
+        about = yaml.safe_load((folder / "model.json").read_text())
+        about["sha256"] = digest(folder / "model.safetensors", "sha256")
+        write_json(folder / "model.json", about)
+        with pytest.raises(PipelineError, match=r"model\.safetensors"):
+            models.load(folder)
+        assert not (tmp_path / "harm").exists()
