@@ -59,6 +59,22 @@ def test_every_stage_is_a_finished_run_below_one_parent(runs):
         assert runs[name].data.tags["mlflow.parentRunId"] == parent, name
 
 
+def test_the_store_took_everything_and_has_a_champion_of_each_task(runs, repository):
+    refused = {name: run.data.tags["refused"] for name, run in runs.items()
+               if "refused" in run.data.tags}  # fmt: skip
+    assert refused == {}
+    client = MlflowClient(f"sqlite:///{repository}/mlflow.db")
+    for task, model in (("image", "cnn"), ("text", "transformer"), ("audio", "rnn")):
+        for alias in ("champion", "candidate"):
+            version = client.get_model_version_by_alias(f"{task}-classifier", alias)
+            evaluated = runs[f"evaluate@{model}"]
+            assert version.tags["evaluated_by"] == evaluated.info.run_id
+            assert version.tags["trained_by"] == runs[TRAINING[model]].info.run_id
+            assert float(version.tags["test/accuracy"]) == pytest.approx(
+                evaluated.data.metrics["test/accuracy"], rel=1e-5
+            )
+
+
 def test_runs_say_what_made_them(runs, repository):
     client = MlflowClient(f"sqlite:///{repository}/mlflow.db")
     params = yaml.safe_load((repository / "params.yaml").read_text())
@@ -217,6 +233,31 @@ def test_queued_experiments_run_in_parallel_without_losing_anything(repository):
     assert {one.info.status for one in made} == {"FINISHED"}
     counts = {len(client.get_metric_history(one.info.run_id, "train/loss")) for one in made}
     assert len(counts) == 1
+
+
+@pytest.mark.slow
+def test_four_workers_of_a_sweep_share_a_fresh_store(repository, tmp_path):
+    """The store does not exist yet: all of them want to create it at the same time."""
+    rates = ["0.001", "0.002", "0.003", "0.004"]
+    done = run(
+        repository, "python", "-m", "stages.train_cnn", "--multirun", "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=4", "threads=1", f"optimizer.lr={','.join(rates)}",
+        DVC_ROOT=str(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (experiment,) = [one for one in client.search_experiments() if one.name != "Default"]
+    assert client.search_runs(["0"]) == []
+    made = client.search_runs([experiment.experiment_id])
+    assert {one.data.params["optimizer.lr"] for one in made} == set(rates)
+    assert len(made) == 4
+    for one in made:
+        assert one.info.status == "FINISHED"
+        assert "refused" not in one.data.tags
+        losses = client.get_metric_history(one.info.run_id, "train/loss")
+        assert [point.step for point in losses] == [4, 8, 10, 12]
+    assert len({one.data.metrics["train/loss"] for one in made}) == 4
+    assert not list((tmp_path / ".tracking").glob("*/journal.jsonl"))
 
 
 def test_a_typo_in_params_yaml_stops_dvc_with_one_line(repository):

@@ -128,8 +128,8 @@ def decode(column: pa.ChunkedArray, layout: Layout, where: str, first: int = 0) 
                 image = pillow(file, f"{where}, row {first + start + row}", layout.channels)
                 if image.shape != (*shape[1:], layout.channels):
                     raise PipelineError(
-                        f"{where}, row {first + start + row}: is {image.shape[1]}×{image.shape[0]}, the "
-                        f"data set {layout.width}×{layout.height} pixels; prepare it again"
+                        f"{where}, row {first + start + row}: is {image.shape[1]}×{image.shape[0]}, "
+                        f"the data set {layout.width}×{layout.height} pixels; prepare it again"
                     )
                 part[row] = image.transpose(2, 0, 1)
         start += len(chunk)

@@ -116,7 +116,9 @@ class TestBatches:
         place.mkdir()
         for file in ("dataset.json", "validation.parquet"):
             (place / file).symlink_to(digits / file)
-        with pytest.raises(PipelineError, match="bytes of pixels can't be put on the disk .*limit"):
+        with pytest.raises(
+            PipelineError, match=r"bytes of pixels can't be put on the disk .*limit"
+        ):
             image.load(place, "validation", batch_size=8, device=CPU, in_memory_limit=1)
 
     def test_are_bytes_in_the_shape_of_the_card(self, digits):

@@ -122,6 +122,7 @@ class Server:
             env={
                 **os.environ,
                 "MLFLOW_BACKEND_STORE_URI": self._database,
+                "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": "https://mlflow.example.org",
                 "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             },
             stdout=subprocess.DEVNULL,

@@ -1,11 +1,14 @@
 """docs/tracking.md, "A server for a team": PostgreSQL, served artifacts, two clones, an analyst."""
 
 import glob
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -175,6 +178,22 @@ def test_the_server_listens_on_this_machine_only(shared: Server):
         if connection.status == psutil.CONN_LISTEN
     ]
     assert set(listening) == {"127.0.0.1"}
+
+
+def test_only_pages_of_the_allowed_site_may_ask(shared: Server):
+    """What a browser adds to requests of a page tells whose page it is."""
+    body = json.dumps({"max_results": 1}).encode()
+    answers = {}
+    for site in ("https://mlflow.example.org", "https://elsewhere.example.org"):
+        headers = {"Content-Type": "application/json", "Origin": site}
+        address = f"{shared.uri}/ajax-api/2.0/mlflow/experiments/search"
+        try:
+            request = urllib.request.Request(address, body, headers)  # noqa: S310
+            with urllib.request.urlopen(request) as reply:  # noqa: S310
+                answers[site] = reply.status
+        except urllib.error.HTTPError as error:
+            answers[site] = error.code
+    assert list(answers.values()) == [200, 403]
 
 
 def test_the_database_is_back_after_it_was_away(database: str, shared: Server, clones: list[Path]):
