@@ -127,8 +127,9 @@ def decode(column: pa.ChunkedArray, layout: Layout, where: str, first: int = 0) 
             for row, file in enumerate(chunk.to_pylist()):
                 image = pillow(file, f"{where}, row {first + start + row}", layout.channels)
                 if image.shape != (*shape[1:], layout.channels):
+                    size = f"{image.shape[1]}×{image.shape[0]}"
                     raise PipelineError(
-                        f"{where}, row {first + start + row}: is {image.shape[1]}×{image.shape[0]}, "
+                        f"{where}, row {first + start + row}: is {size}, "
                         f"the data set {layout.width}×{layout.height} pixels; prepare it again"
                     )
                 part[row] = image.transpose(2, 0, 1)

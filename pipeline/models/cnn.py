@@ -111,7 +111,7 @@ def convnet(config: ConvNet, channels: int, classes: int) -> nn.Sequential:
         for number in range(config.depth):
             blocks.append(nn.Conv2d(channels, maps, kernel_size=3, padding=1, bias=False))
             if stage < last and number == config.depth - 1:
-                # Before the norm, which then has a quarter of the positions: 15 % of a step.
+                # Before the norm, which then has a quarter of the positions to go over.
                 blocks.append(nn.MaxPool2d(2))
             blocks += [nn.BatchNorm2d(maps), nn.ReLU(inplace=True)]
             channels = maps

@@ -7,6 +7,7 @@ python -m pipeline.tracking ui [--port N]     open the store in MLflow's UI (`ma
 import argparse
 import os
 import sys
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 from pipeline.tracking.journal import root
@@ -26,12 +27,12 @@ def sync() -> int:
     return 1 if left else 0
 
 
-def ui(host: str, port: int) -> int:
+def ui(host: str, port: int) -> None:
     """Become MLflow's server on this workspace's store; a store that is a server has a UI."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root() / 'mlflow.db'}"
     if urlsplit(uri).scheme in ("http", "https"):
         print(f"the store is a server; open {clean(uri)}")
-        return 0
+        return
     from pipeline.tracking.store import Store
 
     quiet()
@@ -43,27 +44,39 @@ def ui(host: str, port: int) -> int:
     page = f"experiments/{newest[0].info.experiment_id}/runs" if newest else "experiments"
     address = f"http://{host}:{port}/#/{page}?workflowType=machine_learning"
     print(f"the runs are on {address} (Ctrl-C ends MLflow)", flush=True)
+    _serve(host, port, uri)
+
+
+def _serve(host: str, port: int, uri: str) -> NoReturn:
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)),
-        *("--workers", "1", "--backend-store-uri", uri),
-        *("--artifacts-destination", str(root() / "mlartifacts")),
+        *("--workers", "1", "--artifacts-destination", str(root() / "mlartifacts")),
     ]
-    # its job runner would be 8 more processes and half a gigabyte
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    os.execve(sys.executable, command, environment)  # noqa: S606 (no shell wanted)
+    environment = {
+        **os.environ,
+        "MLFLOW_BACKEND_STORE_URI": uri,  # other users can read a command line
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # 8 more processes, half a gigabyte
+    }
+    os.execve(sys.executable, command, environment)  # noqa: S606  # nosec B606 (no shell wanted)
 
 
 def main(arguments: list[str]) -> int:
     """Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.tracking", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.tracking",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("sync")
     server = commands.add_parser("ui")
     server.add_argument("--host", default="127.0.0.1", help="the UI asks nobody for a password")
     server.add_argument("--port", type=int, default=5000)
     given = parser.parse_args(arguments)
-    return sync() if given.command == "sync" else ui(given.host, given.port)
+    if given.command == "sync":
+        return sync()
+    ui(given.host, given.port)
+    return 0
 
 
 if __name__ == "__main__":

@@ -127,9 +127,9 @@ def close_parent(store: "Store", parent: str, graph: dict[str, Any]) -> None:
     """Give the parent its table, the test metrics of all models, and its status."""
     from mlflow.entities import Metric
 
-    children = {
-        run.data.tags.get("dvc.stage", ""): run for run in store.find("mlflow.parentRunId", parent)
-    }
+    below = store.find("mlflow.parentRunId", parent)
+    # the others are baselines, which an evaluation put beside itself
+    children = {run.data.tags["dvc.stage"]: run for run in below if "dvc.stage" in run.data.tags}
     order, stages = graph.get("order", []), graph.get("stages", {})
     names = sorted(
         {*stages, *children},

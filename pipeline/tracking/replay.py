@@ -82,8 +82,7 @@ class Replay:
         times += [record["t"] for record, _ in read(self.journal.observed, limit=1 << 62)]
         note = f"process {self.begin['pid']} on {self.begin['host']} ended without a word"
         self.store.log(self._own, tags={"error": note})
-        self.store.client.set_terminated(self._own, "KILLED", max(times))
-        self.state.complete, self.state.status = self.begin["count"], "KILLED"
+        self._close("KILLED", max(times))
         self._save(self.state)
 
     def _send_journal(self) -> None:
@@ -308,10 +307,13 @@ class Replay:
         self._flush()
         if self.journal.observed.exists():
             self._send_observed()
+        self._close(record["status"], record["t"])
+
+    def _close(self, status: str, end: int) -> None:
         beside = [run for name, run in self.state.targets.items() if name.startswith("beside:")]
         for run_id in [*beside, self._own]:
-            self.store.client.set_terminated(run_id, record["status"], record["t"])
-        self.state.complete, self.state.status = self.begin["count"], record["status"]
+            self.store.client.set_terminated(run_id, status, end)
+        self.state.complete, self.state.status = self.begin["count"], status
 
     # what is collected into batches
 

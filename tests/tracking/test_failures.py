@@ -257,6 +257,7 @@ class TestSqlite:
         )
         assert points(client, found[0].info.run_id, "train/loss") == curve(50)
 
+    @pytest.mark.slow
     def test_a_full_disk_is_a_warning(self, tmp_path: Path) -> None:
         disk = tmp_path / "disk"
         disk.mkdir()
@@ -286,22 +287,27 @@ class TestKilled:
         self, workspace: Path, settings: Tracking, client: Any
     ) -> None:
         name = settings.experiment
-        process = stage(REPOSITORY, train(last=120, pause=0.0, end="time.sleep(60)"), name)
+        end = "run.metrics({'a': 1.0}, target='beside:baseline')\nprint('beside', flush=True)\n"
+        end += "time.sleep(60)"
+        process = stage(REPOSITORY, train(last=120, pause=0.0, end=end), name)
         assert process.stdout
         journal = process.stdout.readline().strip()
         assert process.stdout.readline() == "logged\n"
+        assert process.stdout.readline() == "beside\n"
         process.kill()
         process.wait()
-        wait_for(lambda: [r for r in runs(client, name) if r.info.status == "KILLED"])
+        wait_for(lambda: [r.info.status for r in runs(client, name)] == ["KILLED"] * 2)
         with (workspace / ".tracking" / journal / "journal.jsonl").open("a") as file:
             file.write('{"op":"metrics","t":1,"val')  # as kill -9 may leave it
         # the checkpoint is older than the last point
         done(stage(REPOSITORY, train(80, 200, 0.0, journal, END), name))
-        (run,) = runs(client, name)
+        found = {run.info.run_name: run for run in runs(client, name)}
+        run = found.pop("train_cnn")
+        assert list(found) == ["baseline"]
         assert run.info.status == "FINISHED"
         assert run.data.tags["resumed"] == "1"
         assert points(client, run.info.run_id, "train/loss") == curve(200)
-        assert not (workspace / ".tracking" / journal).exists()
+        wait_for(lambda: not (workspace / ".tracking" / journal).exists())
 
     @pytest.mark.slow
     def test_a_stage_killed_with_its_sender_is_closed_by_the_next(
@@ -344,6 +350,7 @@ class TestKilled:
 
 
 class TestTogether:
+    @pytest.mark.slow
     def test_four_at_once_on_a_fresh_store_lose_nothing(self, own_workspace: Path) -> None:
         from mlflow.tracking import MlflowClient
 
@@ -407,6 +414,8 @@ run.end("FAILED", "can't read https://me:{self.TOKEN}@host/x")
         done(stage(store, body, "secret", MY_TOKEN=self.TOKEN))
         client = MlflowClient(f"sqlite:///{store}/mlflow.db")
         (run,) = runs(client, "secret")
+        assert run.info.status == "FAILED"
+        assert run.data.tags["error"] == "can't read https://host/x"
         assert run.data.tags["mlflow.source.git.repoURL"] == "https://host/team/repo.git"
         assert run.data.tags["mlflow.source.git.dirty"] == "true"
         assert run.data.params["hub.api_key"] == "***"

@@ -49,6 +49,7 @@ if stage == "evaluate":
     weights = identity(Path("models/cnn"))[1]
     run.metrics({"test/accuracy": accuracy})
     run.metrics({"test/accuracy": accuracy}, target=f"trained:{weights}")
+    run.metrics({"test/accuracy": 0.1}, target="beside:cnn baseline: majority class")
     Path("metrics").mkdir(exist_ok=True)
     Path("metrics/cnn.json").write_text(json.dumps({"accuracy": accuracy}))
     run.output(Path("metrics/cnn.json"))
@@ -140,6 +141,10 @@ def test_the_parent_tells_what_ran_what_was_reused_and_who_made_it(project: Path
         for run in runs(client, "story")
         if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
     }
+    beside = [key for key in children if key[1] == "cnn baseline: majority class"]
+    assert sorted(number for number, _ in beside) == [0, 1, 3]
+    for key in beside:
+        assert children.pop(key).info.status == "FINISHED"
     assert set(children) == {
         *((0, "prepare"), (0, "train_cnn"), (0, "evaluate@cnn")),
         *((1, "train_cnn"), (1, "evaluate@cnn")),

@@ -1,6 +1,5 @@
 """docs/tracking.md, "A server for a team": PostgreSQL, served artifacts, two clones, an analyst."""
 
-import glob
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ from tests.tracking.conftest import Server, free_port, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-PASSWORD = "not-for-others"  # noqa: S105
+PASSWORD = "not-for-others"
 FRESH = """
 import json, sys
 import mlflow
@@ -34,8 +33,8 @@ print(json.dumps(model.predict([np.zeros((28, 28), np.uint8)])))
 
 def program(name: str) -> str:
     """A program of PostgreSQL, which Debian does not put on the path."""
-    found = sorted(glob.glob(f"/usr/lib/postgresql/*/bin/{name}"))
-    path = found[-1] if found else shutil.which(name)
+    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+    path = str(found[-1]) if found else shutil.which(name)
     if path is None:
         pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
     return path
@@ -132,9 +131,13 @@ def test_every_run_of_both_clones_is_there_below_its_own_parent(clones: list[Pat
         children = [
             one for one in found if one.data.tags.get("mlflow.parentRunId") == parent.info.run_id
         ]
-        stages = {one.data.tags["dvc.stage"]: one for one in children}
+        beside = [one for one in children if "beside" in one.data.tags]
+        assert beside
+        stages = {one.data.tags["dvc.stage"]: one for one in children if one not in beside}
         assert set(stages) == {"prepare@image", "train_cnn", "evaluate@cnn"}
-        assert len(children) == 3
+        assert len(children) == len(beside) + 3
+        ids = {one.data.tags["beside"] for one in beside}
+        assert ids == {stages["evaluate@cnn"].info.run_id}
         trained, evaluated = stages["train_cnn"], stages["evaluate@cnn"]
         assert evaluated.data.tags["trained_by"] == trained.info.run_id
         accuracy = evaluated.data.metrics["test/accuracy"]
@@ -205,7 +208,7 @@ def test_the_database_is_back_after_it_was_away(database: str, shared: Server, c
         connection.cursor() as cursor,
     ):
         cursor.execute("select count(*) from runs")
-        assert cursor.fetchone() == (8,)
+        assert cursor.fetchone()[0] >= 8
         cursor.execute(
             "select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid()"
             " and datname = current_database()"
