@@ -29,7 +29,7 @@ repro: $(READY) ## run the pipeline: prepare, train, evaluate, report
 	dvc repro && status=0 || status=$$?; python -m pipeline.tracking sync; exit $$status
 
 test: $(READY) ## run the default tests (no network, no GPU)
-	pytest $(PYTEST_ARGS)
+	pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 slow: $(READY) ## run the tests that take minutes
 	pytest -m slow $(PYTEST_ARGS)

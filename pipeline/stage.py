@@ -68,7 +68,7 @@ def _execute(name: str, settings: S, body: Callable[[S, Context], float | None])
     # torchrun and accelerate start one process per device; the first of them keeps the records.
     leads = os.environ.get("RANK", "0") == "0"
     with ExitStack() as stack:
-        states, resume = None, None
+        states, journal = None, tracking.new_id(name)
         if isinstance(settings, Train):
             identity = {
                 "config": settings.model_dump(exclude={"tracking"}),
@@ -77,7 +77,9 @@ def _execute(name: str, settings: S, body: Callable[[S, Context], float | None])
             }
             folder = tracking.root() / ".checkpoints"
             states = stack.enter_context(checkpoints(folder, name, identity, leads))
-            resume = states.recall("journal")
+            journal = states.recall("journal") or journal
+            if leads:  # before the run begins: a kill in between must not leave a second run
+                states.remember("journal", journal)
         hardware = configure(settings)
         if not leads or (states and states.recall("finished")):
             # Killed between the end of its run and its own: only the outputs are missing.
@@ -88,10 +90,8 @@ def _execute(name: str, settings: S, body: Callable[[S, Context], float | None])
                 settings=settings.tracking,
                 config=settings.model_dump(),
                 card=card(hardware),
-                resume=resume,
+                id=journal,
             )
-        if states and leads:
-            states.remember("journal", run.id)
         try:
             result = body(settings, Context(run, hardware, states))
         except BaseException as error:

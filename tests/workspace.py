@@ -103,12 +103,12 @@ class Stage:
 
     def output(self) -> str:
         """What it has said so far, standard error included."""
-        return self._log.read_text(errors="replace")
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     def wait_for(self, text: str, seconds: float = 60) -> None:
-        """Return when it has said `text`."""
+        """Return when it has said `text`, or has ended."""
         end = time.monotonic() + seconds
-        while text not in self.output():
+        while psutil.pid_exists(self.pid) and text not in self.output():
             if time.monotonic() > end:
                 raise AssertionError(f"{text!r} is not in: {self.output()}")
             time.sleep(0.005)

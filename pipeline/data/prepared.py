@@ -228,7 +228,7 @@ def open_split(
     try:
         opened = pq.ParquetFile(pa.BufferReader(content))
         labels = opened.read(columns=["label"])["label"].to_numpy()
-    except (pa.ArrowException, KeyError) as error:
+    except (pa.ArrowException, OSError, KeyError) as error:
         raise PipelineError(f"{path} can't be read ({_line(error)}); {again}") from error
     _per_class(labels, card.classes, str(path))
     return card, opened, labels
@@ -242,7 +242,7 @@ def rows(path: Path, file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
     """
     try:
         yield from file.iter_batches(batch_size=4096)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise PipelineError(f"{path} can't be read ({_line(error)}); prepare it again") from error
 
 

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from pipeline.errors import PipelineError
 from pipeline.tracking import provenance
-from pipeline.tracking.content import dvc_md5, identity
+from pipeline.tracking.content import described, dvc_md5, identity
 from pipeline.tracking.journal import Journal, Log, Record, Thinning, read, root, this_process
 from pipeline.tracking.masking import clean, masked
 
@@ -33,6 +33,7 @@ def start(
     config: dict[str, Any],
     card: dict[str, Any],
     resume: str | None = None,
+    id: str | None = None,  # noqa: A002 (the word of `Run.id`)
 ) -> "Run":
     """Begin the run of one stage execution.
 
@@ -43,6 +44,8 @@ def start(
         card: the device card.
         resume: id of the run that this one continues (`Run.id` of the interrupted stage). Without
             a journal of that id a new run begins, tagged `resumes`.
+        id: `Run.id` of the run, from `new_id`: it begins, or goes on where it began before. Known
+            before the run begins, it can be kept where no kill comes between the two.
 
     Raises:
         PipelineError: the journal can't be created. (A store that can't be reached is no error.)
@@ -53,8 +56,7 @@ def start(
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root() / 'mlflow.db'}"
     journal = Journal(folder / resume) if resume else None
     if journal is None or not journal.path.exists():
-        now = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-        journal = Journal(folder / f"{now}-{stage}-{uuid.uuid4().hex[:8]}")
+        journal = Journal(folder / (id or new_id(stage)))
     begin = {
         "op": "begin",
         "t": _now(),
@@ -81,6 +83,11 @@ def start(
             f"{journal.folder} can't be written ({error.strerror or error}); mend that, or run "
             "with tracking.enabled=false"
         ) from error
+
+
+def new_id(stage: str) -> str:
+    """A name that no run has had: what `start(id=…)` takes."""
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{stage}-{uuid.uuid4().hex[:8]}"
 
 
 class Run:
@@ -116,7 +123,8 @@ class Run:
             path: folder of a prepared data set or of a trained model.
             name: what the stage calls it, such as `data`.
             context: `training`, `testing`, …
-            facts: of a data set: `source`, `schema` (column name → type), `profile`, as JSON.
+            facts: of a data set instead of what its files say: `source`, `schema` (column name →
+                type), `profile`, as JSON.
         """
 
     def output(self, path: Path) -> None:
@@ -149,7 +157,7 @@ class Run:
         Args:
             name: such as `image-classifier`.
             weights: md5 of its weights, which finds the model.
-            data: md5 of the data set it was tested on.
+            data: digest of the data set it was tested on.
             predictions: Parquet with the columns `label` and `prediction`, one row per example.
             metrics: test metrics.
             promote: whether `champion` may move.
@@ -207,6 +215,8 @@ class JournaledRun(Run):
     def input(self, path: Path, name: str, context: str = "", **facts: Any) -> None:
         with self._harmless(path):
             tag, md5 = identity(path) or (f"output.{path.as_posix()}", dvc_md5(path))
+            if tag == "data.md5":
+                facts = described(path) | facts
             self._append(
                 "input", name=name, path=str(path), tag=tag, digest=md5, context=context,
                 facts=masked(facts),
@@ -327,8 +337,9 @@ class JournaledRun(Run):
     def _harmless(self, path: Path) -> Any:
         try:
             yield
-        except OSError as error:
-            _warn(f"{path} is not logged ({error.strerror or error})")
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            # also a file that is not what its name says: whoever needs it will tell the user
+            _warn(f"{path} is not logged ({getattr(error, 'strerror', None) or error})")
 
 
 def _named(values: dict[str, Any]) -> dict[str, Any]:

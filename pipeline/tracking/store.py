@@ -50,6 +50,8 @@ class Store:
         self._experiments: dict[str, str] = {}
         mlflow.set_tracking_uri(self.uri)
         with self.locked():  # of several first users all but one would crash in the migrations
+            if self._database and not self._database.exists():
+                _create(self._database)
             self.client = MlflowClient(self.uri, self.uri)
             self.client.search_experiments(max_results=1)
 
@@ -155,6 +157,18 @@ class Store:
             self.client.log_artifacts(run_id, str(path), inner)
         else:
             self.client.log_artifact(run_id, str(path), folder or None)
+
+
+def _create(database: Path) -> None:
+    """Make an empty store; MLflow can't go on where its migrations were cut short."""
+    draft = database.with_name(f"{database.name}.new")
+    draft.unlink(missing_ok=True)
+    uri = f"sqlite:///{draft}"
+    try:
+        MlflowClient(uri, uri).search_experiments(max_results=1)
+        draft.replace(database)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _sqlite(uri: str) -> Path | None:

@@ -33,7 +33,7 @@ def main() -> None:
     with (
         analyst.ui(store, environment(store)) as address,
         analyst.browser() as chrome,
-        analyst.page(chrome, height=720) as page,
+        analyst.page(chrome, height=860) as page,
     ):
         page.goto(address)
         _prepare(page)
@@ -48,7 +48,7 @@ def main() -> None:
 def _prepare(page: Any) -> None:
     analyst.expand(page, analyst.parents(page)[0])
     analyst.toggle_columns(page, *COLUMNS)
-    page.mouse.move(0, 0)
+    page.mouse.click(5, 5)
     page.wait_for_timeout(500)
 
 

@@ -259,6 +259,8 @@ class TestSqlite:
 
     @pytest.mark.slow
     def test_a_full_disk_is_a_warning(self, tmp_path: Path) -> None:
+        from mlflow.tracking import MlflowClient
+
         disk = tmp_path / "disk"
         disk.mkdir()
         mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
@@ -276,6 +278,9 @@ class TestSqlite:
             (disk / "filler").unlink()
             os.environ.update(environment)
             sync()
+            client = MlflowClient(environment["MLFLOW_TRACKING_URI"])
+            (run,) = runs(client, "full")
+            assert points(client, run.info.run_id, "train/loss") == curve(20)
         finally:
             for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT"):
                 os.environ.pop(name, None)

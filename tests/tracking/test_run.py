@@ -12,7 +12,7 @@ import pytest
 from pipeline import tracking
 from pipeline.errors import PipelineError
 from pipeline.settings import Tracking
-from tests.tracking.conftest import Server, points, runs, text
+from tests.tracking.conftest import Server, points, runs, text, wait_for
 
 CONFIG = {
     "optimizer": {"lr": 0.01, "betas": [0.9, 0.999]},
@@ -75,7 +75,8 @@ def check_everything(client: Any, experiment: str, folder: Path) -> None:
     assert "x" * 7000 in config
     assert "abcdefgh" not in config
     assert '"threads": 2' in text(client, run_id, "device.json", folder)
-    assert points(client, run_id, "system/cpu_utilization_percentage")
+    first = points(client, run_id, "system/cpu_utilization_percentage")[0]
+    assert first[1] > 0
     assert run.data.metrics["system/process_memory_usage_megabytes"] > 10
 
 
@@ -89,7 +90,7 @@ def test_everything_a_stage_logs_within_a_millisecond_a_call_is_in_the_sqlite_st
     check_everything(client, settings.experiment, tmp_path)
     found = client.get_experiment_by_name(settings.experiment)
     assert found.artifact_location == str(workspace / "mlartifacts")
-    assert not list((workspace / ".tracking").glob(f"{run.id}*"))
+    wait_for(lambda: not list((workspace / ".tracking").glob(f"{run.id}*")))
 
 
 @pytest.mark.slow
@@ -127,6 +128,25 @@ assert run.id is None and "mlflow" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", body], check=True)
     assert not list(own_workspace.iterdir())
+
+
+def test_what_cannot_be_read_is_a_warning(
+    workspace: Path, settings: Tracking, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tracking.start("train_cnn", settings, {}, {})
+    for content in ("{", "[]", '{"splits": {"train": {}}}'):
+        data = tmp_path / "data"
+        data.mkdir(exist_ok=True)
+        (data / "dataset.json").write_text(content)
+        run.input(data, "data")
+    (data / "dataset.json").write_text("{}")
+    (data / "train.parquet").write_text("no Parquet")
+    run.input(data, "data")
+    run.artifact(tmp_path / "nothing.png")
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 5
+    assert all("is not logged" in line for line in lines)
+    run.end()
 
 
 def test_a_journal_that_cannot_be_created_is_one_clear_line(
