@@ -13,7 +13,7 @@ from bench.measure import RESULTS, ROOT, Row, save, show
 
 NAMES = (
     "mnist", "overhead", "finetune", "start", "tiny", "noop", "contention", "prepare", "growth",
-    "larger", "inference",
+    "larger", "inference", "tracking",
 )  # fmt: skip
 PAGE = ROOT / "docs" / "speed.md"
 

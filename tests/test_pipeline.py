@@ -130,7 +130,7 @@ def test_dvc_shows_metrics_plots_and_params(repository):
     assert shown.returncode == 0, shown.stderr
     for name in ("Validation accuracy by epoch", "CNN confusion matrix", "Probe accuracy by depth"):
         assert name in shown.stdout
-    assert "profile" in run(repository, "dvc", "params", "diff").stdout
+    assert "profile" in run(repository, "dvc", "params", "diff", "HEAD~1").stdout
 
 
 def test_a_second_repro_runs_nothing(repository):
