@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,3 +66,14 @@ def run(folder: Path, *command: str, **more: str) -> subprocess.CompletedProcess
     return subprocess.run(
         command, cwd=folder, env=environment(folder, **more), capture_output=True, text=True
     )
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """One headless Chromium for all tests: playwright's driver starts once in a process."""
+    from tests.browser import analyst
+
+    if analyst.chromium() is None:
+        pytest.skip("chromium is not installed")
+    with analyst.browser() as browser:
+        yield browser

@@ -36,16 +36,10 @@ def address(repository: Path) -> Iterator[str]:
         yield found
 
 
-@pytest.fixture(scope="session")
-def _browser(address: str) -> Iterator[Any]:
-    with analyst.browser() as chrome:
-        yield chrome
-
-
 @pytest.fixture
-def page(_browser: Any, address: str) -> Iterator[Any]:
+def page(chromium: Any, address: str) -> Iterator[Any]:
     """The page that `make ui` names, opened by somebody who was never there before."""
-    with analyst.page(_browser) as opened:
+    with analyst.page(chromium) as opened:
         opened.goto(address)
         yield opened
 

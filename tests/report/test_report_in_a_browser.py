@@ -1,7 +1,6 @@
 """The report as a reader sees it: headless Chromium, desktop, phone and paper."""
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -9,30 +8,22 @@ import pytest
 from pipeline.report import build
 
 pytestmark = pytest.mark.browser
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 
 
 @pytest.fixture
-def page(sources, tmp_path):
+def page(sources, tmp_path, chromium):
     """The opened report, and every address it asked for."""
-    from playwright.sync_api import sync_playwright
-
-    executable = shutil.which("chromium")
-    if executable is None:
-        pytest.skip("chromium is not installed")
     html = tmp_path / "reports" / "report.html"
     build(sources, html, tmp_path / "reports" / "report.md")
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=executable, args=FLAGS)
-        opened = browser.new_page()
-        opened.asked = []
-        opened.on("request", lambda request: opened.asked.append(request.url))
-        opened.complaints = []
-        opened.on("console", lambda message: opened.complaints.append(message.text))
-        opened.goto(html.as_uri())
-        yield opened
-        browser.close()
+    opened = chromium.new_page()
+    opened.asked = []
+    opened.on("request", lambda request: opened.asked.append(request.url))
+    opened.complaints = []
+    opened.on("console", lambda message: opened.complaints.append(message.text))
+    opened.goto(html.as_uri())
+    yield opened
+    opened.close()
 
 
 @pytest.mark.parametrize("size", SIZES)
