@@ -85,7 +85,9 @@ class TestDigest:
 
     def test_the_expected_ones_are_taken(self, encoder):
         found = hashlib.sha256((encoder / "model.safetensors").read_bytes()).hexdigest()
-        transformer.build(settings(encoder, sha256=found), CLASSES)
+        model, tokenizer = transformer.build(settings(encoder, sha256=found), CLASSES)
+        assert model.num_labels == len(CLASSES)
+        assert tokenizer is not None
 
 
 class TestHub:
