@@ -1,42 +1,22 @@
 """Device, precision, threads and seeds of a process, and a card that states them."""
 
-import hashlib
-import importlib.metadata
-import json
 import os
 import platform
 import random
 import re
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 import torch.utils.deterministic
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from pipeline import machine
 from pipeline.errors import PipelineError
 from pipeline.settings import Stage
-
-LIBRARIES = ("accelerate", "numpy", "torch", "torchvision", "tokenizers", "transformers")
-"""Libraries whose version may change a result."""
-
-NUMERICS = (
-    "device_name",
-    "cuda",
-    "cudnn",
-    "cpu_capability",
-    "threads",
-    "processes",
-    "precision",
-    "deterministic",
-    "libraries",
-)
-"""Facts of the device card that may change a result's bits."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +66,7 @@ def configure(settings: Stage) -> Hardware:
     Raises:
         PipelineError: the named device is absent, or can't compute in the named precision.
     """
-    threads = settings.threads or len(usable_cores())
+    threads = settings.threads or len(machine.usable_cores())
     torch.set_num_threads(threads)
     # What use_deterministic_algorithms does, without its import of the compiler: 1.6 s.
     torch.set_deterministic_debug_mode("error" if settings.deterministic else "default")
@@ -114,13 +94,6 @@ def configure(settings: Stage) -> Hardware:
     )
 
 
-def usable_cores() -> list[int]:
-    """The CPU cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(psutil.cpu_count(logical=False) or os.cpu_count() or 1))
-
-
 def explain_failure(error: Exception, batch_size: int, hardware: Hardware) -> PipelineError | None:
     """A line for the two hardware failures a user can mend, or None for any other error."""
     text = str(error).splitlines()[0] if str(error) else ""
@@ -138,34 +111,20 @@ def explain_failure(error: Exception, batch_size: int, hardware: Hardware) -> Pi
 
 
 def card(hardware: Hardware) -> dict[str, Any]:
-    """The device card: what a run was computed on.
-
-    Sizes are bytes. `numerics` is a digest of all that may change a result's bits: two runs of
-    equal config, data and `numerics` should agree exactly.
-    """
+    """The device card: what a run was computed on. Sizes are bytes."""
     device = hardware.device
-    libraries = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    facts: dict[str, Any] = {
+    facts = machine.card() | {
         "device": str(device),
-        "device_name": _processor(),
-        "device_count": 1,
-        "device_memory": psutil.virtual_memory().total,
         "device_reason": hardware.device_reason,
         "driver": None,
         "cuda": None,
         "cudnn": None,
-        "cpu": _processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cpu_cores": psutil.cpu_count(logical=False),
         "threads": hardware.threads,
         "processes": hardware.accelerator.num_processes,
-        "ram": psutil.virtual_memory().total,
         "precision": hardware.precision,
         "precision_reason": hardware.precision_reason,
         "deterministic": hardware.deterministic,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "libraries": libraries,
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -177,12 +136,10 @@ def card(hardware: Hardware) -> dict[str, Any]:
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
         }
-    numerics = {name: facts[name] for name in NUMERICS}
-    if device.type == "cuda":
         # The CPU draws the order of the data only, in integers.
-        numerics |= {"cpu_capability": None, "threads": None}
-    text = json.dumps(numerics, sort_keys=True)
-    return facts | {"numerics": hashlib.sha256(text.encode()).hexdigest()[:16]}
+        of_the_cpu: dict[str, Any] = {"cpu_capability": None, "threads": None}
+        return facts | {"numerics": machine.digest_of_numerics(facts | of_the_cpu)}
+    return facts | {"numerics": machine.digest_of_numerics(facts)}
 
 
 def peak_memory(device: torch.device) -> int:
@@ -235,14 +192,6 @@ def _pick_precision(name: str, device: torch.device) -> tuple[str, str]:
             f"precision: fp16 needs cuda, the device is {device}; set common.precision to auto"
         )
     return name, f"the config names it (precision: {name})"
-
-
-def _processor() -> str:
-    name = str(torch.cpu.get_capabilities().get("cpu_name") or platform.processor())
-    info = Path("/proc/cpuinfo")
-    if info.is_file() and (model := re.search(r"model name\s*: (.+)", info.read_text())):
-        name = model[1]
-    return name.strip()
 
 
 def _nvidia_driver() -> str | None:

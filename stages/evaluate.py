@@ -11,9 +11,10 @@ from pathlib import Path
 from pipeline import models
 from pipeline.data.prepared import read_card
 from pipeline.errors import PipelineError
-from pipeline.evaluation.examples import Subject, read_examples
+from pipeline.evaluation.examples import read_examples
 from pipeline.evaluation.predictions import Predictions
 from pipeline.evaluation.study import Data, study
+from pipeline.evaluation.subject import Subject
 from pipeline.files import digest, new_directory, write_json
 from pipeline.settings import Evaluate
 from pipeline.stage import Context, stage

@@ -10,7 +10,8 @@ from pipeline import models
 from pipeline.data import text
 from pipeline.data.prepared import read_card
 from pipeline.settings import FinetuneTransformer
-from pipeline.stage import Context, stage, train
+from pipeline.stage import Context, stage
+from pipeline.training_stage import train
 
 
 @stage("finetune_transformer", FinetuneTransformer)

@@ -6,15 +6,15 @@ python -m stages.prepare modality=text text=imdb
 
 from pathlib import Path
 
-from pipeline.data import audio, image, text
 from pipeline.data.prepared import write
 from pipeline.evaluation.data_report import data_report
 from pipeline.files import new_directory
 from pipeline.settings import Prepare
+from pipeline.sources import audio, image, text
 from pipeline.stage import Context, stage
 
 
-@stage("prepare", Prepare)
+@stage("prepare", Prepare, computes=False)
 def main(settings: Prepare, context: Context) -> None:
     """The body."""
     output, rows = Path(settings.output), settings.profile.max_examples

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from pipeline import config, models
 from pipeline.errors import PipelineError
-from pipeline.evaluation.examples import Subject, read_examples
+from pipeline.evaluation.examples import read_examples
 from pipeline.evaluation.repetition import repetition
+from pipeline.evaluation.subject import Subject
 from pipeline.files import digest, write_json
 from pipeline.settings import Repeat
 from pipeline.stage import Context, stage

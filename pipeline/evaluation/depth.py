@@ -6,11 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation import baselines, metrics
-from pipeline.evaluation.examples import Examples, Subject
+from pipeline.evaluation.examples import Examples
 from pipeline.evaluation.features import depths, untrained
 from pipeline.evaluation.page import Page
 from pipeline.evaluation.probes import probe
 from pipeline.evaluation.similarity import cka_matrix
+from pipeline.evaluation.subject import Subject
 from pipeline.figures import depth as figures
 
 Features = dict[str, NDArray[np.float32]]

@@ -9,8 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.evaluation.features import Inputs, hooks
-from pipeline.evaluation.predictions import logits_of
+from pipeline.evaluation.features import Inputs, hooks, logits_of
 
 
 def integrated_gradients(

@@ -102,8 +102,6 @@ def capture(
 
         return read
 
-    from pipeline.evaluation.predictions import logits_of
-
     with hooks((point.module, reader(point)) for point in where), autocast or nullcontext():
         for inputs in batches:
             current.clear()
@@ -182,6 +180,11 @@ def forward(model: nn.Module, inputs: Inputs) -> Any:
         return model(**inputs)
     finally:
         model.train(training)
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits in what a model returned: a tensor, or transformers' `ModelOutput`."""
+    return output if isinstance(output, Tensor) else output.logits
 
 
 def encoder_layers(model: nn.Module) -> list[nn.Module]:

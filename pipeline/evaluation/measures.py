@@ -6,11 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation import baselines, corruptions, metrics
-from pipeline.evaluation.examples import Examples, Subject
+from pipeline.evaluation.examples import Examples
 from pipeline.evaluation.groups import groups
 from pipeline.evaluation.page import Page
 from pipeline.evaluation.predictions import Predictions, probabilities
 from pipeline.evaluation.slices import slices, worst
+from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.suspects import suspects
 from pipeline.figures import curves, matrices
 from pipeline.figures.sheets import Caption

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipeline.evaluation import explain
-from pipeline.evaluation.examples import Examples, Subject
+from pipeline.evaluation.examples import Examples
 from pipeline.evaluation.features import (
     Maps,
     depths,
@@ -17,6 +17,7 @@ from pipeline.evaluation.features import (
 )
 from pipeline.evaluation.metrics import Integers
 from pipeline.evaluation.page import Page
+from pipeline.evaluation.subject import Subject
 from pipeline.figures import depth as figures
 from pipeline.figures import evidence
 from pipeline.figures.style import shorten

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pipeline.errors import PipelineError
 from pipeline.files import new_file
@@ -17,11 +16,6 @@ class Predictions(NamedTuple):
 
     logits: NDArray[np.float32]
     labels: NDArray[np.int64]
-
-
-def logits_of(output: Any) -> Tensor:
-    """The logits in what a model returned: a tensor, or transformers' `ModelOutput`."""
-    return output if isinstance(output, Tensor) else output.logits
 
 
 def refuse_non_finite(logits: NDArray[np.float32]) -> None:

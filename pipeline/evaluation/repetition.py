@@ -3,10 +3,11 @@
 import numpy as np
 
 from pipeline.evaluation.comparison import compare
-from pipeline.evaluation.examples import Examples, Subject, sample_rows
+from pipeline.evaluation.examples import Examples, sample_rows
 from pipeline.evaluation.features import depths
 from pipeline.evaluation.metrics import rounded, scores
 from pipeline.evaluation.similarity import linear_cka
+from pipeline.evaluation.subject import Subject
 
 SCORES = ("accuracy", "accuracy_low", "accuracy_high", "macro_f1", "loss", "ece", "examples")
 

@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation import baselines, depth, measures
-from pipeline.evaluation.examples import Examples, Raw, Subject, sample_rows
+from pipeline.evaluation.examples import Examples, Raw, sample_rows
 from pipeline.evaluation.metrics import rounded, scores
 from pipeline.evaluation.page import Page
 from pipeline.evaluation.pictures import pictures, spectrograms
 from pipeline.evaluation.predictions import Predictions, probabilities, write_predictions
+from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.suspects import confident_mistakes
 from pipeline.evaluation.tables import write_confusion, write_reliability
 from pipeline.figures import curves, sheets

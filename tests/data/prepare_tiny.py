@@ -4,20 +4,23 @@ import os
 import sys
 from pathlib import Path
 
-from pipeline.data import audio, image, prepared, text
+from pipeline.data import prepared
 from pipeline.errors import PipelineError
+from pipeline.sources.audio import prepare as prepare_audio
+from pipeline.sources.image import prepare as prepare_image
+from pipeline.sources.text import prepare as prepare_text
 from tests.data.sources import audio_source, contents, image_source, text_source
 
 
 def everything(folder: Path) -> None:
-    prepared.write(folder / "image", *image.prepare(image_source(), 0, 300))
-    prepared.write(folder / "text", *text.prepare(text_source(), 0, 300))
-    prepared.write(folder / "audio", *audio.prepare(audio_source(clips=600), 0, 300))
+    prepared.write(folder / "image", *prepare_image(image_source(), 0, 300))
+    prepared.write(folder / "text", *prepare_text(text_source(), 0, 300))
+    prepared.write(folder / "audio", *prepare_audio(audio_source(clips=600), 0, 300))
 
 
 def for_ever(folder: Path) -> None:
     """For each line of input, print the id of a new process that writes again and again."""
-    made = image.prepare(image_source(), 0, None)
+    made = prepare_image(image_source(), 0, None)
     for _ in sys.stdin:
         child = os.fork()
         if child == 0:
@@ -29,10 +32,10 @@ def for_ever(folder: Path) -> None:
 
 def until_full(folder: Path) -> None:
     """Write one data set, then another that the disk has no room for beside it."""
-    prepared.write(folder / "image", *image.prepare(image_source(), 0, None))
+    prepared.write(folder / "image", *prepare_image(image_source(), 0, None))
     before = contents(folder)
     try:
-        prepared.write(folder / "image", *image.prepare(image_source(), 1, None))
+        prepared.write(folder / "image", *prepare_image(image_source(), 1, None))
     except PipelineError as error:
         print(error)
     print(contents(folder) == before, os.listdir(folder))

@@ -1,6 +1,5 @@
 import io
 import json
-import os
 import struct
 import subprocess
 import sys
@@ -17,7 +16,10 @@ from hypothesis import strategies as st
 from scipy.signal import resample_poly
 
 from pipeline.data import audio, prepared
+from pipeline.data.wav import read_wav, write_wav
 from pipeline.errors import PipelineError
+from pipeline.sources import audio as spoken
+from pipeline.sources.audio import prepare as prepare_audio
 from tests.data.sources import ROOT, audio_source, complaint, contents
 
 CPU = torch.device("cpu")
@@ -25,7 +27,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def made():
-    return audio.prepare(audio_source(clips=1000), 0, None)
+    return prepare_audio(audio_source(clips=1000), 0, None)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ class TestSpokenDigits:
         assert not voices["validation"] & voices["test"]
         assert sum(map(len, voices.values())) > 700
         for split in prepared.SPLITS:
-            assert set(splits[split]["accent"]) == set(audio.ACCENTS)
+            assert set(splits[split]["accent"]) == set(spoken.ACCENTS)
 
     def test_vary_in_speed_and_pitch_within_the_stated_ranges(self, made):
         train = made[1]["train"]
@@ -77,7 +79,7 @@ class TestSpokenDigits:
         assert (min(train["pitch"]), max(train["pitch"])) == (25, 75)
 
     def test_are_audible_short_and_hardly_ever_clipped(self, made):
-        clips = [audio.read_wav(content["bytes"], "x") for content in made[1]["train"]["audio"]]
+        clips = [read_wav(content["bytes"], "x") for content in made[1]["train"]["audio"]]
         seconds = [len(samples) / rate for samples, rate in clips]
         peaks = np.array([np.abs(samples.astype(int)).max() for samples, _ in clips])
         assert {rate for _, rate in clips} == {8000}
@@ -92,7 +94,7 @@ class TestSpokenDigits:
         def features(split):
             rows = []
             for content in splits[split]["audio"]:
-                samples, _ = audio.read_wav(content["bytes"], "x")
+                samples, _ = read_wav(content["bytes"], "x")
                 parts = np.array_split(samples.astype(float), 6)
                 spectra = [np.abs(np.fft.rfft(part, 2048))[:1024].reshape(32, 32) for part in parts]
                 rows.append(np.log1p(np.concatenate([part.mean(axis=1) for part in spectra])))
@@ -105,39 +107,39 @@ class TestSpokenDigits:
         assert (distances.argmin(axis=1) == expected).mean() > 0.5
 
     def test_are_the_same_bytes_however_many_processes_speak_at_once(self, made, monkeypatch):
-        monkeypatch.setattr(audio, "ThreadPoolExecutor", partial(ThreadPoolExecutor, 1))
-        _, again = audio.prepare(audio_source(clips=1000), 0, None)
+        monkeypatch.setattr(spoken, "ThreadPoolExecutor", partial(ThreadPoolExecutor, 1))
+        _, again = prepare_audio(audio_source(clips=1000), 0, None)
         for split in prepared.SPLITS:
             assert again[split].data.table.equals(made[1][split].data.table)
 
     def test_of_another_seed_are_others(self, made):
-        _, other = audio.prepare(audio_source(clips=100), 1, None)
+        _, other = prepare_audio(audio_source(clips=100), 1, None)
         assert set(other["test"]["speaker"]) != set(made[1]["test"]["speaker"])
 
     def test_are_capped_evenly_for_the_tiny_profile(self):
-        _, splits = audio.prepare(audio_source(clips=1000), 0, 40)
+        _, splits = prepare_audio(audio_source(clips=1000), 0, 40)
         for split in splits.values():
             assert np.bincount(split.data["label"].to_numpy()).tolist() == [4] * 10
 
     def test_can_be_had_at_16_khz(self):
-        card, splits = audio.prepare(audio_source(clips=100, sample_rate=16000), 0, None)
+        card, splits = prepare_audio(audio_source(clips=100, sample_rate=16000), 0, None)
         assert card["sample_rate"] == 16000
-        assert audio.read_wav(splits["test"][0]["audio"]["bytes"], "x")[1] == 16000
+        assert read_wav(splits["test"][0]["audio"]["bytes"], "x")[1] == 16000
 
     @pytest.mark.parametrize(("clips", "limit"), [(50, None), (1000, 9)])
     def test_too_few_for_every_digit_are_refused(self, clips, limit):
         with pytest.raises(PipelineError, match="fewer clips than there are digits"):
-            audio.prepare(audio_source(clips=clips), 0, limit)
+            prepare_audio(audio_source(clips=clips), 0, limit)
 
     def test_need_a_number_of_clips(self):
         with pytest.raises(PipelineError, match=r"audio\.clips is null"):
-            audio.prepare(audio_source(clips=None), 0, None)
+            prepare_audio(audio_source(clips=None), 0, None)
 
 
 class TestEspeak:
     def speak(self, wanted, **options):
         return subprocess.run(
-            [sys.executable, "-m", "pipeline.data.espeak"],
+            [sys.executable, spoken._SPEAKER],
             input=json.dumps(wanted).encode(),
             capture_output=True,
             cwd=ROOT,
@@ -161,7 +163,7 @@ class TestEspeak:
             assert "espeak" not in maps.read()
 
     def test_knows_all_840_voices(self):
-        voices = audio.voices()
+        voices = spoken.voices()
         assert len(voices) == 840
         assert self.speak([["a", name, 200, 50] for name, _ in voices]).returncode == 0
 
@@ -174,13 +176,13 @@ class TestEspeak:
 
     def test_failing_is_one_clear_line(self):
         with pytest.raises(PipelineError, match=r"status 1 .*no voice 'nobody'"):
-            audio._speak([("one", "nobody", 175, 50)], 8000)
+            spoken._speak([("one", "nobody", 175, 50)], 8000)
 
     def test_missing_is_one_clear_line(self, tmp_path, monkeypatch):
         (tmp_path / "espeakng_loader.py").write_text("raise ImportError('no espeakng_loader here')")
-        monkeypatch.setattr(audio, "_ROOT", f"{tmp_path}{os.pathsep}{audio._ROOT}")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         with pytest.raises(PipelineError, match="no espeakng_loader here"):
-            audio._speak([("one", "en", 175, 50)], 8000)
+            spoken._speak([("one", "en", 175, 50)], 8000)
 
 
 class TestResample:
@@ -196,7 +198,7 @@ class TestResample:
         random = np.random.default_rng(0)
         clips = [random.integers(-20000, 20000, n, dtype=np.int16) for n in lengths]
         common = int(np.gcd(*rates))
-        for clip, result in zip(clips, audio.resample(clips, before, after), strict=True):
+        for clip, result in zip(clips, spoken.resample(clips, before, after), strict=True):
             alone = resample_poly(clip.astype(float), after // common, before // common)
             expected = alone.round().clip(-32768, 32767)
             assert len(result) == len(expected)
@@ -207,7 +209,7 @@ class TestResample:
         tones = [
             (10000 * np.sin(2 * np.pi * hertz * time)).astype(np.int16) for hertz in (1000, 5000)
         ]
-        kept, removed = (clip.astype(float) for clip in audio.resample(tones, 22050, 8000))
+        kept, removed = (clip.astype(float) for clip in spoken.resample(tones, 22050, 8000))
         assert np.abs(np.fft.rfft(kept)).argmax() == 1000
         assert kept[400:-400].std() == pytest.approx(10000 / np.sqrt(2), rel=0.01)
         assert removed[400:-400].std() < 20
@@ -217,22 +219,22 @@ class TestWav:
     @given(st.lists(st.integers(-32768, 32767), min_size=1), st.sampled_from([8000, 16000]))
     def test_round_trips(self, values, rate):
         samples = np.array(values, np.int16)
-        read, read_rate = audio.read_wav(audio.write_wav(samples, rate), "x")
+        read, read_rate = read_wav(write_wav(samples, rate), "x")
         assert read.tolist() == values
         assert read_rate == rate
 
     def test_of_other_widths_and_channels_is_brought_to_16_bits_mono(self):
-        assert audio.read_wav(wav(np.array([0, 128, 255], np.uint8)), "x")[0].tolist() == [
+        assert read_wav(wav(np.array([0, 128, 255], np.uint8)), "x")[0].tolist() == [
             -32768,
             0,
             32512,
         ]
-        assert audio.read_wav(wav(np.array([1 << 16, -(1 << 31)], "<i4")), "x")[0].tolist() == [
+        assert read_wav(wav(np.array([1 << 16, -(1 << 31)], "<i4")), "x")[0].tolist() == [
             1,
             -32768,
         ]
         stereo = wav(np.array([10, 20, -30, -10], "<i2"), channels=2)
-        assert audio.read_wav(stereo, "x")[0].tolist() == [15, -20]
+        assert read_wav(stereo, "x")[0].tolist() == [15, -20]
 
     @pytest.mark.parametrize(
         ("content", "message"),
@@ -248,19 +250,19 @@ class TestWav:
     )
     def test_that_is_broken_is_named(self, content, message):
         with pytest.raises(PipelineError, match=message):
-            audio.read_wav(content, "x")
+            read_wav(content, "x")
 
     @settings(max_examples=300, deadline=None)
     @given(st.binary(max_size=80), st.integers(0, 44))
     def test_of_arbitrary_bytes_is_read_or_refused_in_one_line(self, content, keep):
         start = wav(np.arange(30, dtype=np.int16))[:keep]
-        complaint(lambda: audio.read_wav(start + content, "x"))
+        complaint(lambda: read_wav(start + content, "x"))
 
 
 class TestFolder:
     def test_splits_by_the_speaker_in_the_file_name(self, tmp_path):
         source = audio_source(kind="folder", folder=str(clip_folder(tmp_path / "raw")))
-        card, splits = audio.prepare(source, 0, None)
+        card, splits = prepare_audio(source, 0, None)
         assert card["classes"] == ["no", "yes"]
         speakers = [set(splits[split]["speaker"]) for split in prepared.SPLITS]
         assert [len(names) for names in speakers] == [7, 1, 2]
@@ -271,11 +273,9 @@ class TestFolder:
     def test_resamples_to_the_stated_rate(self, tmp_path):
         raw = clip_folder(tmp_path / "raw", rate=16000)
         (raw / "no" / "s3_9.wav").write_bytes(wav(np.arange(80, dtype=np.int16), 8000))
-        _, splits = audio.prepare(audio_source(kind="folder", folder=str(raw)), 0, None)
+        _, splits = prepare_audio(audio_source(kind="folder", folder=str(raw)), 0, None)
         sizes = [
-            len(audio.read_wav(row["bytes"], "x")[0])
-            for part in splits.values()
-            for row in part["audio"]
+            len(read_wav(row["bytes"], "x")[0]) for part in splits.values() for row in part["audio"]
         ]
         assert sorted(set(sizes)) == [80, 200]
 
@@ -283,12 +283,12 @@ class TestFolder:
         raw = clip_folder(tmp_path / "raw")
         (raw / "yes" / "s4_1.wav").write_bytes(b"RIFF nothing")
         with pytest.raises(PipelineError, match=r"yes/s4_1\.wav: is not a PCM WAV"):
-            audio.prepare(audio_source(kind="folder", folder=str(raw)), 0, None)
+            prepare_audio(audio_source(kind="folder", folder=str(raw)), 0, None)
 
     def test_needs_enough_speakers(self, tmp_path):
         raw = clip_folder(tmp_path / "raw", speakers=2)
         with pytest.raises(PipelineError, match="'speaker' has 2 distinct examples, too few"):
-            audio.prepare(audio_source(kind="folder", folder=str(raw)), 0, None)
+            prepare_audio(audio_source(kind="folder", folder=str(raw)), 0, None)
 
 
 class TestBatches:
@@ -300,7 +300,7 @@ class TestBatches:
             assert waveforms.dtype == torch.float32
             assert waveforms.shape == (len(index), int(lengths.max()))
             for row, waveform, length in zip(index, waveforms, lengths, strict=True):
-                clip = audio.read_wav(table["audio"][int(row)].as_py()["bytes"], "x")[0]
+                clip = read_wav(table["audio"][int(row)].as_py()["bytes"], "x")[0]
                 assert int(length) == len(clip)
                 assert (waveform[:length] * 32768).tolist() == clip.tolist()
                 assert not waveform[length:].any()
@@ -312,7 +312,7 @@ class TestBatches:
             "parquet", data_files=str(digits / "test.parquet"), cache_dir=str(tmp_path)
         )["train"]
         assert loaded.features["audio"] == datasets.Audio(sampling_rate=8000, decode=False)
-        assert loaded.features["label"].names == list(audio.DIGITS)
+        assert loaded.features["label"].names == list(spoken.DIGITS)
         with wave.open(io.BytesIO(loaded[0]["audio"]["bytes"])) as file:
             assert file.getparams()[:3] == (1, 2, 8000)
 

@@ -9,6 +9,7 @@ from PIL import Image
 from pipeline.data import image, prepared
 from pipeline.errors import PipelineError
 from pipeline.settings import Augment
+from pipeline.sources.image import prepare as prepare_image
 from tests.data.sources import fingerprint, image_folder, image_source
 
 CPU = torch.device("cpu")
@@ -17,7 +18,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits") / "image"
-    prepared.write(folder, *image.prepare(image_source(), 0, None))
+    prepared.write(folder, *prepare_image(image_source(), 0, None))
     return folder
 
 
@@ -74,11 +75,11 @@ class TestDefaultDigits:
 
     def test_are_the_same_examples_in_the_same_order_for_a_seed(self):
         expected = "f5de26ca6e6ea1561b8370d12dcf33437fdf606fc7d069a4bdc7dc0b197d4027"
-        assert fingerprint(image.prepare(image_source(), 0, 100)[1]) == expected
-        assert fingerprint(image.prepare(image_source(), 1, 100)[1]) != expected
+        assert fingerprint(prepare_image(image_source(), 0, 100)[1]) == expected
+        assert fingerprint(prepare_image(image_source(), 1, 100)[1]) != expected
 
     def test_are_capped_evenly_for_the_tiny_profile(self):
-        _, splits = image.prepare(image_source(), 0, 30)
+        _, splits = prepare_image(image_source(), 0, 30)
         for split in splits.values():
             assert np.bincount(split.data["label"].to_numpy()).tolist() == [3] * 10
 
@@ -154,7 +155,7 @@ class TestBatches:
         import datasets
 
         card = prepared.read_card(digits).model_dump(exclude={"splits"})
-        _, splits = image.prepare(image_source(), 0, 30)
+        _, splits = prepare_image(image_source(), 0, 30)
         rows = splits["train"].cast_column("image", datasets.Image(decode=False)).to_list()
         rows[4]["image"]["bytes"] = rows[4]["image"]["bytes"][:200]
         splits["train"] = datasets.Dataset.from_list(rows, features=splits["train"].features)
@@ -168,7 +169,7 @@ class TestBatches:
         secret = tmp_path / "secret.png"
         Image.new("L", (28, 28)).save(secret)
         card = prepared.read_card(digits).model_dump(exclude={"splits"})
-        _, splits = image.prepare(image_source(), 0, 30)
+        _, splits = prepare_image(image_source(), 0, 30)
         rows = splits["train"].cast_column("image", datasets.Image(decode=False)).to_list()
         rows[4]["image"] = {"bytes": None, "path": str(secret)}
         splits["train"] = datasets.Dataset.from_list(rows, features=splits["train"].features)
@@ -180,7 +181,7 @@ class TestIdxFiles:
     def test_keep_their_own_test_split(self, tmp_path):
         folder = mnist_like(tmp_path / "raw")
         source = image_source(kind="mnist", folder=str(folder), test=None)
-        card, splits = image.prepare(source, 0, None)
+        card, splits = prepare_image(source, 0, None)
         assert {split: len(rows) for split, rows in splits.items()} == {
             "train": 54,
             "validation": 6,
@@ -193,7 +194,7 @@ class TestIdxFiles:
 
     def test_are_cut_anew_when_a_share_is_given(self, tmp_path):
         source = image_source(kind="mnist", folder=str(mnist_like(tmp_path / "raw")), test=0.25)
-        _, splits = image.prepare(source, 0, None)
+        _, splits = prepare_image(source, 0, None)
         assert [len(splits[split]) for split in prepared.SPLITS] == [52, 8, 20]
 
     @pytest.mark.parametrize(
@@ -204,7 +205,11 @@ class TestIdxFiles:
             ("train-labels-idx1-ubyte", idx(np.zeros(60, np.uint8))[:-1], "not an idx file"),
             ("train-labels-idx1-ubyte", idx(np.zeros(59, np.uint8)), "60 images and 59 labels"),
             ("train-labels-idx1-ubyte", idx(np.zeros(0, np.uint8)), "is empty"),
-            ("train-images-idx3-ubyte.gz", gzip.compress(b"x" * 999)[:-9], "can't be read"),
+            (
+                "train-images-idx3-ubyte.gz",
+                gzip.compress(b"x" * 999, mtime=0)[:-9],
+                "can't be read",
+            ),
             ("train-images-idx3-ubyte.gz", b"no gzip", "can't be read"),
         ],
     )
@@ -214,11 +219,11 @@ class TestIdxFiles:
         if content is not None:
             path.write_bytes(content)
         with pytest.raises(PipelineError, match=f"{name.removesuffix('.gz')}.*{message}|{message}"):
-            image.prepare(image_source(kind="mnist", folder=str(path.parent), test=None), 0, None)
+            prepare_image(image_source(kind="mnist", folder=str(path.parent), test=None), 0, None)
 
     def test_need_a_folder(self):
         with pytest.raises(PipelineError, match=r"image\.folder is null"):
-            image.prepare(image_source(kind="mnist", test=None), 0, None)
+            prepare_image(image_source(kind="mnist", test=None), 0, None)
 
     @pytest.mark.slow
     def test_of_the_full_mnist_give_its_70000_images(self):
@@ -228,7 +233,7 @@ class TestIdxFiles:
         if not folder:
             pytest.skip("set MNIST to the folder of the full data set")
         source = image_source(kind="mnist", folder=folder, test=None)
-        _, splits = image.prepare(source, 0, None)
+        _, splits = prepare_image(source, 0, None)
         assert [len(splits[split]) for split in prepared.SPLITS] == [54000, 6000, 10000]
 
 
@@ -236,7 +241,7 @@ class TestFolder:
     def test_gives_its_classes_and_pixels(self, tmp_path):
         raw = image_folder(tmp_path / "raw")
         source = image_source(kind="folder", folder=str(raw))
-        prepared.write(tmp_path / "image", *image.prepare(source, 0, None))
+        prepared.write(tmp_path / "image", *prepare_image(source, 0, None))
         card = prepared.read_card(tmp_path / "image")
         assert card.classes == ["cat", "dog"]
         assert (card.channels, card.height, card.width) == (3, 4, 5)
@@ -256,14 +261,14 @@ class TestFolder:
         (raw / "cat" / "again.png").write_bytes((raw / "cat" / "1.png").read_bytes())
         # the same pixels in another format
         Image.open(raw / "cat" / "2.png").save(raw / "dog" / "lie.bmp")
-        card, splits = image.prepare(image_source(kind="folder", folder=str(raw)), 0, None)
+        card, splits = prepare_image(image_source(kind="folder", folder=str(raw)), 0, None)
         assert card["dropped"] == {"repeats": 1, "conflicts": 2}
         assert sum(len(rows) for rows in splits.values()) == 15
 
     def test_mixes_grey_and_colour(self, tmp_path):
         raw = image_folder(tmp_path / "raw")
         Image.new("L", (5, 4), 77).save(raw / "cat" / "grey.png")
-        card, _ = image.prepare(image_source(kind="folder", folder=str(raw)), 0, None)
+        card, _ = prepare_image(image_source(kind="folder", folder=str(raw)), 0, None)
         assert card["channels"] == 3
 
     @pytest.mark.parametrize(
@@ -278,29 +283,29 @@ class TestFolder:
         raw = image_folder(tmp_path / "raw")
         (raw / name).write_bytes(content)
         with pytest.raises(PipelineError, match=message):
-            image.prepare(image_source(kind="folder", folder=str(raw)), 0, None)
+            prepare_image(image_source(kind="folder", folder=str(raw)), 0, None)
 
     def test_names_a_truncated_image(self, tmp_path):
         raw = image_folder(tmp_path / "raw", size=(50, 40))
         content = (raw / "dog" / "3.png").read_bytes()
         (raw / "dog" / "3.png").write_bytes(content[: len(content) // 2])
         with pytest.raises(PipelineError, match=r"dog/3\.png: is not an image.*truncated"):
-            image.prepare(image_source(kind="folder", folder=str(raw)), 0, None)
+            prepare_image(image_source(kind="folder", folder=str(raw)), 0, None)
 
     def test_names_an_image_of_another_size(self, tmp_path):
         raw = image_folder(tmp_path / "raw")
         Image.new("RGB", (9, 9)).save(raw / "dog" / "z.png")
         with pytest.raises(PipelineError, match=r"dog/z\.png is 9×9 pixels, .*cat/0\.png is 5×4"):
-            image.prepare(image_source(kind="folder", folder=str(raw)), 0, None)
+            prepare_image(image_source(kind="folder", folder=str(raw)), 0, None)
 
     def test_needs_a_share_for_the_test_split(self, tmp_path):
         source = image_source(kind="folder", folder=str(image_folder(tmp_path / "raw")), test=None)
         with pytest.raises(PipelineError, match="kind folder has no test split of its own"):
-            image.prepare(source, 0, None)
+            prepare_image(source, 0, None)
 
     def test_needs_enough_examples_of_each_class(self, tmp_path):
         source = image_source(
             kind="folder", folder=str(image_folder(tmp_path / "raw", per_class=2))
         )
         with pytest.raises(PipelineError, match="'cat' has 2 distinct examples, too few"):
-            image.prepare(source, 0, None)
+            prepare_image(source, 0, None)

@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from pipeline.data import image, prepared
+from pipeline.data import prepared
+from pipeline.sources.image import prepare as prepare_image
 from tests.data import prepare_tiny
 from tests.data.sources import ROOT, contents, image_source
 
@@ -52,7 +53,7 @@ def test_bytes_depend_on_neither_environment_nor_threads_nor_cwd(tmp_path):
 
 
 def check_kills(folder, kills):
-    made = image.prepare(image_source(), 0, None)
+    made = prepare_image(image_source(), 0, None)
     prepared.write(folder / "reference", *made)
     expected = contents(folder / "reference")
     place = folder / "data" / "image"

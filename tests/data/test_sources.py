@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.sources import cap, distinct, labelled_files, numbered, package_file, partition
 from pipeline.errors import PipelineError
+from pipeline.sources import cap, distinct, labelled_files, numbered, package_file, partition
 
 CLASSES = ["a", "b", "c"]
 labels_of_three = st.lists(st.integers(0, 2), min_size=30, max_size=200).filter(

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data import prepared, text
-from pipeline.data.sources import package_file
 from pipeline.errors import PipelineError
+from pipeline.sources import package_file
+from pipeline.sources.text import prepare as prepare_text
 from tests.data.sources import complaint, fingerprint, text_source
 
 CPU = torch.device("cpu")
@@ -18,7 +19,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def sentences(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sentences") / "text"
-    prepared.write(folder, *text.prepare(text_source(), 0, None))
+    prepared.write(folder, *prepare_text(text_source(), 0, None))
     return folder
 
 
@@ -64,26 +65,26 @@ class TestMovieReviews:
         assert len(set(keys)) == len(keys) == 8530
 
     def test_are_the_same_in_the_same_order_for_a_seed(self):
-        assert fingerprint(text.prepare(text_source(), 0, 50)[1]) == (
+        assert fingerprint(prepare_text(text_source(), 0, 50)[1]) == (
             "1c2b51fa911435f42f34ba5b576ce502c4e06dc728ea202057c68321b03137bf"
         )
 
     def test_of_imdb_lose_their_repeats_and_their_line_breaks(self):
-        card, splits = text.prepare(text_source(subset="imdb"), 0, None)
+        card, splits = prepare_text(text_source(subset="imdb"), 0, None)
         assert card["dropped"] == {"repeats": 98, "conflicts": 0}
         assert sum(len(rows) for rows in splits.values()) == 24902
         assert not any("<br" in row for row in splits["test"]["text"])
 
     def test_need_a_subset(self):
         with pytest.raises(PipelineError, match=r"text\.subset is null"):
-            text.prepare(text_source(subset=None), 0, None)
+            prepare_text(text_source(subset=None), 0, None)
 
 
 class TestCsv:
     def test_gives_its_rows_and_sorted_classes(self, tmp_path):
         rows = [*ROWS, ('quotes " and, commas\nand lines', "ham")]
         path = table_file(tmp_path / "x.csv", rows)
-        card, splits = text.prepare(text_source(kind="csv", file=str(path)), 0, None)
+        card, splits = prepare_text(text_source(kind="csv", file=str(path)), 0, None)
         assert card["classes"] == ["ham", "spam"]
         found = [
             (row["text"], card["classes"][row["label"]]) for part in splits.values() for row in part
@@ -93,7 +94,7 @@ class TestCsv:
     def test_drops_repeats_whatever_their_case_and_blanks_and_conflicts(self, tmp_path):
         rows = [*ROWS, ("SPAM  number 3 ", "spam"), ("Ham number 4", "spam")]
         path = table_file(tmp_path / "x.csv", rows)
-        card, splits = text.prepare(text_source(kind="csv", file=str(path)), 0, None)
+        card, splits = prepare_text(text_source(kind="csv", file=str(path)), 0, None)
         assert card["dropped"] == {"repeats": 1, "conflicts": 2}
         assert sum(len(part) for part in splits.values()) == 19
 
@@ -121,13 +122,13 @@ class TestCsv:
         if content is not None:
             path.write_bytes(content)
         with pytest.raises(PipelineError, match=message):
-            text.prepare(text_source(kind="csv", file=str(path)), 0, None)
+            prepare_text(text_source(kind="csv", file=str(path)), 0, None)
 
     def test_needs_a_file(self):
         with pytest.raises(PipelineError, match=r"text\.file is null"):
-            text.prepare(text_source(kind="csv"), 0, None)
+            prepare_text(text_source(kind="csv"), 0, None)
         with pytest.raises(PipelineError, match="/ can't be read"):
-            text.prepare(text_source(kind="csv", file="/"), 0, None)
+            prepare_text(text_source(kind="csv", file="/"), 0, None)
 
     @settings(max_examples=150, deadline=None)
     @given(st.binary(max_size=300))
@@ -135,7 +136,7 @@ class TestCsv:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "x.csv"
             path.write_bytes(b"text,label\n" + content)
-            complaint(lambda: text.prepare(text_source(kind="csv", file=str(path)), 0, None))
+            complaint(lambda: prepare_text(text_source(kind="csv", file=str(path)), 0, None))
 
     @settings(max_examples=30, deadline=None)
     @given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=12, unique=True))
@@ -144,8 +145,8 @@ class TestCsv:
         with tempfile.TemporaryDirectory() as folder:
             path = table_file(Path(folder) / "x.csv", rows)
             source = text_source(kind="csv", file=str(path))
-            if complaint(lambda: text.prepare(source, 0, None)) is None:
-                _, splits = text.prepare(source, 0, None)
+            if complaint(lambda: prepare_text(source, 0, None)) is None:
+                _, splits = prepare_text(source, 0, None)
                 found = {row for part in splits.values() for row in part["text"]}
                 assert found <= set(texts)
 

@@ -8,12 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.data import audio, image, prepared, text
-from pipeline.evaluation.examples import Subject, read_examples
+from pipeline.data import prepared
+from pipeline.evaluation.examples import read_examples
 from pipeline.evaluation.predictions import Predictions
 from pipeline.evaluation.study import Data
+from pipeline.evaluation.subject import Subject
 from pipeline.models import cnn, rnn
 from pipeline.settings import RNN, AudioSource, ConvNet, ImageSource, Parts, TextSource
+from pipeline.sources.audio import prepare as prepare_audio
+from pipeline.sources.image import prepare as prepare_image
+from pipeline.sources.text import prepare as prepare_text
 
 CPU = torch.device("cpu")
 WORDS = {"NEGATIVE": ["dull", "tired", "awful", "lifeless"], "POSITIVE": ["fine", "warm", "lovely"]}
@@ -25,7 +29,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("data")
     shares = {"validation": 0.1, "test": 0.2}
     source = ImageSource(name="digits", kind="mnist5k", folder=None, **shares)
-    prepared.write(root / "image", *image.prepare(source, 0, 300))
+    prepared.write(root / "image", *prepare_image(source, 0, 300))
     generator = np.random.default_rng(0)
     with (root / "texts.csv").open("w") as file:
         file.write("text,label\n")
@@ -37,11 +41,11 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     texts = TextSource(
         name="grammar", kind="csv", subset=None, file=str(root / "texts.csv"), **shares
     )
-    prepared.write(root / "text", *text.prepare(texts, 0, None))
+    prepared.write(root / "text", *prepare_text(texts, 0, None))
     spoken = AudioSource(
         name="spoken", kind="espeak", sample_rate=8000, clips=600, folder=None, **shares
     )
-    prepared.write(root / "audio", *audio.prepare(spoken, 0, None))
+    prepared.write(root / "audio", *prepare_audio(spoken, 0, None))
     return {task: root / task for task in ("image", "text", "audio")}
 
 

@@ -15,7 +15,8 @@ from pipeline import models
 from pipeline.checkpoint import Checkpoints
 from pipeline.data import audio, image, text
 from pipeline.data.prepared import read_card
-from pipeline.hardware import NUMERICS, card, configure
+from pipeline.hardware import card, configure
+from pipeline.machine import NUMERICS
 from pipeline.settings import Augment, Optimizer, Profile, Stage, Tracking, Training
 from pipeline.training import fit
 from tests.models.presets import preset

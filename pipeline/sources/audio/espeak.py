@@ -1,4 +1,4 @@
-"""Speaks words with espeak-ng: `python -m pipeline.data.espeak`, always a process of its own.
+"""Speaks words with espeak-ng; a program, always a process of its own.
 
 The library is under the GPL: no other module loads it, and none of it is shipped. It comes with
 the package espeakng-loader and is called by ctypes (functions of espeak-ng 1.52's speak_lib.h and
