@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pipeline.tracking.journal import root
 from pipeline.tracking.masking import clean
-from pipeline.tracking.send import Senders, quiet
+from pipeline.tracking.sending import Senders, quiet
 
 
 def sync() -> int:

@@ -3,12 +3,12 @@
 One folder per run, `{root}/.tracking/<id>/`:
 
     journal.jsonl    written by the stage, one record per line, append-only
-    observed.jsonl   written by the sender: system metrics
-    provenance.json  written by the sender: git commit, diff, …
+    observed.jsonl   system metrics, by the process beside the stage
+    provenance.json  git commit, diff, …, by the same; from then on the journal may be sent
     files/<n>/…      copies of the artifacts
     begin.json       the record of the latest start
     state.json       how far the sender has come; replaced atomically
-    lock             held by the one sender that works on the journal
+    lock             held by whoever sends the journal
 
 A line that a killed process left unfinished is skipped: the call that wrote it never returned.
 """
@@ -21,6 +21,7 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +138,8 @@ class State:
     """Lines of the run's description, by input."""
     refused: list[str] = field(default_factory=list)
     """What the store will never take, and why."""
-    parent_closed: bool = False
-    """Nothing is left to do for the run of the dvc process above."""
+    closed: int = 0
+    """After the start of this number nothing is left to do for the run of the dvc process above."""
     error: str = ""
     """Why the last attempt failed."""
 
@@ -156,12 +157,29 @@ class Journal:
         self.lock = folder / "lock"
 
     def begin(self) -> Record | None:
-        """The record of the latest start, None when there is none (yet)."""
+        """The record of the latest start, None when there is none (yet). Not to be changed."""
+        path = self.folder / "begin.json"
         try:
-            found: Record = json.loads((self.folder / "begin.json").read_text())
+            about = path.stat()
+            return _parsed(path, about.st_ino, about.st_mtime_ns)
         except (OSError, ValueError):
             return None
-        return found
+
+    def noted(self, begin: Record) -> Record | None:
+        """What the stage runs from, None while that is not noted."""
+        try:
+            found: Record = json.loads(self.provenance.read_text())
+        except (OSError, ValueError):
+            return None
+        return found if found.get("count") == begin["count"] else None
+
+    def note(self, begin: Record, found: Record) -> None:
+        """Keep what the stage runs from."""
+        _replace(self.provenance, {**found, "count": begin["count"]})
+
+    def is_complete(self, begin: Record) -> bool:
+        """Whether the store has all of the run, up to its end."""
+        return self.state().complete >= begin["count"]
 
     def write_begin(self, record: Record) -> None:
         """Replace the record of the latest start; comes before it is appended to the journal."""
@@ -220,6 +238,13 @@ class Journal:
         else:
             _link(str(path), str(target))
         return f"{taken}/{path.name}"
+
+
+@lru_cache(maxsize=256)
+def _parsed(path: Path, *_version: int) -> Record:
+    """What a file holds that is only ever replaced; read once, as it is asked for all the time."""
+    found: Record = json.loads(path.read_text())
+    return found
 
 
 def _replace(path: Path, value: Any) -> None:

@@ -1,13 +1,14 @@
 """One `dvc repro`, one story: the parent run, and who made what.
 
-The parent stands for one dvc process. It is opened by the first stage under that process and
-closed, with a table of the whole graph, by the sender of the last one, which stays until the
-process is gone: only then dvc.lock says what became of every stage.
+The parent stands for one dvc process. It is opened with the first stage under that process and
+closed, with a table of the whole graph, after the last one, when the process is gone: only then
+dvc.lock says what became of every stage.
 """
 
 import json
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 NOTE = "mlflow.note.content"
 MAIN_METRICS = ("test/accuracy", "validation/accuracy")
-_POLL = 0.2  # seconds
 
 
 def parent_key(begin: Record) -> str | None:
@@ -87,40 +87,57 @@ def open_parent(
     return parent
 
 
-def watch(journal: Journal, begin: Record) -> dict[str, Any]:
-    """Wait until the dvc process above a finished stage is gone or a later stage takes over.
+def family(journal: Journal, begin: Record) -> str:
+    """What the journals have in common that one sender sends: dvc process and store.
 
-    Returns the names in dvc.yaml and the stages in dvc.lock, as they were then.
+    Outside DVC each is alone.
     """
-    graph: dict[str, Any] = {}
-    while duty(journal, begin) == "wait":
-        graph = read_graph(Path(begin["code"])) or graph  # a temporary copy may be gone by now
-        time.sleep(_POLL)
-    return read_graph(Path(begin["code"])) or graph
+    key = parent_key(begin)
+    return f"{key} {begin['uri']}" if key else journal.id
+
+
+def dvc_lives(journal: Journal, begin: Record) -> bool:
+    """Whether the dvc process above a stage still runs; of another host: as long as the stage."""
+    process = begin["dvc"].get("process")
+    if not process or begin["host"] != socket.gethostname():
+        return bool(process) and journal.is_live(begin)
+    return is_alive(process["pid"], process["created"])
 
 
 def duty(journal: Journal, begin: Record) -> Literal["none", "wait", "close"]:
-    """What the sender of a finished stage has to do about the run of its dvc process."""
-    key = parent_key(begin)
-    if key is None or journal.state().parent_closed:
+    """What is to be done about the run of the dvc process above, after a stage was sent."""
+    if parent_key(begin) is None or journal.state().closed >= begin["count"]:
         return "none"
+    mine = family(journal, begin)
     for other in journals(journal.folder.parent):
-        found = other.begin() if other.id != journal.id else None
-        if found and parent_key(found) == key and found["t"] > begin["t"]:
+        found = other.begin()
+        if found and found["t"] > begin["t"] and family(other, found) == mine:
             return "none"
-    process = begin["dvc"]["process"]
-    here = begin["host"] == socket.gethostname()
-    return "wait" if here and is_alive(process["pid"], process["created"]) else "close"
+    return "wait" if dvc_lives(journal, begin) else "close"
 
 
-def read_graph(folder: Path) -> dict[str, Any]:
-    """`stages` of dvc.yaml (names in their order) and of dvc.lock; empty without them."""
-    try:
-        wanted = yaml.safe_load((folder / "dvc.yaml").read_text(encoding="utf-8"))
-        lock = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))
-        return {"order": list(wanted["stages"]), "stages": dict(lock["stages"])}
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
-        return {}
+class Graph:
+    """dvc.yaml and dvc.lock as they were last seen: a temporary copy may be gone at the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self._paths = (folder / "dvc.yaml", folder / "dvc.lock")
+        self._seen: dict[Path, tuple[int, str]] = {}
+
+    def look(self) -> None:
+        """Read what has changed; parsing it here would take a fifth of a core."""
+        for path in self._paths:
+            with suppress(OSError):
+                changed = path.stat().st_mtime_ns
+                if self._seen.get(path, (0, ""))[0] != changed:
+                    self._seen[path] = changed, path.read_text(encoding="utf-8")
+
+    def stages(self) -> dict[str, Any]:
+        """`order`: the names in dvc.yaml, `stages`: those of dvc.lock; empty without them."""
+        try:
+            wanted, lock = (yaml.safe_load(self._seen[path][1]) for path in self._paths)
+            return {"order": list(wanted["stages"]), "stages": dict(lock["stages"])}
+        except (yaml.YAMLError, KeyError, TypeError):
+            return {}
 
 
 def close_parent(store: "Store", parent: str, graph: dict[str, Any]) -> None:

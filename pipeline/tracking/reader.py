@@ -63,8 +63,7 @@ class Reader:
 
     @cached_property
     def _store(self) -> "Store":
-        os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
-        from pipeline.tracking.send import quiet
+        from pipeline.tracking.sending import quiet
         from pipeline.tracking.store import Store
 
         quiet()

@@ -32,7 +32,6 @@ def start(
     settings: "Tracking",
     config: dict[str, Any],
     card: dict[str, Any],
-    resume: str | None = None,
     id: str | None = None,  # noqa: A002 (the word of `Run.id`)
 ) -> "Run":
     """Begin the run of one stage execution.
@@ -42,8 +41,6 @@ def start(
         settings: `enabled=False` gives a run that nobody records.
         config: the full resolved config; secrets are masked before they are written anywhere.
         card: the device card.
-        resume: id of the run that this one continues (`Run.id` of the interrupted stage). Without
-            a journal of that id a new run begins, tagged `resumes`.
         id: `Run.id` of the run, from `new_id`: it begins, or goes on where it began before. Known
             before the run begins, it can be kept where no kill comes between the two.
 
@@ -54,9 +51,7 @@ def start(
         return Run()
     folder = root() / ".tracking"
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root() / 'mlflow.db'}"
-    journal = Journal(folder / resume) if resume else None
-    if journal is None or not journal.path.exists():
-        journal = Journal(folder / (id or new_id(stage)))
+    journal = Journal(folder / (id or new_id(stage)))
     begin = {
         "op": "begin",
         "t": _now(),
@@ -73,8 +68,6 @@ def start(
         "flush": settings.flush_seconds,
         "system": settings.system_seconds,
     }
-    if resume and not journal.path.exists():
-        begin["resumes"] = resume
     try:
         journal.folder.mkdir(parents=True, exist_ok=True)
         return JournaledRun(journal, begin)
@@ -94,7 +87,7 @@ class Run:
     """A run that nobody records; `JournaledRun` is the other kind. Both take the same calls."""
 
     id: str | None = None
-    """What `start(resume=…)` takes to continue this run."""
+    """What `start(id=…)` takes to continue this run."""
 
     def metrics(self, values: dict[str, float], step: int = 0, target: str = "self") -> None:
         """Log one point of each metric.
@@ -269,7 +262,7 @@ class JournaledRun(Run):
             return
         self._ended = True
         self._append("end", status=status, error=clean(error or ""))
-        self._log.sync()
+        self.sync()
         if self._log.unwritten or self._log.lost:
             _warn(f"the disk is full: a part of what {self._journal.folder} should hold is lost")
         self._log.close()

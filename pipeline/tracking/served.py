@@ -10,6 +10,8 @@ the path and without the rest. What it takes, in a list or a one-column DataFram
   the model's rate;
 * bytes may be given as base64 text, as JSON requests have to.
 
+MLflow also runs this file when it saves a model, so torch is imported only when one is loaded.
+
 For each it answers `{"label": "7", "probabilities": {"0": 0.001, …}}`.
 """
 
@@ -17,16 +19,15 @@ import base64
 import io
 import wave
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from pipeline import models
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BATCH = 64  # examples in one forward pass
 
@@ -36,6 +37,8 @@ class Classifier(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Read the weights."""
+        from pipeline import models
+
         self._loaded = models.load(Path(context.artifacts["model"]))
 
     def predict(self, model_input: list[Any]) -> list[dict[str, Any]]:  # type: ignore[override]
@@ -44,6 +47,8 @@ class Classifier(PythonModel):
         Raises:
             ValueError: an input is not of a kind that the module's docstring lists.
         """
+        import torch
+
         answers = []
         for first in range(0, len(model_input), BATCH):
             inputs = self._inputs(model_input[first : first + BATCH])
@@ -56,7 +61,9 @@ class Classifier(PythonModel):
                 answers.append({"label": best, "probabilities": chances})
         return answers
 
-    def _inputs(self, raw: list[Any]) -> dict[str, Tensor]:
+    def _inputs(self, raw: list[Any]) -> "dict[str, Tensor]":
+        import torch
+
         about = self._loaded.description
         match about.model:
             case "cnn":
@@ -66,7 +73,7 @@ class Classifier(PythonModel):
             case "rnn":
                 waves = [torch.from_numpy(sound(each, about.sample_rate)) for each in raw]
                 lengths = torch.tensor([len(each) for each in waves])
-                padded = nn.utils.rnn.pad_sequence(waves, batch_first=True)
+                padded = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
                 return {"waveforms": padded, "lengths": lengths}
             case _:
                 if wrong := [type(each).__name__ for each in raw if not isinstance(each, str)]:

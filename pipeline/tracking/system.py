@@ -1,7 +1,7 @@
 """System metrics under MLflow's own names, sampled beside the stage and journaled like its own.
 
 MLflow's monitor samples every 10 s inside the training process and sends through the client, so
-short stages get nothing and a dead server stops it. This one belongs to the sender process.
+short stages get nothing and a dead server stops it. This one runs in the process beside it.
 """
 
 import threading
@@ -17,37 +17,32 @@ MB = 1e6
 
 
 class Sampler:
-    """A thread that samples until `stop`, first after 0.3 s, then every `seconds`.
+    """A thread that samples while it is wanted, first after 0.1 s, then every `seconds`.
 
     `system/cpu_utilization_percentage` and so on are of the machine, `system/process_…` of the
     stage and its children.
     """
 
-    def __init__(self, log: Log, pid: int, seconds: float, first_step: int) -> None:
+    def __init__(
+        self, log: Log, pid: int, seconds: float, first_step: int, wanted: Callable[[], bool]
+    ) -> None:
         self._log = log
+        self._wanted = wanted
         self._pid = pid
         self._seconds = seconds
         self._step = first_step
         self._thinning = Thinning()
-        self._stopped = threading.Event()
         self._gpus = _gpus()
         self._network = psutil.net_io_counters()
         self._cpu_seconds: dict[int, float] = {}
         self._time = time.monotonic()
         self._processes()
-        self._thread = threading.Thread(target=self._run, name="system-metrics", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Take no more samples."""
-        self._stopped.set()
-        self._thread.join(timeout=5)
+        threading.Thread(target=self._run, name="system-metrics", daemon=True).start()
 
     def _run(self) -> None:
         psutil.cpu_percent()  # of each thread the first call answers 0
-        wait = min(0.3, self._seconds)
-        while not self._stopped.wait(wait):
-            wait = self._seconds
+        time.sleep(min(0.1, self._seconds))
+        while self._wanted():
             if self._thinning.keeps():
                 self._log.append(
                     {
@@ -58,6 +53,7 @@ class Sampler:
                     }
                 )
             self._step += 1
+            time.sleep(self._seconds)
 
     def sample(self) -> dict[str, float]:
         """One value of every metric."""

@@ -213,3 +213,11 @@ def stage(
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def sync(status: int = 0) -> str:
+    """What `make sync` says, which has to end with that status."""
+    command = [sys.executable, "-m", "pipeline.tracking", "sync"]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert ended.returncode == status, ended.stdout + ended.stderr
+    return ended.stdout

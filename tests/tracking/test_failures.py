@@ -7,7 +7,6 @@ import random
 import signal
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,12 +19,13 @@ import pytest
 
 from pipeline import tracking
 from pipeline.settings import Tracking
-from tests.tracking.conftest import Server, git, points, runs, stage, text, wait_for
+from tests.tracking.conftest import Server, git, points, runs, stage, sync, text, wait_for
+from tests.workspace import QUICK, Nursery, outputs
 
 REPOSITORY = Path(__file__).parents[2]
 
 TRAIN = """
-run = tracking.start("train_cnn", settings, {"lr": 0.1}, {"device": "cpu"}, resume=RESUME)
+run = tracking.start("train_cnn", settings, {"lr": 0.1}, {"device": "cpu"}, id=RESUME)
 print(run.id, flush=True)
 for step in range(FIRST, LAST):
     run.metrics({"train/loss": 1 / (step + 1)}, step=step)
@@ -53,13 +53,6 @@ def done(process: subprocess.Popen[str]) -> str:
     _, errors = process.communicate(timeout=90)
     assert process.returncode == 0, errors
     return errors
-
-
-def sync(status: int = 0) -> str:
-    command = [sys.executable, "-m", "pipeline.tracking", "sync"]
-    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert ended.returncode == status, ended.stdout + ended.stderr
-    return ended.stdout
 
 
 class TestServer:
@@ -171,6 +164,25 @@ class TestServer:
             assert time.monotonic() - begin < 15
 
 
+@pytest.mark.slow
+def test_weights_are_the_same_bytes_whatever_the_store_does(
+    nursery: Nursery, tmp_path: Path
+) -> None:
+    found = {}
+    with Flaky(0, hangs=True) as flaky:
+        for store, port in (("none", 0), ("absent", 9), ("hangs", flaky.port)):
+            folder = tmp_path / store
+            ended = nursery.run(
+                "train_rnn", *QUICK["rnn"], f"output={folder}/model", f"curve={folder}/curve.csv",
+                *(["tracking.flush_seconds=1"] if port else ["tracking=off"]),
+                DVC_ROOT=str(folder), MLFLOW_TRACKING_URI=f"http://127.0.0.1:{port}",
+            )  # fmt: skip
+            assert ended.status == 0, ended.output
+            assert ("not in the store yet" in ended.output) == (store != "none")
+            found[store] = outputs(folder)
+    assert found["none"] == found["absent"] == found["hangs"]
+
+
 class Flaky:
     """A proxy before a server: of five requests two get a 500, one of them after it was served.
 
@@ -238,24 +250,35 @@ class Flaky:
 
 
 class TestSqlite:
-    def test_locked_for_a_while_it_gets_everything_later(
-        self, workspace: Path, settings: Tracking, client: Any, capfd: pytest.CaptureFixture[str]
+    @pytest.mark.parametrize("seconds", [6, pytest.param(60, marks=pytest.mark.slow)])
+    def test_locked_for_longer_than_a_request_waits_it_gets_every_point_once(
+        self,
+        seconds: float,
+        workspace: Path,
+        settings: Tracking,
+        client: Any,
+        capfd: pytest.CaptureFixture[str],
     ) -> None:
-        client.search_experiments()
-        lock = sqlite3.connect(workspace / "mlflow.db", isolation_level=None)
-        lock.execute("BEGIN EXCLUSIVE")
-        impatient = settings.model_copy(update={"flush_seconds": 0.5})
+        name = f"locked for {seconds} s"
+        impatient = settings.model_copy(update={"flush_seconds": 0.5, "experiment": name})
         run = tracking.start("train_cnn", impatient, {}, {})
-        for step, value in curve(50):
+        for step, value in curve(20):
+            run.metrics({"train/loss": value}, step=step)
+        (found,) = wait_for(lambda: runs(client, name))
+        wait_for(lambda: points(client, found.info.run_id, "train/loss"))
+        lock = sqlite3.connect(workspace / "mlflow.db", isolation_level=None, timeout=60)
+        lock.execute("BEGIN EXCLUSIVE")
+        begin = time.monotonic()
+        for step, value in curve(50)[20:]:
             run.metrics({"train/loss": value}, step=step)
         run.end()
         assert "make sync" in capfd.readouterr().err
+        time.sleep(max(0.0, begin + seconds - time.monotonic()))
         lock.execute("ROLLBACK")
         lock.close()
-        found = wait_for(
-            lambda: [r for r in runs(client, settings.experiment) if r.info.status == "FINISHED"]
-        )
-        assert points(client, found[0].info.run_id, "train/loss") == curve(50)
+        (found,) = wait_for(lambda: [r for r in runs(client, name) if r.info.status == "FINISHED"])
+        assert len(runs(client, name)) == 1
+        assert points(client, found.info.run_id, "train/loss") == curve(50)
 
     @pytest.mark.slow
     def test_a_full_disk_is_a_warning(self, tmp_path: Path) -> None:

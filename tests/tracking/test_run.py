@@ -157,6 +157,7 @@ def test_a_journal_that_cannot_be_created_is_one_clear_line(
         tracking.start("s", settings, {}, {})
 
 
+@pytest.mark.slow  # a killed stage has one too
 def test_a_run_beside_is_one_run_of_its_own_with_its_metrics(workspace, client, settings):
     run = tracking.start("evaluate", settings, {}, {})
     for _ in range(2):
