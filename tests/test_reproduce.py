@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import reproduce
-from pipeline.reproduce import Result
+from pipeline import compare, reproduce
+from pipeline.compare import Result
 from pipeline.tracking.reader import Reader
 from tests.conftest import copy_of_the_repository, run
 from tests.workspace import workspace
@@ -75,6 +75,7 @@ def test_a_run_by_hand_with_uncommitted_changes(repository, capfd):
     assert preset.read_text() == committed
 
 
+@pytest.mark.slow
 def test_a_preparation_by_dvc_repro(repository, capfd):
     start(repository, "dvc", "repro", "prepare@text")
     status, said = answer(latest(repository, "prepare"), capfd)
@@ -158,7 +159,7 @@ def test_another_thread_count_is_told_as_the_reason(repository, capfd, monkeypat
 class TestAnswers:
     def compared(self, before, after) -> Result:
         result = Result(same_bytes=None)
-        reproduce._compare_series({"train/loss": before}, {"train/loss": after}, result)
+        compare._compare_series({"train/loss": before}, {"train/loss": after}, result)
         return result
 
     def test_equal_points_are_identical_also_where_they_are_nan(self):

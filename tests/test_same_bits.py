@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import yaml
 
 from pipeline.files import digest
 from tests.conftest import copy_of_the_repository, environment, run
-from tests.workspace import QUICK, STAGES, Nursery, workspace
+from tests.workspace import QUICK, STAGES, outputs
 
 OTHERWISE = {
     "PYTHONHASHSEED": "7",
@@ -19,19 +18,6 @@ OTHERWISE = {
     "TZ": "Asia/Tokyo",
     "OMP_NUM_THREADS": "2",
 }
-
-
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    folder = workspace(tmp_path_factory.getbasetemp())
-    nursery = Nursery(folder, tmp_path_factory.mktemp("logs"))
-    yield nursery
-    nursery.close()
-
-
-def outputs(folder: Path) -> dict[str, bytes]:
-    files = [folder / "curve.csv", *sorted((folder / "model").iterdir())]
-    return {file.name: file.read_bytes() for file in files}
 
 
 def short(model: str) -> list[str]:

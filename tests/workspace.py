@@ -5,7 +5,9 @@ started in it is forked from there, is a process of its own that signals and kil
 runs the same entrypoint with the same command line.
 """
 
+import atexit
 import contextlib
+import gc
 import importlib
 import io
 import json
@@ -14,12 +16,14 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 
@@ -55,13 +59,16 @@ def workspace(base: Path) -> Path:
 
 def prepare_all(folder: Path) -> None:
     """Prepare the three data sets and write an encoder of 2 layers."""
-    from pipeline.data import audio, image, prepared, text
+    from pipeline.data import prepared
+    from pipeline.sources.audio import prepare as prepare_audio
+    from pipeline.sources.image import prepare as prepare_image
+    from pipeline.sources.text import prepare as prepare_text
     from tests.data.sources import audio_source, image_source, text_source
 
-    prepared.write(folder / "data/image", *image.prepare(image_source(), 0, ROWS))
-    prepared.write(folder / "data/text", *text.prepare(text_source(), 0, ROWS))
+    prepared.write(folder / "data/image", *prepare_image(image_source(), 0, ROWS))
+    prepared.write(folder / "data/text", *prepare_text(text_source(), 0, ROWS))
     source = audio_source(clips=2 * ROWS)
-    prepared.write(folder / "data/audio", *audio.prepare(source, 0, ROWS))
+    prepared.write(folder / "data/audio", *prepare_audio(source, 0, ROWS))
     _encoder(folder / "encoder")
 
 
@@ -78,6 +85,12 @@ def _encoder(folder: Path) -> None:
     BertModel(config).save_pretrained(folder)
     vocabulary = {word: number for number, word in enumerate(words)}
     BertTokenizer(vocab=vocabulary, model_max_length=32).save_pretrained(folder)
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    """Every file that a training wrote to `folder`."""
+    files = [folder / "curve.csv", *sorted((folder / "model").iterdir())]
+    return {file.name: file.read_bytes() for file in files}
 
 
 @dataclass
@@ -179,21 +192,24 @@ class Nursery:
 def _serve() -> None:
     for name in ("prepare", *STAGES.values(), "evaluate"):
         importlib.import_module(f"stages.{name}")
-    for late in ("torch._dynamo", "transformers.models.bert.modeling_bert", "datasets"):
+    for late in (
+        "torch._dynamo", "transformers.models.bert.modeling_bert", "datasets",
+        "matplotlib.backends.backend_agg",
+    ):  # fmt: skip
         importlib.import_module(late)
+    gc.freeze()  # or each stage's collections walk, and copy, all that was imported here
 
     for line in sys.stdin:
         job = json.loads(line)
         child = os.fork()
         if child == 0:
             _become(job)
-            return  # as a script that has reached its end
         print(child, flush=True)
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
-def _become(job: dict[str, Any]) -> None:
+def _become(job: dict[str, Any]) -> NoReturn:
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(log, stream)
@@ -207,7 +223,20 @@ def _become(job: dict[str, Any]) -> None:
     if job["memory"]:
         most = psutil.Process().memory_info().vms + job["memory"]
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    sys.modules[f"stages.{job['stage']}"].main()
+    status = 0
+    try:
+        sys.modules[f"stages.{job['stage']}"].main()
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else int(bool(ended.code))
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    # As a script ends, without taking the interpreter apart, which takes longer than a training.
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _arm(place: str) -> None:

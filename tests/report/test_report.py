@@ -183,7 +183,16 @@ def test_parts_that_were_switched_off_leave_no_hole(sources, tmp_path):
     (sources.metrics / "cnn.json").write_text(json.dumps(few))
     (sources.plots / "cnn" / "slices.csv").unlink()
     build(sources, tmp_path / "r.html", tmp_path / "r.md")
-    parsed((tmp_path / "r.html").read_text("utf-8"))
+    html, markdown = ((tmp_path / name).read_text("utf-8") for name in ("r.html", "r.md"))
+    parsed(html)
+    row = next(part for part in html.split("<tr>") if '<th scope="row"><a href="#cnn">' in part)
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", row.split("</tr>")[0])
+    assert cells == ["98.2%", "97.0 to 99.1%", "–", "–", "–", "4.1%"]
+    line = next(line for line in markdown.splitlines() if line.startswith("| CNN"))
+    assert line.endswith("| **98.2%** | 97.0 to 99.1% | – | – | – | 4.1% |")
+    for text in (html, markdown):
+        assert not re.search(r"\b(None|nan|Undefined)\b", text)
+        assert text.count("pixels: 90.7%") == 2
 
 
 def test_a_missing_file_is_named_with_the_stage_that_makes_it(sources, tmp_path):

@@ -39,16 +39,27 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
     torch.use_deterministic_algorithms(False)
 
 
+def start(folder: Path, name: str, *overrides: str) -> None:
+    """Run `stages.<name>` with its state in a folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVC_ROOT", str(folder))
+        patch.setattr(sys, "argv", [name, *SMALL, *overrides])
+        importlib.import_module(f"stages.{name}").main()
+
+
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The three tiny prepared data sets, made by the stage itself."""
+    """A folder with the tiny prepared images, made by the stage itself."""
     folder = tmp_path_factory.mktemp("prepared")
-    argv = sys.argv
-    try:
-        for modality in ("image", "text", "audio"):
-            sys.argv = ["prepare", *SMALL, f"modality={modality}", f"output={folder}/{modality}",
-                        f"plots={folder}/plots/{modality}"]  # fmt: skip
-            importlib.import_module("stages.prepare").main()
-    finally:
-        sys.argv = argv
+    places = f"output={folder}/image", f"plots={folder}/plots/image"
+    start(folder, "prepare", "modality=image", *places)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model of those images, `cnn`, and its learning curve, `curve.csv`."""
+    folder = tmp_path_factory.mktemp("trained")
+    places = f"output={folder}/cnn", f"curve={folder}/curve.csv"
+    start(folder, "train_cnn", f"data={prepared}/image", *places)
     return folder

@@ -139,24 +139,6 @@ class TestEvaluate:
             f"metrics={folder}/metrics.json", f"plots={folder}/plots",
         ]  # fmt: skip
 
-    @pytest.fixture(scope="class")
-    def trained(self, prepared, tmp_path_factory) -> Path:
-        import importlib
-        import sys
-
-        from tests.stages.conftest import SMALL
-
-        folder = tmp_path_factory.mktemp("trained")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("DVC_ROOT", str(folder))
-            patch.setattr(
-                sys, "argv",
-                ["train_cnn", *SMALL, f"data={prepared}/image", f"output={folder}/cnn",
-                 f"curve={folder}/curve.csv"],
-            )  # fmt: skip
-            importlib.import_module("stages.train_cnn").main()
-        return folder
-
     def test_a_model_that_was_not_trained(self, call, prepared, tmp_path):
         line = call(
             "evaluate", *self.arguments(prepared / "image", tmp_path / "cnn", tmp_path), fails=True
@@ -188,6 +170,7 @@ class TestEvaluate:
         assert "nought" in line
         assert nothing_written(tmp_path / "metrics.json")
 
+    @pytest.mark.slow
     def test_the_same_model_gives_the_same_bytes(self, call, prepared, trained, tmp_path):
         for folder in (tmp_path / "a", tmp_path / "b"):
             folder.mkdir()

@@ -14,13 +14,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def places(call, prepared: Path, folder: Path) -> list[str]:
+def places(prepared: Path, trained: Path, folder: Path) -> list[str]:
     """The command line for a model of seed 0 that is there already."""
-    data = f"data={prepared}/image"
-    if not (folder / "cnn").exists():
-        call("train_cnn", data, f"output={folder}/cnn", f"curve={folder}/cnn.csv")
-    again = f"trained={folder}/seeds/cnn-1/cnn"
-    return ["model=cnn", data, f"weights={folder}/cnn", again, f"metrics={folder}/cnn-1.json"]
+    return [
+        "model=cnn", f"data={prepared}/image", f"weights={trained}/cnn",
+        f"trained={folder}/seeds/cnn-1/cnn", f"metrics={folder}/cnn-1.json",
+    ]  # fmt: skip
 
 
 def test_another_seed_is_trained_compared_and_removed(call, places, folder):
@@ -29,7 +28,7 @@ def test_another_seed_is_trained_compared_and_removed(call, places, folder):
     assert 0 < numbers["cka/early"] <= 1
     assert 0 <= numbers["p_value"] <= 1
     assert numbers["difference_low"] <= numbers["difference"] <= numbers["difference_high"]
-    assert 0 < numbers["agreement"] < 1
+    assert 0 <= numbers["agreement"] < 1
     assert f"test accuracy {numbers['accuracy']:.4f}" in said
     assert not (folder / "seeds" / "cnn-1").exists()
 
