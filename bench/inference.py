@@ -20,7 +20,18 @@ def measure(quick: bool) -> list[Row]:
                 1 if quick else 5,
             )
             what = f"inference against training, examples/s, {name}"
-            rows.append(at_least(12, what, 2.5, ratios(found["infer"], found["train"])))
+            rates = {"inference": found["infer"], "this pipeline": found["train"]}
+            rows.append(
+                at_least(
+                    12,
+                    what,
+                    2.5,
+                    ratios(found["infer"], found["train"]),
+                    kind="throughput",
+                    label=f"{name}, by step",
+                    rates=rates,
+                )
+            )
     return rows
 
 

@@ -10,18 +10,22 @@ def measure(quick: bool) -> list[Row]:
     full = mnist()
     with scratch() as folder:
         calls = {
-            "text": partial(stage, folder, "prepare", "modality=text", f"output={folder}/text"),
+            "text": partial(
+                stage, folder, "prepare", "modality=text", f"output={folder}/text",
+                f"plots={folder}/plots",
+            ),
             "audio": partial(
                 stage, folder, "prepare", "modality=audio", f"output={folder}/audio",
-                f"audio.clips={100 if quick else 3000}",
+                f"audio.clips={100 if quick else 3000}", f"plots={folder}/plots",
             ),
         }  # fmt: skip
         if full:
             calls["image"] = partial(
                 stage, folder, "prepare", "modality=image", "image=mnist", f"image.folder={full}",
-                f"output={folder}/image", *(["profile=tiny"] if quick else []),
+                f"output={folder}/image", f"plots={folder}/plots",
+                *(["profile=tiny"] if quick else []),
             )  # fmt: skip
-        found = alternate(calls, 1 if quick else 4)
+        found = alternate(calls, 1 if quick else 3)
     what = {"image": "70,000 images", "text": "8,530 sentences", "audio": "3,000 clips"}
     rows = [
         at_most(9, f"prepare {what[name]}", limit, found[name], "s")

@@ -4,9 +4,9 @@ from bench.measure import Row, at_most, command, copy_of_the_repository, main, s
 
 
 def measure(quick: bool) -> list[Row]:
-    """Three fresh copies: DVC has no run of them in its cache."""
+    """Two fresh copies: DVC has no run of them in its cache."""
     seconds = []
-    for _ in range(1 if quick else 3):
+    for _ in range(1 if quick else 2):
         with scratch() as folder:
             copy_of_the_repository(folder)
             seconds.append(command(folder, ["make", "-o", ".venv/.ready", "tiny"], cwd=folder))

@@ -1,24 +1,119 @@
-"""Every measurement runs; its numbers are for `make bench`."""
+"""Every measurement runs; its numbers are for `make bench`, here ratios have wide margins."""
 
 import importlib
+import json
 import os
+import subprocess
+import sys
+import time
+from functools import partial
 
+import psutil
 import pytest
 
-from bench.__main__ import NAMES
-from bench.measure import Row, alternate, at_least, at_most, ratios, show
+import bench.__main__ as program
+from bench.contention import beside
+from bench.jobs import job
+from bench.measure import (
+    Failed,
+    Memory,
+    Row,
+    alternate,
+    at_least,
+    at_most,
+    command,
+    for_comparison,
+    prepare,
+    ratios,
+    show,
+    stage,
+)
+from bench.plots import draw
+from bench.start import start
+
+ACCURACY = for_comparison(
+    1, "a", [1], kind="accuracy", title="Digits",
+    curves={"ours": [[(11, 0.991)], [(12, 0.992)]], "theirs": [[(50, 0.98), (99, 0.99)]]},
+)  # fmt: skip
+THROUGHPUT = for_comparison(
+    2, "b", [1], kind="throughput", label="CNN", rates={"ours": [9, 10, 11], "theirs": [5, 6]}
+)
+GROWTH = for_comparison(
+    10, "c", [1], kind="growth", rows=[3000, 30000], seconds=[[0.2, 0.3], [2.1, 2.2]]
+)
+
+
+def eventually(condition):
+    """Whether it comes true within ten seconds."""
+    until = time.monotonic() + 10
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.05)
+    return condition()
+
+
+def alive(group):
+    """The running processes of a group; a zombie that nobody waits for is not running."""
+    return [
+        one
+        for one in psutil.process_iter(["status"])
+        if one.info["status"] != psutil.STATUS_ZOMBIE and os.getpgid(one.pid) == group
+    ]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", program.NUMBERS)
 def test_every_measurement_gives_its_rows(name):
     rows = importlib.import_module(f"bench.{name}").measure(True)
     assert rows
+    assert rows[0].number == program.NUMBERS[name]
     for row in rows:
-        assert row.verdict.startswith(("met", "missed by", "skipped: set MNIST"))
+        assert row.verdict.startswith(("met", "missed by", "skipped: set MNIST", "for comparison"))
         assert row.verdict.startswith("skipped") or row.measured != "–"
+        json.dumps(row.points)
     assert name != "mnist" or bool(os.environ.get("MNIST")) != rows[0].verdict.startswith("skip")
+
+
+@pytest.mark.slow
+def test_the_loop_stays_close_to_a_bare_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    one = job("cnn", tmp_path, "training.batch_size=512")
+    one.bare(6)  # the first steps of a process are slow
+    found = alternate(
+        {
+            "ours": partial(one.ours, 30, tracked=True),
+            "bare": partial(one.bare, 30),
+        },
+        5,
+    )
+    assert min(found["ours"]) / min(found["bare"]) <= 1.25
+
+
+@pytest.mark.slow
+def test_a_training_starts_soon_after_torch(tmp_path):
+    data = prepare(tmp_path, "image", "profile=tiny")
+    found = alternate(
+        {
+            "ours": partial(start, tmp_path, "train_cnn", data),
+            "torch": partial(command, tmp_path, [sys.executable, "-c", "import torch"]),
+        },
+        4,
+    )
+    assert min(found["ours"]) / min(found["torch"]) <= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "modality", "steps"), [("train_cnn", "image", 300), ("train_rnn", "audio", 60)]
+)
+def test_a_training_beside_a_busy_process_does_not_collapse(name, modality, steps, tmp_path):
+    data = prepare(tmp_path, modality)
+    call = partial(
+        stage, tmp_path, name, f"data={data}", f"output={tmp_path}/m", "tracking=off",
+        f"curve={tmp_path}/c.csv", f"profile.max_steps={steps}",
+    )  # fmt: skip
+    found = alternate({"beside": partial(beside, call), "alone": call}, 3)
+    assert min(found["beside"]) / min(found["alone"]) <= 5
 
 
 def test_a_missed_goal_says_by_how_much():
@@ -35,3 +130,76 @@ def test_repetitions_alternate_and_change_direction():
     found = alternate({n: lambda n=n: calls.append(n) or len(calls) for n in "ab"}, 3)
     assert calls == ["a", "b", "b", "a", "a", "b"]
     assert ratios(found["b"], found["a"]) == [2 / 1, 3 / 4, 6 / 5]
+
+
+def test_a_measurement_that_fails_is_a_row_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    results, page = tmp_path / "measured", tmp_path / "docs" / "performance.md"
+    results.mkdir()
+    page.parent.mkdir()
+    page.write_text("# P\n\n<!-- measured -->\nNot measured yet.\n<!-- /measured -->\n")
+    monkeypatch.setattr("bench.measure.RESULTS", results)
+    monkeypatch.setattr(program, "RESULTS", results)
+    monkeypatch.setattr(program, "PAGE", page)
+
+    def run(name, quick):
+        if name == "tiny":
+            return "exit status 139"
+        program.save(name, [THROUGHPUT])
+        return None
+
+    monkeypatch.setattr(program, "run", run)
+    monkeypatch.setattr(sys, "argv", ["bench", "tiny", "overhead"])
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    assert ended.value.code == 1
+    assert "bench.tiny failed: exit status 139" in capsys.readouterr().err
+    text = page.read_text()
+    assert "Not measured yet" not in text
+    assert "| 6 | `bench.tiny` | – | – |  | failed: exit status 139 |" in text
+    assert "| 2 | b | – | 1.000 × |" in text
+    assert "](images/performance-throughput.png)" in text
+    assert (page.parent / "images" / "performance-throughput.png").is_file()
+    assert "performance-growth" not in text
+
+
+def test_a_measurement_that_hangs_is_ended_with_what_it_started(monkeypatch):
+    assert program.run("no_such_module", True) == "exit status 1"
+    started, popen = [], subprocess.Popen
+
+    def sleeper(words, **options):
+        started.append(popen(["sh", "-c", "sleep 60 & wait"], **options))
+        return started[0]
+
+    monkeypatch.setattr(program.subprocess, "Popen", sleeper)
+    assert program.run("tiny", True, limit=0.2) == "not done after 0 s"
+    monkeypatch.undo()
+    assert eventually(lambda: not alive(started[0].pid))
+
+
+def test_the_plots_are_small_and_repeat(tmp_path):
+    rows = [ACCURACY, THROUGHPUT, GROWTH]
+    texts = draw(rows, tmp_path / "a")
+    assert draw(rows, tmp_path / "b") == texts
+    assert len(texts) == 3
+    for name in texts:
+        content = (tmp_path / "a" / name).read_bytes()
+        assert content == (tmp_path / "b" / name).read_bytes()
+        assert len(content) < 60_000
+    assert "CNN" in texts["performance-throughput.png"]
+    assert draw([at_most(5, "start", 3, [1])], tmp_path / "c") == {}
+
+
+def test_memory_is_that_of_a_process_and_its_children(tmp_path):
+    held = (
+        "x = bytearray(b'1') * {}; import sys; print('{{\"a\": 1}}', flush=True); sys.stdin.read()"
+    )
+    child = held.format(50_000_000)
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    with Memory([sys.executable, "-c", code], tmp_path) as watched:
+        assert json.loads(watched.ask("")) == {"a": 1}
+        assert eventually(lambda: watched.anonymous >= 50_000_000)
+        watched.finish()
+    assert 50_000_000 <= watched.anonymous <= watched.all < 150_000_000
+    words = [sys.executable, "-c", "import sys; sys.exit('no room')"]
+    with Memory(words, tmp_path) as watched, pytest.raises(Failed, match="no room"):
+        watched.ask("train")
