@@ -1,5 +1,6 @@
 """Stages that DVC calls and Hydra configures: a deep-learning pipeline anyone can reproduce."""
 
+import gc
 import os
 
 # OpenMP reads its environment once, when torch is first imported, so this is the last place.
@@ -9,3 +10,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # The tokenizer is used once, before training; its threads only provoke warnings after a fork.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Imports make a million objects that stay; looking through them again and again, as Python does
+# from 700 new ones on, takes half a second of every start, and tells nothing.
+gc.set_threshold(100_000)

@@ -1,8 +1,10 @@
 """What every stage does around its body: config, hardware, tracking, errors, signals."""
 
+import atexit
 import hashlib
 import os
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -66,6 +68,20 @@ def stage(
         return lambda: config.main(name, schema, task)
 
     return decorate
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call the entrypoint of this program and end the process.
+
+    What is registered to be done at the end is done; the interpreter is not taken apart, which
+    takes up to two seconds after an import of transformers and changes nothing any more.
+    """
+    main()
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _execute(

@@ -17,7 +17,7 @@ from pipeline.evaluation.study import Data, study
 from pipeline.evaluation.subject import Subject
 from pipeline.files import digest, new_directory, write_json
 from pipeline.settings import Evaluate
-from pipeline.stage import Context, stage
+from pipeline.stage import Context, run, stage
 
 
 @stage("evaluate", Evaluate)
@@ -86,4 +86,4 @@ def _rows(curve: Path) -> list[dict[str, str]]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

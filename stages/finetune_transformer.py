@@ -10,7 +10,7 @@ from pipeline import models
 from pipeline.data import text
 from pipeline.data.prepared import read_card
 from pipeline.settings import FinetuneTransformer
-from pipeline.stage import Context, stage
+from pipeline.stage import Context, run, stage
 from pipeline.training_stage import train
 
 
@@ -33,4 +33,4 @@ def main(settings: FinetuneTransformer, context: Context) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

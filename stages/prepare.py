@@ -11,7 +11,7 @@ from pipeline.evaluation.data_report import data_report
 from pipeline.files import new_directory
 from pipeline.settings import Prepare
 from pipeline.sources import audio, image, text
-from pipeline.stage import Context, stage
+from pipeline.stage import Context, run, stage
 
 
 @stage("prepare", Prepare, computes=False)
@@ -36,4 +36,4 @@ def main(settings: Prepare, context: Context) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

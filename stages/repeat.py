@@ -15,7 +15,7 @@ from pipeline.evaluation.repetition import repetition
 from pipeline.evaluation.subject import Subject
 from pipeline.files import digest, write_json
 from pipeline.settings import Repeat
-from pipeline.stage import Context, stage
+from pipeline.stage import Context, run, stage
 
 
 @stage("repeat", Repeat)
@@ -91,4 +91,4 @@ def _train(settings: Repeat) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

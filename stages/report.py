@@ -10,7 +10,7 @@ from pipeline.files import read_json
 from pipeline.report import Sources, build
 from pipeline.report.numbers import changes_table, committed, seeds
 from pipeline.settings import Report
-from pipeline.stage import Context, stage
+from pipeline.stage import Context, run, stage
 
 
 @stage("report", Report, computes=False)
@@ -52,4 +52,4 @@ def main(settings: Report, context: Context) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -11,7 +11,7 @@ from pipeline import models
 from pipeline.data import image
 from pipeline.data.prepared import read_card
 from pipeline.settings import TrainCNN
-from pipeline.stage import Context, stage
+from pipeline.stage import Context, run, stage
 from pipeline.training_stage import train
 
 
@@ -44,4 +44,4 @@ def main(settings: TrainCNN, context: Context) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

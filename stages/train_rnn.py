@@ -10,7 +10,7 @@ from pipeline import models
 from pipeline.data import audio
 from pipeline.data.prepared import read_card
 from pipeline.settings import TrainRNN
-from pipeline.stage import Context, stage
+from pipeline.stage import Context, run, stage
 from pipeline.training_stage import train
 
 
@@ -34,4 +34,4 @@ def main(settings: TrainRNN, context: Context) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
