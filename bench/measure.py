@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -210,6 +211,19 @@ def _held(pid: int) -> tuple[int, int]:
     text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
     found = {name: 1024 * int(size) for name, size in re.findall(r"(\w+): +(\d+) kB", text)}
     return found["Pss_Anon"] + found["Pss_Shmem"], found["Pss"]
+
+
+def inside_dvc(module: str, *arguments: str) -> dict[str, Any]:
+    """What `answer` gives, of a module run as a DVC stage, where one warm sender serves all runs."""
+    with scratch() as folder:
+        words = shlex.join([sys.executable, "-m", module, *arguments])
+        told = folder / "answer.json"
+        line = f"cd {shlex.quote(str(ROOT))} && {words} > {shlex.quote(str(told))}"
+        (folder / "dvc.yaml").write_text(json.dumps({"stages": {"bench": {"cmd": line}}}))
+        command(folder, ["dvc", "init", "--quiet", "--no-scm"], cwd=folder)
+        command(folder, ["dvc", "repro", "--quiet"], cwd=folder)
+        found: dict[str, Any] = json.loads(told.read_text("utf-8").strip().splitlines()[-1])
+    return found
 
 
 def mnist() -> str | None:

@@ -15,6 +15,7 @@ from pipeline.evaluation.examples import read_examples
 from pipeline.evaluation.predictions import Predictions
 from pipeline.evaluation.study import Data, study
 from pipeline.evaluation.subject import Subject
+from pipeline.figures.style import look
 from pipeline.files import digest, new_directory, write_json
 from pipeline.settings import Evaluate
 from pipeline.stage import Context, run, stage
@@ -34,7 +35,7 @@ def main(settings: Evaluate, context: Context) -> float:
     held_out = [
         Predictions(subject.logits(split.raw), split.labels) for split in (validation, test)
     ]
-    with new_directory(Path(settings.plots)) as folder:
+    with new_directory(Path(settings.plots)) as folder, look():
         numbers = study(
             subject,
             Data(train, validation, test, *held_out),

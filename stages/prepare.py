@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.data.prepared import write
 from pipeline.evaluation.data_report import data_report
+from pipeline.figures.style import look
 from pipeline.files import new_directory
 from pipeline.settings import Prepare
 from pipeline.sources import audio, image, text
@@ -25,7 +26,7 @@ def main(settings: Prepare, context: Context) -> None:
     else:
         card, splits = audio.prepare(settings.audio, settings.seed, rows)
     write(output, card, splits)
-    with new_directory(Path(settings.plots)) as folder:
+    with new_directory(Path(settings.plots)) as folder, look():
         counts = data_report(output, folder)
     context.run.output(output)
     context.run.output(Path(settings.plots))
