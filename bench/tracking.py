@@ -25,7 +25,7 @@ from pipeline.hardware import card
 from pipeline.training import fit
 
 CALLS = 5000
-STEPS = 540
+STEPS = 1120
 
 
 def measure(quick: bool) -> list[Row]:
@@ -33,7 +33,7 @@ def measure(quick: bool) -> list[Row]:
     found = inside_dvc("bench.tracking", "inside", *(["quick"] if quick else []))
     with scratch() as folder:
         os.environ["DVC_ROOT"] = str(folder)
-        by_hand = sides(job("cnn", folder), 10 if quick else STEPS, quick, 3)
+        by_hand = sides(job("cnn", folder, "training.log_every=1"), 10 if quick else 540, quick, 3)
         del os.environ["DVC_ROOT"]
     milliseconds = [[1000 * call for call in sorted(some)] for some in found["calls"]]
     typical = [statistics.median(some) for some in milliseconds]
@@ -50,9 +50,9 @@ def measure(quick: bool) -> list[Row]:
 
 def inside(quick: bool) -> dict[str, Any]:
     """Seconds of single calls, and of trainings with tracking on and off."""
-    one = job("cnn", Path(os.environ["DVC_ROOT"]))
+    one = job("cnn", Path(os.environ["DVC_ROOT"]), "training.log_every=1")
     calls = [latencies(one, 200 if quick else CALLS) for _ in range(1 if quick else 3)]
-    return {"calls": calls, **sides(one, 10 if quick else STEPS, quick, 9)}
+    return {"calls": calls, **sides(one, 10 if quick else STEPS, quick, 5)}
 
 
 def sides(one: Job, steps: int, quick: bool, rounds: int) -> dict[str, list[float]]:
@@ -75,7 +75,7 @@ def latencies(one: Job, count: int) -> list[float]:
 
 
 def seconds(one: Job, steps: int, tracked: bool) -> float:
-    """Seconds of `steps` steps."""
+    """Seconds of `steps` steps that log each."""
     run, model = _start(one, tracked), one.build()
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()
