@@ -214,7 +214,7 @@ def _held(pid: int) -> tuple[int, int]:
 
 
 def inside_dvc(module: str, *arguments: str) -> dict[str, Any]:
-    """What `answer` gives, of a module run as a DVC stage, where one warm sender serves all runs."""
+    """What `answer` gives, of a module run as a DVC stage: one warm sender serves all its runs."""
     with scratch() as folder:
         words = shlex.join([sys.executable, "-m", module, *arguments])
         told = folder / "answer.json"

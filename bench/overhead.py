@@ -25,7 +25,8 @@ CASES = {
 def measure(quick: bool) -> list[Row]:
     """Ten epochs of the CNN, four of the GRU, one of MiniLM; both sides validate after each."""
     rows = []
-    for name, found in inside_dvc("bench.overhead", "inside", *(["quick"] if quick else [])).items():
+    sides = inside_dvc("bench.overhead", "inside", *(["quick"] if quick else []))
+    for name, found in sides.items():
         rates = {
             title: [found["examples"] / seconds for seconds in found[side]]
             for side, title in (("ours", "this pipeline"), ("bare", "bare loop"))

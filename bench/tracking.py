@@ -17,7 +17,14 @@ from typing import Any
 
 from bench.jobs import Job, job
 from bench.measure import (
-    Row, alternate, at_most, for_comparison, inside_dvc, main, ratios, scratch,
+    Row,
+    alternate,
+    at_most,
+    for_comparison,
+    inside_dvc,
+    main,
+    ratios,
+    scratch,
 )  # fmt: skip
 from pipeline import tracking
 from pipeline.checkpoint import Checkpoints

@@ -117,8 +117,9 @@ def _restored(run: Recorded) -> tuple[dict[str, Any], list[str]]:
     import torch
 
     config, reasons = dict(run.config), []
-    config |= {"precision": run.card["precision"], "threads": run.card["threads"]}
-    config["device"] = run.card["device"]
+    # A stage that does not compute with torch has a card without precision and threads.
+    chosen = ("device", "precision", "threads")
+    config |= {key: run.card[key] for key in chosen if key in run.card}
     if config["device"].startswith("cuda") and not torch.cuda.is_available():
         reasons.append(f"it ran on {run.card['device_name']}, which is not here")
         config["device"] = "auto"

@@ -11,6 +11,7 @@ import yaml
 from pipeline import compare, reproduce
 from pipeline.compare import Result
 from pipeline.tracking.reader import Reader
+from pipeline.tracking.store import Store
 from tests.conftest import copy_of_the_repository, run
 from tests.workspace import workspace
 
@@ -135,6 +136,11 @@ def test_an_evaluation(repository, capfd):
     status, said = answer(latest(repository, "evaluate"), capfd)
     assert status == 0, said
     assert said.startswith("identical: ")
+    baselines = Store(f"sqlite:///{repository}/mlflow.db", repository).find("stage", "evaluate")
+    baseline = next(run for run in baselines if "beside" in run.data.tags)
+    status, said = answer(baseline.info.run_id, capfd)
+    assert status == 1
+    assert f"take the id of that: {baseline.data.tags['beside']}" in said
 
 
 @pytest.mark.slow

@@ -70,8 +70,9 @@ class Reader:
         return Store(self.uri, root())
 
     def runs(self, stage: str) -> list[str]:
-        """Ids of a stage's runs, the oldest first."""
-        return [run.info.run_id for run in self._store.find("stage", stage)]
+        """Ids of a stage's runs, the oldest first, without those that a stage put beside itself."""
+        found = self._store.find("stage", stage)
+        return [run.info.run_id for run in found if "beside" not in run.data.tags]
 
     def read(self, run_id: str) -> Recorded:
         """A run with its config and device card.
@@ -91,6 +92,10 @@ class Reader:
         if stage == "dvc":
             raise PipelineError(
                 f"run {run_id} is not the run of one stage; take the id of one of those below it"
+            )
+        if "beside" in tags:
+            raise PipelineError(
+                f"run {run_id} was made by another one; take the id of that: {tags['beside']}"
             )
         return Recorded(
             run_id=run_id,
