@@ -34,14 +34,14 @@ NUMERICS = (
 
 def card() -> dict[str, Any]:
     """The device card of a stage that computes without torch. Sizes are bytes."""
-    memory = psutil.virtual_memory().total
+    processor, memory = _processor(), psutil.virtual_memory().total
     facts: dict[str, Any] = {
         "device": "cpu",
-        "device_name": _processor(),
+        "device_name": processor,
         "device_count": 1,
         "device_memory": memory,
         "device_reason": "this stage needs no other",
-        "cpu": _processor(),
+        "cpu": processor,
         "cpu_cores": psutil.cpu_count(logical=False),
         "ram": memory,
         "python": platform.python_version(),

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from pipeline import config, interrupts, machine, tracking
 from pipeline.data.prepared import read_card
@@ -71,17 +71,22 @@ def stage(
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call the entrypoint of this program and end the process.
-
-    What is registered to be done at the end is done; the interpreter is not taken apart, which
-    takes up to two seconds after an import of transformers and changes nothing any more.
-    """
+    """Call the entrypoint of this program and end the process."""
     main()
+    leave(0)
+
+
+def leave(status: int) -> NoReturn:
+    """End the process after what is registered for its end.
+
+    The interpreter is not taken apart, which takes up to two seconds after an import of
+    transformers and changes nothing any more.
+    """
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(status)
 
 
 def _execute(
@@ -104,13 +109,13 @@ def _execute(
             journal = states.recall("journal") or journal
             if leads:  # before the run begins: a kill in between must not leave a second run
                 states.remember("journal", journal)
-        card = machine.card()
         if computes:
-            from pipeline.hardware import card as device_card
-            from pipeline.hardware import configure
+            from pipeline.hardware import card, configure
 
             hardware = configure(settings)
-            card = device_card(hardware)
+            facts = card(hardware)
+        else:
+            facts = machine.card()
         if not leads or (states and states.recall("finished")):
             # Killed between the end of its run and its own: only the outputs are missing.
             run = tracking.Run()
@@ -119,7 +124,7 @@ def _execute(
                 stage=name,
                 settings=settings.tracking,
                 config=settings.model_dump(),
-                card=card,
+                card=facts,
                 id=journal,
             )
         try:

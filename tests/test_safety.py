@@ -155,14 +155,16 @@ class TestConfig:
         lines[line % len(lines)] = text
         config.PARAMS.write_text("\n".join(lines), "utf-8", "surrogatepass")
         try:
-            outcome(compose, capsys)
+            said = outcome(compose, capsys)
         finally:
             config.PARAMS.write_text("\n".join(original))
+        assert said == "success" or "params.yaml" in said
 
     @FUZZ
     @given(st.lists(st.text(max_size=15).filter(lambda t: not t.startswith("-")), max_size=3))
     def test_any_command_line_is_taken_or_refused_in_one_line(self, compose, capsys, arguments):
-        outcome(lambda: compose(*arguments), capsys)
+        said = outcome(lambda: compose(*arguments), capsys)
+        assert said == "success" or "command line" in said
 
     @settings(FUZZ, max_examples=15)  # most are composed to the end
     @given(
@@ -197,9 +199,10 @@ class TestConfig:
         section[last] = value
         config.PARAMS.write_text(yaml.safe_dump(params))
         try:
-            outcome(compose, capsys)
+            said = outcome(compose, capsys)
         finally:
             config.PARAMS.write_text(original)
+        assert said == "success" or "params.yaml" in said
 
     @FUZZ
     @given(content=st.binary(max_size=30), name=st.sampled_from(["train_cnn", "cnn/simple"]))
@@ -208,7 +211,7 @@ class TestConfig:
         original = path.read_bytes()
         path.write_bytes(original[: len(original) // 2] + content)
         try:
-            outcome(lambda: compose("cnn=simple"), capsys)
+            outcome(lambda: compose("cnn=simple"), capsys)  # asserts what the name says
         finally:
             path.write_bytes(original)
 

@@ -5,7 +5,6 @@ started in it is forked from there, is a process of its own that signals and kil
 runs the same entrypoint with the same command line.
 """
 
-import atexit
 import contextlib
 import gc
 import importlib
@@ -16,7 +15,6 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -210,6 +208,8 @@ def _serve() -> None:
 
 
 def _become(job: dict[str, Any]) -> NoReturn:
+    from pipeline.stage import leave
+
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(log, stream)
@@ -231,12 +231,7 @@ def _become(job: dict[str, Any]) -> NoReturn:
     except BaseException:
         traceback.print_exc()
         status = 1
-    # As a script ends, without taking the interpreter apart, which takes longer than a training.
-    threading._shutdown()
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    leave(status)
 
 
 def _arm(place: str) -> None:

@@ -136,7 +136,10 @@ class TestCsv:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "x.csv"
             path.write_bytes(b"text,label\n" + content)
-            complaint(lambda: prepare_text(text_source(kind="csv", file=str(path)), 0, None))
+            source, made = text_source(kind="csv", file=str(path)), []
+            said = complaint(lambda: made.append(prepare_text(source, 0, None)))
+            assert said is None or str(path) in said or source.name in said
+            assert all(len(part) for _, splits in made for part in splits.values())
 
     @settings(max_examples=30, deadline=None)
     @given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=12, unique=True))
