@@ -10,6 +10,7 @@ import statistics
 import time
 from functools import partial
 
+import pipeline  # noqa: F401  # isort: skip (as in a stage: sets what torch reads when imported)
 import torch
 
 from bench.jobs import Job, job

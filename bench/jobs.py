@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pipeline  # noqa: F401  # isort: skip (as in a stage: sets what torch reads when imported)
 import torch
 from torch import nn
 from torch.nn import functional as F

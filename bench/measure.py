@@ -17,10 +17,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "measured"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,9 @@ def for_comparison(
     return _row(number, what, "–", values, unit, None, points)
 
 
-def alternate(candidates: Mapping[str, Callable[[], float]], times: int) -> dict[str, list[float]]:
+def alternate(candidates: Mapping[str, Callable[[], T]], times: int) -> dict[str, list[T]]:
     """Call each candidate in turn, `times` rounds; what they return, in order."""
-    found: dict[str, list[float]] = {name: [] for name in candidates}
+    found: dict[str, list[T]] = {name: [] for name in candidates}
     for turn in range(times):
         # every other round backwards: what drifts on the machine falls on all of them
         names = list(candidates)

@@ -4,8 +4,11 @@ import gc
 import os
 
 # OpenMP reads its environment once, when torch is first imported, so this is the last place.
-# Spinning barriers make a two-thread epoch up to a hundred times slower beside one busy process.
+# Threads that spin while they wait make an epoch up to a hundred times slower beside one busy
+# process; threads that sleep at once make small steps half as fast on an idle machine. GNU's
+# OpenMP, which torch has on Linux, can spin a little (some 20 µs) first.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 # cuBLAS repeats its results only with a fixed workspace (docs of use_deterministic_algorithms).
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # The tokenizer is used once, before training; its threads only provoke warnings after a fork.

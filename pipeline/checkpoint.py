@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from pipeline.errors import PipelineError
-from pipeline.files import digest, new_file, write_json
+from pipeline.files import digest, explained, new_file, write_json
 
 KEEP = 2
 """States kept: the newest may turn out damaged."""
@@ -76,7 +76,7 @@ class Checkpoints:
 
 @contextmanager
 def checkpoints(
-    root: Path, stage: str, identity: dict[str, Any], leads: bool = True
+    root: Path, stage: str, identity: dict[str, Any], leads: bool = True, wait: bool = False
 ) -> Iterator[Checkpoints]:
     """The states of a training, locked against a second process and removed on success.
 
@@ -85,28 +85,20 @@ def checkpoints(
         stage: name of the stage.
         identity: JSON-like values that decide the result: config, digests of data and code.
         leads: False for all but the first process of a data-parallel training: they only read.
+        wait: for another process that is training with the same identity.
 
     Raises:
-        PipelineError: another process is training with the same identity.
+        PipelineError: there is such a process and `wait` is False; the folder can't be written.
     """
     text = json.dumps(identity, sort_keys=True)
     folder = root / f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     if not leads:
         yield Checkpoints(folder)
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "lock")
+    lock = _lock(folder, stage, wait)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        owner = folder / "pid"
-        who = f" (process {owner.read_text().strip()})" if owner.is_file() else ""
-        raise PipelineError(
-            f"another process{who} is running {stage} with this config and writes {folder}; "
-            "wait until it ends, or end it"
-        ) from None
-    try:
-        (folder / "pid").write_text(str(os.getpid()))
+        with explained(folder):
+            (folder / "pid").write_text(str(os.getpid()))
         saved = Checkpoints(folder)
         for leftover in folder.glob(".*.tmp"):  # of a process that was killed: the lock is ours
             leftover.unlink()
@@ -114,9 +106,32 @@ def checkpoints(
             _say_why_new(root, stage, identity)
             saved.remember("identity", identity)
         yield saved
-        shutil.rmtree(folder)
+        # Under another name first: one who waits would make the lock anew in a half-empty folder.
+        gone = folder.rename(folder.with_name(f".{folder.name}.gone"))
+        shutil.rmtree(gone)
     finally:
         lock.release()
+
+
+def _lock(folder: Path, stage: str, wait: bool) -> FileLock:
+    """Make the folder and hold its lock."""
+    said = False
+    while True:
+        with explained(folder):
+            # again: who held the lock may have removed the folder at its end
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / "lock")
+            with suppress(Timeout, FileNotFoundError):
+                lock.acquire(timeout=1 if said else 0)
+                return lock
+            owner = folder / "pid"
+            who = f" (process {owner.read_text().strip()})" if owner.is_file() else ""
+        line = f"another process{who} is running {stage} with this config"
+        if not wait:
+            raise PipelineError(f"{line} and writes {folder}; wait until it ends, or end it")
+        if not said:
+            print(f"{line}; waiting for its end", flush=True)
+        said = True
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
@@ -128,9 +143,15 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def _say_why_new(root: Path, stage: str, identity: dict[str, Any]) -> None:
-    """Explain, where a state of the same stage exists, why it is not continued."""
+    """Explain, where a state of the same stage was left, why it is not continued."""
     for other in sorted(root.glob(f"{stage}-*/identity.json")):
-        before = json.loads(other.read_text(encoding="utf-8"))
+        if not any(other.parent.glob("*-*.pt")):
+            continue  # it is just beginning, or failed before its first state
+        try:
+            with FileLock(other.parent / "lock", timeout=0):
+                before = json.loads(other.read_text(encoding="utf-8"))
+        except (Timeout, OSError):
+            continue  # under way, or done meanwhile
         changed = [
             f"{name}: {str(old)[:20]} → {str(new)[:20]}"
             for name, old, new in _differences(before, identity)

@@ -21,13 +21,15 @@ import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Glob
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import PipelineError
+from pipeline.settings import Stage
 
 ROOT = Path(__file__).resolve().parent.parent
 """The working copy this code stands in; for `dvc exp run --temp` and `--queue` a temporary one."""
@@ -68,7 +70,7 @@ def main(stage: str, schema: type[S], task: Callable[[S], Any]) -> None:
         at = arguments.index(command_line[0]) if command_line else len(arguments)
         sys.argv[1:] = [*arguments[:at], *chosen, *arguments[at:]]
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=stage)(job)()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, RecursionError) as error:
         fail(explain(error, stage, schema, command_line))
     except PipelineError as error:
         fail(str(error))
@@ -87,35 +89,37 @@ def overrides(stage: str, schema: type[BaseModel]) -> list[str]:
     Types survive: null, booleans, numbers, lists, and strings with blanks, quotes or commas.
 
     Raises:
-        PipelineError: params.yaml is missing, is not YAML, or has a section or key that no stage
-            reads.
+        PipelineError: params.yaml or conf/<stage>.yaml is missing, or params.yaml can't be read or
+            has a section, key or kind of value that no stage reads.
     """
-    try:
-        params = OmegaConf.to_container(OmegaConf.load(PARAMS))
-    except FileNotFoundError:
-        raise PipelineError(f"{PARAMS.name} is missing in {ROOT}; restore it from git") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise PipelineError(f"{PARAMS.name} is not valid YAML: {error}") from error
+    for file in (PARAMS, CONF / f"{stage}.yaml"):
+        if not file.exists():
+            raise PipelineError(f"{_name(file)} is missing in {ROOT}; restore it from git")
+    params = _load(PARAMS)
     if not isinstance(params, dict):
         raise PipelineError(f"{PARAMS.name} must map section names to values")
     sections = ["common", *(file.stem for file in CONF.glob("*.yaml") if file.stem != "base")]
     for section in map(str, params):
         if section not in sections:
             raise PipelineError(
-                f"{section} ({_where(PARAMS, [section])}) is not a stage"
-                f"{_suggest(section, sections)}"
+                f"{section} ({_where(PARAMS, [section])}) has no conf/{section}.yaml and "
+                f"is not a stage{_suggest(section, sections)}"
             )
     found: dict[str, str] = {}
     for section in ("common", stage):
         for key, value in _leaves(params.get(section) or {}, section):
             path = key.split(".")
             if not _known(path, schema):
-                label, where = f"{section}.{key}", _where(PARAMS, [section, *path])
-                raise PipelineError(_unknown(label, where, path, schema))
-            if isinstance(value, str) and (CONF / key).is_dir():
-                found[key] = f"{key}={value}"
+                fault = _unknown(path, schema)
+            elif not _may_choose(key, value):
+                fault = _no_choice(key, value)
             else:
-                found[key] = f"{key}={_literal(value)}"
+                try:
+                    found[key] = f"{key}={_literal(value)}"
+                    continue
+                except TypeError as error:
+                    fault = str(error)
+            raise PipelineError(f"{section}.{key} ({_where(PARAMS, [section, *path])}) {fault}")
     return list(found.values())
 
 
@@ -126,12 +130,15 @@ def read_conf() -> None:
     forbidden names can't be complete, so no file here may name anything to call.
 
     Raises:
-        PipelineError: a file is not YAML, or names something to call or other places of config.
+        PipelineError: a file can't be read, is not YAML, or names something to call or other
+            places of config.
     """
     for file in sorted(CONF.rglob("*.yaml")):
-        where = file.relative_to(CONF.parent)
+        where = _name(file)
         try:
             root = yaml.compose(file.read_text(encoding="utf-8"), Loader=CSafeLoader)
+        except OSError as error:
+            raise PipelineError(_unreadable(file, error)) from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise PipelineError(f"{where} is not valid YAML: {error}") from error
         if not isinstance(root, yaml.MappingNode | None):
@@ -168,43 +175,82 @@ def check(config: DictConfig, stage: str, schema: type[S], argv: list[str]) -> S
         PipelineError: a key is unknown, missing, of a wrong type or out of range; the message
             names the key, where its value came from and, for an unknown one, the nearest name.
     """
+    choices = dict(HydraConfig.get().runtime.choices)
     try:
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise PipelineError(explain(error, stage, schema, argv)) from error
+        raise PipelineError(explain(error, stage, schema, argv, choices)) from error
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        path = _present(values, first["loc"])
-        choices = HydraConfig.get().runtime.choices
-        label, where = _origin(path, stage, argv, dict(choices))
-        if first["type"] == "extra_forbidden":
-            raise PipelineError(_unknown(label, where, path, schema)) from None
-        if first["type"] == "missing":
-            missing = ".".join([label, str(first["loc"][-1])]) if path else str(first["loc"][-1])
-            raise PipelineError(f"{missing} ({where}) is missing; give it a value") from None
+        # A misspelt key is missing as well, and only the misspelling tells why.
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+        kind, path = first["type"], _present(values, first["loc"])
+        if kind == "missing":
+            path.append(str(first["loc"][-1]))
+        elif kind in ("union_tag_not_found", "union_tag_invalid"):
+            path.append(first["ctx"]["discriminator"].strip("'"))
+        place = "{} ({})".format(*_origin(path, stage, argv, choices))
+        if kind == "extra_forbidden":
+            raise PipelineError(f"{place} {_unknown(path, schema)}") from None
+        if kind in ("missing", "union_tag_not_found"):
+            raise PipelineError(f"{place} is missing; give it a value") from None
+        if kind == "union_tag_invalid":
+            tag, tags = first["ctx"]["tag"], first["ctx"]["expected_tags"]
+            raise PipelineError(f"{place} is {tag!r}; it may be {tags}") from None
         value = "" if isinstance(first["input"], dict) else f" is {first['input']!r}:"
-        raise PipelineError(f"{label} ({where}){value} {first['msg']}") from None
+        raise PipelineError(f"{place}{value} {first['msg']}") from None
 
 
-def explain(error: Exception, stage: str, schema: type[BaseModel], argv: list[str]) -> str:
-    """One line for what Hydra or OmegaConf raised while composing."""
-    text = str(error)
-    if key := re.search(r"Could not (?:override|append) '([^']+)'", text):
-        path = key[1].split(".")
-        label, where = _origin(path, stage, argv, {})
-        return _unknown(label, where, path, schema)
-    if option := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
-        group, choice = option.groups()
-        label, where = _origin([group], stage, argv, {})
-        names = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
-        return f"{label} ({where}) is {choice!r}, and conf/{group} has only: {', '.join(names)}"
-    if group := re.search(r"You must specify '([^']+)'", text):
-        return f"{group[1]} is not chosen; set {stage}.{group[1]} in params.yaml"
-    if key := re.search(r"Missing mandatory value: (\S+)", text):
-        return f"{key[1]} has no value; set {stage}.{key[1]} in params.yaml or on the command line"
-    return f"command line: {text}" if isinstance(error, OverrideParseException) else text
+def explain(
+    error: Exception,
+    stage: str,
+    schema: type[BaseModel],
+    argv: list[str],
+    choices: dict[str, Any] | None = None,
+) -> str:
+    """One line for what Hydra or OmegaConf raised while composing; `choices` are the groups'."""
+    for file in sorted(CONF.rglob("*.yaml")):
+        try:
+            _load(file)
+        except PipelineError as fault:
+            return str(fault)
+    if isinstance(error, yaml.YAMLError | RecursionError):
+        raise error
+
+    def place(key: str) -> str:
+        return "{} ({})".format(*_origin(_steps(key), stage, argv, choices or {}))
+
+    text, full_key = str(error), getattr(error, "full_key", None)
+    if found := re.search(r"Could not (?:override|append|delete)\D*?'([^']+)'", text):
+        key = found[1]
+        if not _known(_steps(key), schema):
+            return f"{place(key)} {_unknown(_steps(key), schema)}"
+        if "delete" in found[0]:
+            return f"{place(key)} can't be deleted; give it a value"
+        return f"{place(key)} is not in conf/{stage}.yaml nor conf/base.yaml; add it there"
+    if found := re.search(r"Could not find '((?:hydra/)?[^'/]+)/([^']*)'", text):
+        return f"{place(found[1])} {_no_choice(found[1], found[2])}"
+    if found := re.search(r"In '([^']+)': Could not load '([^']+)'", text):
+        return f"conf/{found[1]}.yaml needs conf/{found[2]}.yaml, which is missing; restore it"
+    if found := re.search(r"You must specify '([^']+)'", text):
+        key, names = found[1], ", ".join(_choices(found[1]))
+        setting = f"{_section(key, stage)}.{key}"
+        return f"{place(key)} is not chosen; set {setting} in params.yaml to one of: {names}"
+    if found := re.search(r"Error merging override ([^=\s]+)=", text):
+        reason = str(error.__cause__).partition("\n")[0]
+        return f"{place(found[1])} is malformed: {reason}; correct it"
+    if full_key and isinstance(error, MissingMandatoryValue):
+        setting = f"{_section(_steps(full_key)[0], stage)}.{full_key}"
+        return (
+            f"{place(full_key)} has no value; set {setting} in params.yaml "
+            f"or {full_key} on the command line"
+        )
+    if full_key:
+        reason = text.partition("\n")[0]
+        return f"{place(full_key)} has no value: {reason}; correct the ${{…}} or what it refers to"
+    ours = isinstance(error, OverrideParseException) or any(one in text for one in argv)
+    return f"command line: {text}" if ours else text
 
 
 def _output(path: str) -> str:
@@ -219,6 +265,58 @@ def _output(path: str) -> str:
     return os.path.relpath(Path(hydra_config.runtime.output_dir) / path, ROOT)
 
 
+def _load(file: Path) -> Any:
+    """The content of a YAML file as OmegaConf takes it; a fault is a PipelineError."""
+    try:
+        return OmegaConf.to_container(OmegaConf.load(file))
+    except OSError as error:
+        raise PipelineError(_unreadable(file, error)) from error
+    except RecursionError:
+        raise PipelineError(f"{_name(file)} is nested without end; remove its alias") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PipelineError(f"{_name(file)} is not valid YAML: {error}") from error
+    except OmegaConfBaseException as error:
+        key, text = error.full_key or "", str(error).partition("\n")[0]
+        where = _where(file, key.split("."))
+        raise PipelineError(f"{key} ({where}) is malformed: {text}; correct it") from error
+
+
+def _unreadable(file: Path, error: OSError) -> str:
+    return f"{_name(file)} can't be read ({error.strerror or error}); restore it from git"
+
+
+def _name(file: Path) -> str:
+    """How a user would write a file of conf/, or params.yaml."""
+    return file.relative_to(CONF.parent).as_posix() if CONF in file.parents else file.name
+
+
+def _section(key: str, stage: str) -> str:
+    """The section of params.yaml that a setting belongs in."""
+    return "common" if key in Stage.model_fields else stage
+
+
+def _choices(group: str) -> list[str]:
+    """What there is to choose under conf/."""
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+def _may_choose(key: str, value: Any) -> bool:
+    """Whether `value` may name a file of the group `key`; what is no group may have any value."""
+    if "/" not in key and key not in (path.name for path in CONF.iterdir() if path.is_dir()):
+        return True
+    return isinstance(value, Glob) or (isinstance(value, str) and "${" not in value)
+
+
+def _no_choice(group: str, value: Any) -> str:
+    """The end of the message for a value that names no file of a group."""
+    return f"is {value!r}, and conf/{group} has only: {', '.join(_choices(group))}"
+
+
+def _steps(key: str) -> list[str]:
+    """The steps of a key as OmegaConf writes it: `optimizer.betas[1]`."""
+    return re.split(r"[.\[]", key.replace("]", ""))
+
+
 def _leaves(section: Any, name: str) -> Iterator[tuple[str, Any]]:
     if not isinstance(section, dict):
         raise PipelineError(f"{name} ({_where(PARAMS, [name])}) must be a mapping")
@@ -231,7 +329,11 @@ def _leaves(section: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _literal(value: Any) -> str:
-    """A value in Hydra's override grammar."""
+    """A value in Hydra's override grammar.
+
+    Raises:
+        TypeError: the grammar has no such kind of value; the message is the end of a sentence.
+    """
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -242,15 +344,29 @@ def _literal(value: Any) -> str:
         return f"{{{','.join(f'{k}:{_literal(v)}' for k, v in value.items())}}}"
     if isinstance(value, int | float):
         return repr(value)
+    if not isinstance(value, str):
+        raise TypeError(f"is {value!r}; write a string, number, boolean, list or null")
     # In a quoted string only quotes, and the backslashes right before one, are escaped.
-    text = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + (r"\'" if m[2] else ""), str(value))
+    text = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + (r"\'" if m[2] else ""), value)
     return f"'{text}'"
 
 
 def _without(chosen: list[str], argv: list[str]) -> list[str]:
-    """Leave out what the user overrides too, so that a sweep does not hold a key twice."""
-    parser = OverridesParser.create()
-    given = {override.key_or_group for override in parser.parse_overrides(argv)}
+    """Leave out what the user overrides too, so that a sweep does not hold a key twice.
+
+    Raises:
+        PipelineError: the user chooses what can't be a file of a group.
+    """
+    given = set()
+    for override in OverridesParser.create().parse_overrides(argv):
+        key, value = override.key_or_group, override.value()
+        given.add(key)
+        if override.is_delete() and value is None:
+            continue
+        for one in value.list if isinstance(value, ChoiceSweep) else [value]:
+            choice = getattr(one, "text", one)  # of a quoted string
+            if not _may_choose(key, choice):
+                raise PipelineError(f"{key} (command line) {_no_choice(key, choice)}")
     return [one for one in chosen if one.split("=", 1)[0] not in given]
 
 
@@ -274,6 +390,8 @@ def _origin(
     key = ".".join(path)
     for override in argv:
         name = override.split("=", 1)[0].lstrip("+~").split("@")[0]
+        if name in choices and key != name:
+            continue  # it chose the file that holds the value
         if key == name or key.startswith(f"{name}.") or name.startswith(f"{key}."):
             return key, "command line"
     for section in (stage, "common"):
@@ -285,13 +403,13 @@ def _origin(
     files += [(CONF / f"{stage}.yaml", path), (CONF / "base.yaml", path)]
     for file, inner in files:
         if inner and (where := _line(file, inner)):
-            return key, f"{file.relative_to(ROOT)}:{where}"
-    return key, str(files[0][0].relative_to(ROOT))
+            return key, f"{_name(file)}:{where}"
+    return key, _name(files[0][0])
 
 
 def _where(file: Path, path: list[str]) -> str:
     line = _line(file, path)
-    return f"{file.name}:{line}" if line else file.name
+    return f"{_name(file)}:{line}" if line else _name(file)
 
 
 def _line(file: Path, path: list[str]) -> int | None:
@@ -313,11 +431,11 @@ def _line(file: Path, path: list[str]) -> int | None:
     return line
 
 
-def _unknown(label: str, where: str, path: list[str], schema: type[BaseModel]) -> str:
-    """The message for a key that the schema does not have."""
+def _unknown(path: list[str], schema: type[BaseModel]) -> str:
+    """The end of the message for a key that the schema does not have."""
     levels = list(zip(path, _names(path, schema), strict=False))
     wrong, names = next(((step, names) for step, names in levels if step not in names), levels[-1])
-    return f"{label} ({where}) is not a setting{_suggest(wrong, names)}"
+    return f"is not a setting{_suggest(wrong, names)}"
 
 
 def _known(path: list[str], schema: type[BaseModel]) -> bool:

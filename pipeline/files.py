@@ -35,7 +35,7 @@ def new_file(path: Path, needs: int | None = None) -> Iterator[Path]:
     Raises:
         PipelineError: the disk is full or `path` can't be written.
     """
-    with _explained(path, needs):
+    with explained(path, needs):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent)
         os.close(handle)
@@ -51,16 +51,17 @@ def new_file(path: Path, needs: int | None = None) -> Iterator[Path]:
 
 
 @contextmanager
-def new_directory(path: Path, needs: int | None = None) -> Iterator[Path]:
+def new_directory(path: Path, holds: str, needs: int | None = None) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`; on success let it take the place of `path`.
 
     A folder can't be replaced in one system call, so an earlier one is first moved aside; it is
     put back if the new one can't take its place.
 
     Raises:
-        PipelineError: the disk is full or `path` can't be written.
+        PipelineError: the disk is full, `path` can't be written, or `refuse_foreign(path, holds)`.
     """
-    with _explained(path, needs):
+    refuse_foreign(path, holds)
+    with explained(path, needs):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent))
         aside = temporary.with_suffix(".old")
@@ -68,6 +69,8 @@ def new_directory(path: Path, needs: int | None = None) -> Iterator[Path]:
             yield temporary
             temporary.chmod(0o777 & ~_umask())
             for file in sorted(temporary.rglob("*")):
+                # safetensors writes what nobody else may read
+                file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask())
                 _sync(file)
             if path.exists():
                 path.rename(aside)
@@ -81,6 +84,20 @@ def new_directory(path: Path, needs: int | None = None) -> Iterator[Path]:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def refuse_foreign(path: Path, holds: str) -> None:
+    """Make sure that what is at `path` may be replaced.
+
+    Raises:
+        PipelineError: a folder with other files is there, and not `holds`, which is in each folder
+            that takes its place.
+    """
+    if path.is_dir() and any(path.iterdir()) and not (path / holds).is_file():
+        raise PipelineError(
+            f"{path} has files but no {holds}, so it is not an earlier output and is not replaced; "
+            "name another folder"
+        )
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -107,6 +124,30 @@ def read_json(path: Path, made_by: str) -> Any:
         ) from error
 
 
+@contextmanager
+def explained(path: Path, needs: int | None = None) -> Iterator[None]:
+    """Say in one line why `path` can't be written.
+
+    Raises:
+        PipelineError: instead of the error that a full disk or missing rights make.
+    """
+    try:
+        yield
+    except Exception as error:
+        if _disk_is_full(error):
+            free = shutil.disk_usage(_existing(path)).free
+            need = f"about {needs:,} bytes needed" if needs else "more needed"
+            raise PipelineError(
+                f"{path} can't be written: the disk is full ({free:,} bytes free, {need}); "
+                "free some space and run the stage again"
+            ) from error
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            raise PipelineError(
+                f"{path} can't be written ({error.strerror}); check its owner and permissions"
+            ) from error
+        raise
+
+
 def _prefix(path: Path) -> str:
     """The start of a temporary name: carries this process's id. Removes those of dead processes."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
@@ -131,25 +172,6 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-@contextmanager
-def _explained(path: Path, needs: int | None) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        if _disk_is_full(error):
-            free = shutil.disk_usage(_existing(path)).free
-            need = f"about {needs:,} bytes needed" if needs else "more needed"
-            raise PipelineError(
-                f"{path} can't be written: the disk is full ({free:,} bytes free, {need}); "
-                "free some space and run the stage again"
-            ) from error
-        if isinstance(error, OSError) and error.errno in UNWRITABLE:
-            raise PipelineError(
-                f"{path} can't be written ({error.strerror}); check its owner and permissions"
-            ) from error
-        raise
 
 
 def _disk_is_full(error: BaseException | None) -> bool:

@@ -75,7 +75,7 @@ def configure(settings: Stage) -> Hardware:
     # What use_deterministic_algorithms does, without its import of the compiler: 1.6 s.
     torch.set_deterministic_debug_mode("error" if settings.deterministic else "default")
     # It also fills each fresh tensor with NaN, to show reads of memory nobody wrote: 4 % of a step.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic = settings.deterministic
     torch.backends.cudnn.benchmark = not settings.deterministic
     random.seed(settings.seed)

@@ -25,6 +25,8 @@ def handled() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    global _pending
+    _pending = None
     before = {number: signal.signal(number, _receive) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
@@ -45,13 +47,12 @@ def deferred() -> Iterator[None]:
 
 
 def pending() -> int | None:
-    """The signal that was held back, if any."""
+    """The signal that was held back, or that some import swallowed, if any."""
     return _pending
 
 
 def _receive(number: int, _frame: FrameType | None) -> None:
     global _pending
-    if _deferring and _pending is None:
-        _pending = number
-        return
-    raise Interrupted(number)
+    first, _pending = _pending is None, number
+    if not (_deferring and first):
+        raise Interrupted(number)

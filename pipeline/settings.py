@@ -19,6 +19,7 @@ class Settings(BaseModel):
         extra="forbid",
         frozen=True,
         strict=True,
+        allow_inf_nan=False,
         use_attribute_docstrings=True,
         protected_namespaces=(),
     )
@@ -57,7 +58,7 @@ class Stage(Settings):
     """`auto` takes cuda, then xpu, then mps, then the CPU; a named device must be present."""
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     """`auto` is bf16 where the hardware computes in it, else fp32; fp16 needs cuda."""
-    threads: Annotated[int, Field(gt=0)] | None
+    threads: Annotated[int, Field(gt=0, le=1024)] | None
     """CPU threads of torch; null takes the number of usable cores. Results depend on it."""
     deterministic: bool
     """Only operations that repeat to the bit; one without such a version is an error."""

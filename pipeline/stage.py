@@ -105,7 +105,9 @@ def _execute(
                 "code": _digest_of_code(),
             }
             folder = tracking.root() / ".checkpoints"
-            states = stack.enter_context(checkpoints(folder, name, identity, leads))
+            # two queued experiments may have a training in common
+            wait = tracking.root() != config.ROOT
+            states = stack.enter_context(checkpoints(folder, name, identity, leads, wait))
             journal = states.recall("journal") or journal
             if leads:  # before the run begins: a kill in between must not leave a second run
                 states.remember("journal", journal)
@@ -128,6 +130,8 @@ def _execute(
                 id=journal,
             )
         try:
+            if swallowed := interrupts.pending():
+                raise interrupts.Interrupted(swallowed)
             result = body(settings, Context(run, states, hardware))
         except BaseException as error:
             ended = isinstance(error, interrupts.Interrupted | KeyboardInterrupt)

@@ -9,7 +9,7 @@ from torch import nn
 from pipeline import models
 from pipeline.data.batches import Batches
 from pipeline.data.prepared import read_card, read_split
-from pipeline.files import new_directory, new_file
+from pipeline.files import new_directory, new_file, refuse_foreign
 from pipeline.settings import Train
 from pipeline.stage import Context
 from pipeline.training import fit
@@ -29,7 +29,8 @@ def train(
     """
     if context.checkpoints is None:
         raise ValueError("train() is for stages whose settings derive from Train")
-    run, data = context.run, Path(settings.data)
+    run, data, output = context.run, Path(settings.data), Path(settings.output)
+    refuse_foreign(output, models.DESCRIPTION)  # now, not after hours
     run.input(data, name="data", context="training")
 
     def log(metrics: dict[str, float], step: int) -> None:
@@ -55,11 +56,11 @@ def train(
         writer = csv.DictWriter(file, progress.curve[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(progress.curve)
-    with new_directory(Path(settings.output)) as folder:
+    with new_directory(output, models.DESCRIPTION) as folder:
         models.save(folder, model, description, tokenizer)
-    run.output(Path(settings.output))
+    run.output(output)
     card = read_card(data)
-    run.model(Path(settings.output), card.task, card.classes, _example(data, card.task))
+    run.model(output, card.task, card.classes, _example(data, card.task))
     return progress.best
 
 

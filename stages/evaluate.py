@@ -35,7 +35,7 @@ def main(settings: Evaluate, context: Context) -> float:
     held_out = [
         Predictions(subject.logits(split.raw), split.labels) for split in (validation, test)
     ]
-    with new_directory(Path(settings.plots)) as folder, look():
+    with new_directory(Path(settings.plots), "predictions.parquet") as folder, look():
         numbers = study(
             subject,
             Data(train, validation, test, *held_out),
@@ -68,6 +68,7 @@ def main(settings: Evaluate, context: Context) -> float:
         predictions=Path(settings.plots) / "predictions.parquet",
         metrics=tested,
         promote=settings.tracking.promote,
+        capped=any(cap is not None for _, cap in settings.profile),
     )
     print(
         f"test accuracy {numbers['accuracy']:.4f} "

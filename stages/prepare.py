@@ -26,7 +26,7 @@ def main(settings: Prepare, context: Context) -> None:
     else:
         card, splits = audio.prepare(settings.audio, settings.seed, rows)
     write(output, card, splits)
-    with new_directory(Path(settings.plots)) as folder, look():
+    with new_directory(Path(settings.plots), "findings.json") as folder, look():
         counts = data_report(output, folder)
     context.run.output(output)
     context.run.output(Path(settings.plots))

@@ -6,9 +6,8 @@ python -m stages.report
 import tempfile
 from pathlib import Path
 
-from pipeline.files import read_json
 from pipeline.report import Sources, build
-from pipeline.report.numbers import changes_table, committed, seeds
+from pipeline.report.numbers import changes_table, committed, read_metrics, seeds
 from pipeline.settings import Report
 from pipeline.stage import Context, run, stage
 
@@ -19,6 +18,9 @@ def main(settings: Report, context: Context) -> None:
     metrics, html, markdown = (
         Path(path) for path in (settings.metrics, settings.html, settings.markdown)
     )
+    now = {
+        name: read_metrics(metrics / f"{name}.json", f"evaluate@{name}") for name in settings.data
+    }
     sources = Sources(
         metrics=metrics,
         plots=Path(settings.plots),
@@ -33,7 +35,6 @@ def main(settings: Report, context: Context) -> None:
     context.run.output(html)
 
     # What changed depends on the last commit, so it is shown and logged, and is no output.
-    now = {name: read_json(metrics / f"{name}.json", f"evaluate@{name}") for name in settings.data}
     repeated = {
         name: seeds(metrics, name, numbers["accuracy"], settings.seeds)
         for name, numbers in now.items()

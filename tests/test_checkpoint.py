@@ -106,6 +106,26 @@ def test_a_second_process_is_refused_and_told_who_has_it(tmp_path):
         assert saved.load() is None
 
 
+def test_one_of_several_trains_at_a_time_where_they_wait(tmp_path):
+    code = (
+        "import time; from pathlib import Path; from pipeline.checkpoint import checkpoints\n"
+        f"with checkpoints(Path({str(tmp_path)!r}), 'train', {IDENTITY!r}, wait=True) as saved:\n"
+        "    (saved.folder / 'alone').mkdir(); time.sleep(0.3); (saved.folder / 'alone').rmdir()"
+    )
+    command = [sys.executable, "-c", code]
+    several = [subprocess.Popen(command, cwd=Path(__file__).parents[1]) for _ in range(4)]
+    assert [one.wait() for one in several] == [0, 0, 0, 0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_training_under_way_is_not_called_a_saved_state(tmp_path, capsys):
+    other = {**IDENTITY, "config": {"seed": 1}}
+    with checkpoints(tmp_path, "train", IDENTITY) as saved:
+        saved.save(1, state(1))
+        with checkpoints(tmp_path, "train", other):
+            assert capsys.readouterr().out == ""
+
+
 def test_half_a_write_is_cleared_and_never_read(tmp_path):
     with pytest.raises(RuntimeError), checkpoints(tmp_path, "train", IDENTITY) as saved:
         saved.save(1, state(1))

@@ -1,5 +1,6 @@
 """params.yaml, the command line and the schema give one config, or one clear line."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,15 @@ def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         return composed
 
     return run
+
+
+@pytest.fixture
+def own_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of conf/, used in its place."""
+    shutil.copytree(config.CONF, tmp_path / "conf")
+    monkeypatch.setattr(config, "CONF", tmp_path / "conf")
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    return tmp_path / "conf"
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
@@ -126,7 +136,7 @@ class TestErrors:
     def test_a_typo_in_a_section(self, compose, capsys):
         params = {**PARAMS, "train_cn": PARAMS["train_cnn"]}
         assert "train_cn (params.yaml:" in (line := self.line(compose, capsys, params=params))
-        assert line.endswith("is not a stage; did you mean train_cnn?")
+        assert line.endswith("and is not a stage; did you mean train_cnn?")
 
     def test_a_typo_in_common(self, compose, capsys):
         line = self.line(compose, capsys, params=changed("common.devise", "cpu"))
@@ -138,17 +148,112 @@ class TestErrors:
             "error: trainign.epochs (command line) is not a setting; did you mean training?"
         )
 
-    def test_a_typo_in_a_conf_file_names_the_file(self, compose, capsys, tmp_path, monkeypatch):
-        import shutil
+    @pytest.mark.parametrize(
+        ("path", "value", "message"),
+        [
+            ("train_cnn.cnn", None, "train_cnn.cnn (params.yaml:{line}) is None, and conf/cnn has"),
+            ("train_cnn.cnn", 3, "train_cnn.cnn (params.yaml:{line}) is 3, and conf/cnn has only"),
+            ("train_cnn.cnn", "", "train_cnn.cnn (params.yaml:{line}) is '', and conf/cnn has"),
+            ("train_cnn.cnn", "a/b", "train_cnn.cnn (params.yaml:{line}) is 'a/b', and conf/cnn"),
+            ("train_cnn.cnn", "${x}", "train_cnn.cnn (params.yaml:{line}) is '${{x}}', and conf/"),
+            ("common.profile", 3, "common.profile (params.yaml:{line}) is 3, and conf/profile has"),
+            ("common.profile", "???", "common.profile (params.yaml:{line}) is not chosen; set c"),
+            ("common.seed", b"hi", "common.seed (params.yaml:{line}) is b'hi'; write a string"),
+            ("common.seed", {"a"}, "common.seed (params.yaml:{line}) is malformed: Value 'set'"),
+            (
+                "train_cnn.training.epochs",
+                "???",
+                "train_cnn.training.epochs (params.yaml:{line}) has no value; set "
+                "train_cnn.training.epochs in params.yaml or training.epochs on the command line",
+            ),
+            (
+                "common.seed",
+                "???",
+                "common.seed (params.yaml:{line}) has no value; set common.seed",
+            ),
+            (
+                "train_cnn.training.epochs",
+                "${common.seed}",
+                "train_cnn.training.epochs (params.yaml:{line}) has no value: Interpolation key "
+                "'common.seed' not found; correct the ${{…}}",
+            ),
+            ("common.seed", "${oc.env:NOPE}", "common.seed (params.yaml:{line}) has no value: Key"),
+            ("common.seed", "${nope", "common.seed (params.yaml:{line}) is malformed: no viable"),
+            ("train_cnn.optimizer", [1], "train_cnn.optimizer (params.yaml:{line}) is malformed: "),
+            (
+                "train_cnn.optimizer.lr",
+                float("inf"),
+                "train_cnn.optimizer.lr (params.yaml:{line}) is inf: Input should be a finite",
+            ),
+        ],
+    )
+    def test_a_bad_value_in_params_yaml_is_named_with_its_line(
+        self, compose, capsys, path, value, message
+    ):
+        text = yaml.safe_dump(changed(path, value), sort_keys=False)
+        section, last = f"{path.split('.')[0]}:", f"  {path.split('.')[-1]}:"
+        above = text[: text.index(last, text.index(section))]
+        line = self.line(compose, capsys, text=text)
+        assert line.startswith(f"error: {message.format(line=above.count(chr(10)) + 1)}")
 
-        shutil.copytree(config.CONF, tmp_path / "conf")
-        monkeypatch.setattr(config, "CONF", tmp_path / "conf")
-        monkeypatch.setattr(config, "ROOT", tmp_path)
-        with (tmp_path / "conf/cnn/convnet.yaml").open("a") as file:
-            file.write("\ndropot: 0.5\n")
+    @pytest.mark.parametrize("chosen", [(), ("cnn=convnet",)])
+    @pytest.mark.parametrize(
+        ("before", "after", "message"),
+        [
+            ("dropout:", "dropot:", "cnn.dropot (conf/cnn/convnet.yaml:{line}) is not a setting; "),
+            ("dropout:", "# ", "cnn.dropout (conf/cnn/convnet.yaml) is missing; give it a value"),
+            ("name:", "# ", "cnn.name (conf/cnn/convnet.yaml) is missing; give it a value"),
+            ("name: ", "name: x", "cnn.name (conf/cnn/convnet.yaml:{line}) is 'xconvnet'; it may "),
+            (
+                "depth: ",
+                "depth: ???\nx: ",
+                "cnn.depth (conf/cnn/convnet.yaml:{line}) has no value; ",
+            ),
+            ("depth: ", "depth: ${x}", "cnn.depth (conf/cnn/convnet.yaml:{line}) has no value: In"),
+            ("depth: ", "depth: ${", "depth (conf/cnn/convnet.yaml:{line}) is malformed: "),
+            ("depth: ", "name: ", "conf/cnn/convnet.yaml is not valid YAML: "),
+            ("depth: ", "depth: &a [*a] # ", "conf/cnn/convnet.yaml is nested without end; "),
+        ],
+    )
+    def test_a_fault_in_a_preset_names_its_file(
+        self, compose, capsys, own_conf, chosen, before, after, message
+    ):
+        preset = own_conf / "cnn/convnet.yaml"
+        above, _, below = preset.read_text().partition(before)
+        preset.write_text(f"{above}{after}{below}")
+        line = self.line(compose, capsys, *chosen)
+        assert line.startswith(f"error: {message.format(line=above.count(chr(10)) + 1)}")
+
+    @pytest.mark.parametrize("kind", ["empty", "missing", "folder"])
+    @pytest.mark.parametrize(
+        ("name", "empty", "missing"),
+        [
+            ("cnn/convnet", "cnn.name ({}) is missing; give it", "train_cnn.cnn (params.yaml:"),
+            ("profile/full", "profile.max_examples ({}) is missing; ", "common.profile (params."),
+            ("train_cnn", "common.profile (params.yaml:2) is not in {} nor", "{} is missing in"),
+            ("base", "common.profile (params.yaml:2) is not in conf/train_cnn.yaml nor {}; add it",
+             "conf/train_cnn.yaml needs {}, which is missing; restore it"),
+        ],
+    )  # fmt: skip
+    def test_an_empty_or_missing_conf_file_is_named(
+        self, compose, capsys, own_conf, name, kind, empty, missing
+    ):
+        file = own_conf / f"{name}.yaml"
+        file.unlink()
+        if kind == "empty":
+            file.touch()
+        elif kind == "folder":
+            file.mkdir()
+        folder = "{} can't be read (Is a directory); restore it from git"
+        message = {"empty": empty, "missing": missing, "folder": folder}[kind]
+        line = self.line(compose, capsys, text=yaml.safe_dump(PARAMS, sort_keys=False))
+        assert line.startswith(f"error: {message.format(f'conf/{name}.yaml')}")
+
+    def test_another_stage_without_its_conf_file_is_named(self, compose, capsys, own_conf):
+        (own_conf / "train_rnn.yaml").unlink()
         line = self.line(compose, capsys)
-        assert line.startswith("error: cnn.dropot (conf/cnn/convnet.yaml:")
-        assert line.endswith("is not a setting; did you mean dropout?")
+        assert line.startswith("error: train_rnn (params.yaml:")
+        assert "has no conf/train_rnn.yaml" in line
 
     def test_an_unknown_choice_lists_the_known_ones(self, compose, capsys):
         line = self.line(compose, capsys, "cnn=convnett")
@@ -165,18 +270,50 @@ class TestErrors:
             ("precision=int8", "precision (command line) is 'int8'"),
             ("cnn.dropout=1", "cnn.dropout (command line) is 1"),
             ("optimizer.betas=[0.9]", "optimizer.betas (command line)"),
-            ("cnn.name=os.system", "cnn (command line)"),
+            ("cnn.name=os.system", "cnn.name (command line) is 'os.system'; it may be 'simple'"),
             ("optimizer.lr=[1", "command line:"),
             ("+surprise=1", "surprise (command line) is not a setting"),
-            ("seed=???", "seed"),
+            (
+                "seed=???",
+                "seed (command line) has no value; set common.seed in params.yaml or seed",
+            ),
+            (
+                "training.epochs=???",
+                "has no value; set train_cnn.training.epochs in params.yaml or",
+            ),
+            ("training.epochs=${x}", "training.epochs (command line) has no value: Interpolation"),
+            ('data="${x"', "data (command line) is malformed: no viable alternative at input"),
+            ("training=[1]", "training (command line) is malformed: Cannot merge"),
+            ("cnn=null", "cnn (command line) is None, and conf/cnn has only: convnet"),
+            ("cnn=", "cnn (command line) is '', and conf/cnn has only: convnet"),
+            ("cnn=a/b", "cnn (command line) is 'a/b', and conf/cnn has only: convnet"),
+            ("~cnn=3", "cnn (command line) is 3, and conf/cnn has only: convnet"),
+            ("cnn=3,'simple'", "cnn (command line) is 3, and conf/cnn has only: convnet"),
+            ("cnn=simple,layers", "command line: Ambiguous value for argument"),
+            ("~cnn", "cnn (command line) is missing; give it a value"),
+            ("~optimizer.lr", "optimizer.lr (command line) can't be deleted; give it a value"),
+            ("~optimizer.lrr", "optimizer.lrr (command line) is not a setting; did you mean lr?"),
+            ("~training.epochs=3", "training.epochs (command line) can't be deleted; give it"),
+            ("threads=100000", "threads (command line) is 100000: Input should be less than or"),
+            ("optimizer.lr=inf", "optimizer.lr (command line) is inf: Input should be a finite"),
+            ("optimizer.lr=nan", "optimizer.lr (command line) is nan: Input should be a finite"),
         ],
     )
     def test_a_bad_value_is_named_with_its_key(self, compose, capsys, override, part):
         assert part in self.line(compose, capsys, override)
 
-    @pytest.mark.parametrize("text", ["train_cnn: [", "- a\n- b\n", "common: 3\n", "\t"])
+    @pytest.mark.parametrize(
+        "text", ["train_cnn: [", "- a\n- b\n", "common: 3\n", "\t", "3", "common: {seed: &a [*a]}"]
+    )
     def test_a_broken_params_file_is_one_line(self, compose, capsys, text):
         assert "params.yaml" in self.line(compose, capsys, text=text)
+
+    def test_a_folder_in_the_place_of_params_yaml(self, compose, capsys, monkeypatch, tmp_path):
+        monkeypatch.setattr(config, "PARAMS", tmp_path)
+        monkeypatch.setattr(sys, "argv", ["train_cnn"])
+        with pytest.raises(SystemExit):
+            config.main("train_cnn", TrainCNN, print)
+        assert "can't be read (Is a directory); restore it" in capsys.readouterr().err
 
     def test_a_missing_params_file(self, compose, capsys, monkeypatch, tmp_path):
         monkeypatch.setattr(config, "PARAMS", tmp_path / "nowhere" / "params.yaml")

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def test_a_failed_folder_leaves_the_earlier_one(tmp_path):
     path = tmp_path / "out"
     path.mkdir()
     (path / "x").write_text("before")
-    with pytest.raises(ZeroDivisionError), new_directory(path) as temporary:
+    with pytest.raises(ZeroDivisionError), new_directory(path, "x") as temporary:
         (temporary / "x").write_text("half")
         raise ZeroDivisionError
     assert (path / "x").read_text() == "before"
@@ -42,7 +43,7 @@ def test_what_a_killed_process_left_is_cleared_and_what_a_live_one_writes_is_not
     (tmp_path / f".out.{dead.pid}.abc.tmp").mkdir()
     (tmp_path / f".out.{os.getpid()}.def.tmp").mkdir()
     (tmp_path / ".out.old-notes").write_text("not ours")
-    with new_directory(tmp_path / "out"):
+    with new_directory(tmp_path / "out", "x"):
         pass
     kept = {"out", f".out.{os.getpid()}.def.tmp", ".out.old-notes"}
     assert set(os.listdir(tmp_path)) == kept
@@ -51,23 +52,39 @@ def test_what_a_killed_process_left_is_cleared_and_what_a_live_one_writes_is_not
 def test_a_new_folder_replaces_the_earlier_one_whole(tmp_path):
     path = tmp_path / "deep" / "out"
     for name in ("old", "new"):
-        with new_directory(path) as temporary:
+        with new_directory(path, "x") as temporary:
+            (temporary / "x").touch()
             (temporary / name).write_text(name)
-    assert os.listdir(path) == ["new"]
+    assert set(os.listdir(path)) == {"x", "new"}
     assert os.listdir(path.parent) == ["out"]
 
 
 def test_new_files_have_the_permissions_that_the_umask_leaves(tmp_path):
     with new_file(tmp_path / "a") as temporary:
         temporary.write_text("x")
+    with new_directory(tmp_path / "c", "x") as temporary:
+        (temporary / "x").touch(0o600)
     (tmp_path / "b").write_text("x")
-    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+    modes = {(tmp_path / name).stat().st_mode for name in ("a", "b", "c/x")}
+    assert len(modes) == 1
+
+
+@pytest.mark.parametrize("present", ["thesis.txt", "more/thesis.txt"])
+def test_a_folder_that_no_stage_wrote_is_not_replaced(tmp_path, present):
+    (tmp_path / "out" / present).parent.mkdir(parents=True)
+    (tmp_path / "out" / present).write_text("years of work")
+    with (
+        pytest.raises(PipelineError, match=r"has files but no model\.json"),
+        new_directory(tmp_path / "out", "model.json"),
+    ):
+        pass
+    assert (tmp_path / "out" / present).read_text() == "years of work"
 
 
 FULL = r"can't be written: the disk is full \([\d,]+ bytes free"
 
 
-@pytest.mark.parametrize("writer", [new_file, new_directory])
+@pytest.mark.parametrize("writer", [new_file, partial(new_directory, holds="x")])
 def test_a_full_disk_is_one_line_and_keeps_what_was_there(small_disk, writer):
     write_json(small_disk / "kept.json", {"a": 1})
     with pytest.raises(PipelineError, match=FULL), writer(small_disk / "out") as temporary:
@@ -81,7 +98,10 @@ def test_a_disk_that_fills_up_while_weights_or_a_state_are_written(small_disk):
     from safetensors.torch import save_file
 
     tensors = {"w": torch.zeros(250_000)}
-    with pytest.raises(PipelineError, match=FULL), new_directory(small_disk / "model") as folder:
+    with (
+        pytest.raises(PipelineError, match=FULL),
+        new_directory(small_disk / "model", "x") as folder,
+    ):
         save_file(tensors, folder / "model.safetensors")
     saved = Checkpoints(small_disk)
     saved.save(1, {"step": 1})

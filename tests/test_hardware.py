@@ -1,7 +1,13 @@
 """Devices and precisions are picked, explained, and refused when absent."""
 
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+import torch.utils.deterministic
 
 from pipeline import hardware
 from pipeline.errors import PipelineError
@@ -70,6 +76,41 @@ def test_the_seed_decides_every_generator():
         hardware.configure(settings(seed=11))
         draws.append((random.random(), np.random.rand(), torch.rand(3).tolist()))
     assert draws[0] == draws[1]
+
+
+STEPS = """
+import resource
+from pipeline import hardware
+from tests.test_hardware import settings
+import torch
+if {configured}:
+    hardware.configure(settings())
+net = torch.nn.Sequential(torch.nn.Conv2d(1, 16, 3), torch.nn.ReLU(), torch.nn.Conv2d(16, 16, 3))
+images = torch.rand(256, 1, 28, 28)
+for step in range(12):
+    if step == 4:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    net(images).sum().backward()
+    net.zero_grad()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator is set")
+def test_a_step_takes_the_memory_that_the_step_before_freed():
+    def faults(configured: bool) -> int:
+        command = [sys.executable, "-c", STEPS.format(configured=configured)]
+        done = subprocess.run(
+            command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True
+        )
+        return int(done.stdout.splitlines()[-1])
+
+    assert faults(configured=True) < faults(configured=False) / 10
+
+
+def test_fresh_tensors_are_not_filled():
+    hardware.configure(settings(deterministic=True))
+    assert not torch.utils.deterministic.fill_uninitialized_memory
 
 
 def test_the_card_states_what_the_result_depends_on():

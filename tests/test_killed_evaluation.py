@@ -60,7 +60,7 @@ class Evaluation:
         return self.nursery.start(*self.command, **how, **self.variables)
 
     def leave_earlier_results(self) -> None:
-        for file in ("plots/figures.json", "plots/old.png", "metrics/model.json"):
+        for file in ("plots/predictions.parquet", "plots/old.png", "metrics/model.json"):
             (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
             (self.folder / file).write_text("earlier")
 

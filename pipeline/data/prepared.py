@@ -142,7 +142,7 @@ def write(folder: Path, card: dict[str, Any], splits: dict[str, Any]) -> None:
     _refuse_leaks(tables)
     datasets.disable_progress_bars()
     described = {}
-    with new_directory(folder) as temporary:
+    with new_directory(folder, "dataset.json") as temporary:
         for split in SPLITS:
             labels = tables[split]["label"].to_numpy()
             per_class = _per_class(labels, card["classes"], f"{card['name']}, split {split}")

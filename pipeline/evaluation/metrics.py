@@ -29,7 +29,8 @@ def scores(
 ) -> dict[str, float]:
     """The numbers of `metrics/<model>.json`, flat, sorted by name, rounded to six digits.
 
-    accuracy (with its bootstrap interval as accuracy_low and accuracy_high), macro_f1, loss (nats),
+    accuracy (accuracy_low and accuracy_high: its bootstrap interval, without a mistake or without a
+    hit Wilson's), macro_f1, loss (nats),
     ece, examples, and `precision/<class>`, `recall/<class>`, `f1/<class>`. A class that is never
     predicted has precision 0; one that never occurs has recall 0 and stays out of macro_f1.
     """
@@ -40,7 +41,8 @@ def scores(
     precision = hits / np.maximum(predicted, 1)
     recall = hits / np.maximum(actual, 1)
     f1 = 2 * hits / np.maximum(actual + predicted, 1)
-    interval = bootstrap(right, seed)
+    # Drawn from nothing but hits, the bootstrap would claim certainty.
+    interval = bootstrap(right, seed) if 0 < right.mean() < 1 else share(right > 0)[1]
     numbers = {
         "accuracy": right.mean(),
         "accuracy_low": interval.low,

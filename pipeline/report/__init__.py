@@ -13,7 +13,15 @@ from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.files import new_file, read_json
-from pipeline.report.numbers import headline, interval, percent, points, seeds, spread
+from pipeline.report.numbers import (
+    headline,
+    interval,
+    percent,
+    points,
+    read_metrics,
+    seeds,
+    spread,
+)
 
 TITLES = {"cnn": "CNN", "transformer": "Transformer", "rnn": "RNN"}
 
@@ -68,7 +76,7 @@ def collect(sources: Sources, beside: Path) -> dict[str, Any]:
     """What the templates show; paths of images are relative to the folder `beside`."""
     shown = []
     for name, folder in sources.data.items():
-        numbers = read_json(sources.metrics / f"{name}.json", f"evaluate@{name}")
+        numbers = read_metrics(sources.metrics / f"{name}.json", f"evaluate@{name}")
         card = read_json(folder / "dataset.json", f"prepare@{folder.name}")
         description = read_json(sources.models / name / "model.json", f"--downstream train_{name}")
         try:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.errors import PipelineError
 from pipeline.files import read_json
 
 BASELINE = "baseline/"
@@ -32,6 +33,30 @@ def interval(low: float, high: float) -> str:
 def spread(values: Sequence[float]) -> str:
     """Mean and standard deviation over seeds."""
     return f"{100 * statistics.fmean(values):.2f} ± {100 * statistics.stdev(values):.2f}%"
+
+
+def read_metrics(path: Path, made_by: str) -> dict[str, float]:
+    """The metrics that stage `made_by` wrote.
+
+    Raises:
+        PipelineError: the file is missing, is not JSON or does not map `accuracy` and others to
+            numbers.
+    """
+    numbers = read_json(path, made_by)
+    if not _are_metrics(numbers):
+        raise PipelineError(
+            f"{path} does not map accuracy and others to numbers; "
+            f"delete it and run `dvc repro {made_by}`"
+        )
+    return dict(numbers)
+
+
+def _are_metrics(numbers: Any) -> bool:
+    return (
+        isinstance(numbers, dict)
+        and "accuracy" in numbers
+        and all(isinstance(value, int | float) for value in numbers.values())
+    )
 
 
 class Headline(NamedTuple):
@@ -75,13 +100,13 @@ def seeds(metrics: Path, name: str, accuracy: float, wanted: Sequence[int]) -> S
     """What the seed alone changes, from `seeds/<name>-<seed>.json`; None without other seeds.
 
     Raises:
-        PipelineError: the numbers of a seed are missing.
+        PipelineError: the numbers of a seed are missing or malformed.
     """
     if not wanted:
         return None
     folder = metrics / "seeds"
     found = {
-        seed: read_json(folder / f"{name}-{seed}.json", f"repeat@{name}-{seed}")
+        seed: read_metrics(folder / f"{name}-{seed}.json", f"repeat@{name}-{seed}")
         for seed in dict.fromkeys(wanted)
     }
     accuracies = [accuracy, *(numbers["accuracy"] for numbers in found.values())]
@@ -100,20 +125,21 @@ def seed_noise(values: Sequence[float]) -> float:
 
 
 class Change(NamedTuple):
-    """One number of one model before and now; `noise` if it may be chance or the seed's doing."""
+    """One number of one model before and now, and what to think of it."""
 
     model: str
     metric: str
     before: float
     now: float
-    noise: bool
+    note: str
+    """`other test data`, `within noise` (it may be chance or the seed's doing) or nothing."""
 
 
 SHOWN = ("accuracy", "macro_f1", "loss", "ece", "worst_slice/accuracy")
 
 
 def committed(metrics: Path, models: list[str]) -> dict[str, dict[str, float]]:
-    """The metrics of the last commit, by model; those that git does not have are left out."""
+    """The metrics of the last commit, by model; what is missing or malformed there is left out."""
     found = {}
     for model in models:
         path = metrics / f"{model}.json"
@@ -123,8 +149,12 @@ def committed(metrics: Path, models: list[str]) -> dict[str, dict[str, float]]:
             capture_output=True,
             check=False,
         )
-        if shown.returncode == 0:
-            found[model] = json.loads(shown.stdout)
+        try:
+            numbers = json.loads(shown.stdout)  # empty where git has no such file
+        except ValueError:
+            continue
+        if _are_metrics(numbers):
+            found[model] = numbers
     return found
 
 
@@ -144,8 +174,12 @@ def changes(
         for metric in SHOWN:
             if metric in numbers and metric in old and numbers[metric] != old[metric]:
                 small = abs(numbers[metric] - old[metric]) <= (limits or {}).get(model, 0)
-                noise = metric == "accuracy" and (small or _inside(old, numbers))
-                found.append(Change(model, metric, old[metric], numbers[metric], noise))
+                note = ""
+                if numbers.get("examples") != old.get("examples"):
+                    note = "other test data"
+                elif metric == "accuracy" and (small or _inside(old, numbers)):
+                    note = "within noise"
+                found.append(Change(model, metric, old[metric], numbers[metric], note))
     return found
 
 
@@ -162,7 +196,7 @@ def changes_table(
         return "No metric changed against the last commit.\n"
     lines = ["| model | metric | last commit | now | change |", "|---|---|---:|---:|---:|"]
     for one in found:
-        note = " (within noise)" if one.noise else ""
+        note = f" ({one.note})" if one.note else ""
         change = f"{one.now - one.before:+.4f}".replace("-", "−")
         lines.append(
             f"| {one.model} | {one.metric} | {one.before:.4f} | {one.now:.4f} | {change}{note} |"

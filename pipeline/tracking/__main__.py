@@ -6,6 +6,7 @@ python -m pipeline.tracking ui [--port N]     open the store in MLflow's UI (`ma
 
 import argparse
 import os
+import socket
 import sys
 from typing import NoReturn
 from urllib.parse import urlsplit
@@ -33,6 +34,13 @@ def ui(host: str, port: int) -> None:
     if urlsplit(uri).scheme in ("http", "https"):
         print(f"the store is a server; open {clean(uri)}")
         return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            reason = f"{host}:{port} can't be listened on ({error.strerror})"
+            sys.exit(f"error: {reason}; choose another port: make ui PORT={port + 1}")
     from pipeline.tracking.store import Store
 
     quiet()

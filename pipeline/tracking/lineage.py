@@ -152,11 +152,15 @@ def close_parent(store: "Store", parent: str, graph: dict[str, Any]) -> None:
         {*stages, *children},
         key=lambda name: (_position(order, name), name),
     )
+    failed = any(run.info.status in ("FAILED", "KILLED") for run in children.values())
     rows: list[str] = []
     metrics: dict[str, float] = {}
     for name in names:
         outs = stages.get(name, {}).get("outs", [])
         ran = children.get(name)
+        if failed and not ran:  # dvc.lock tells what an earlier repro had, maybe of other values
+            rows.append(f"| {name} | not run | | | | |")
+            continue
         run = ran or _maker(store, outs)
         rows.append(_row(name, outs, ran is not None, run))
         if run and "trained_by" in run.data.tags:  # an evaluation; the training has copies
@@ -173,7 +177,6 @@ def close_parent(store: "Store", parent: str, graph: dict[str, Any]) -> None:
     known = store.client.get_run(parent).data.metrics
     points = [Metric(k, v, end, 0) for k, v in sorted(metrics.items()) if known.get(k) != v]
     store.log(parent, points, tags={NOTE: head + "\n".join(rows)})
-    failed = any(run.info.status in ("FAILED", "KILLED") for run in children.values())
     store.client.set_terminated(parent, "FAILED" if failed else "FINISHED", end)
 
 

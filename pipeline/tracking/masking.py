@@ -6,31 +6,49 @@ from typing import Any
 MASK = "***"
 
 _KEY = re.compile(
-    r"passw(or)?d|passphrase|secret|credential|api_?key|access_?key|private_?key|token$"
-    r"|(^|[_.-])(token|auth|authorization|pwd)($|[_.-])",
+    r"passw(or)?d|passphrase|secret|credential|webhook|connection[_-]?string|token$"
+    r"|(api|access|private|signing|encryption)[_-]?key"
+    r"|(hf|api|access|auth|refresh|github|gitlab)[_-]?tokens$"
+    r"|(^|[_.-])((pass|pw)$|(token|auth|authorization|pwd)($|[_.-]))",
+    re.IGNORECASE,
+)
+_INNOCENT = re.compile(
+    r"(^|[_.-])(bos|cls|eos|mask|pad|sep|unk)_token(?=_ids?$|$)|token_(type_)?ids?$"
+    r"|(token|password)_(count|length)$|(forward|backward)_pass$",
     re.IGNORECASE,
 )
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_USER_INFO = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@'\"]+@", re.IGNORECASE)
+# to the last @ before the path; where there is none, the slash is the password's, not a port's
+_USER_INFO = re.compile(
+    r"""(\b[a-z][a-z0-9+.-]*://)(?:[^/\s'"]+|[^/\s'":[]*:(?!\d+/)[^\s'"]+)@""", re.IGNORECASE
+)
 _QUERY = re.compile(r"([?&]([\w.-]+)=)([^&\s'\"]+)")
+_SIGNATURE = re.compile(r"(^|-)sig(nature)?$", re.IGNORECASE)
 _KNOWN = re.compile(
     r"\b(ghp_|gho_|ghs_|github_pat_|glpat-|hf_|sk-|xox[abp]-|AKIA|ASIA|dckr_pat_|pypi-)[\w-]{16,}"
 )
 _BEARER = re.compile(r"\b(Bearer|Basic)\s+[\w.~+/=-]{8,}", re.IGNORECASE)
-_QUOTED = re.compile(r"""(([\w.-]+)["']?\s*[:=]\s*)(["'])(?:\\.|(?!\3).)*\3""")
-_PLAIN = re.compile(r"""^([+\- ]?\s*(?:-\s+)?(?:export\s+)?["']?([\w.-]+)["']?\s*[:=]\s*)(\S.*)$""")
+# `key="…"`, `"key": "…"`, `["key"] = "…"`, `key: str = "…"`
+_QUOTED = re.compile(
+    r"""((?<![\w.-])([\w.-]+)["']?\]?\s*(?::[\w .|[\]]*=|[:=])\s*)"""
+    r"""(["'])(?:\\.|(?!\3).)+\3"""
+)
+_PLAIN = re.compile(r"""(\s*(?:-\s+)?(?:export\s+)?["']?([\w.-]+)["']?\s*[:=](?!=)\s*)(\S.*)?""")
+_SIGN = re.compile(r"@@ .*? @@ ?|[+\- ]?")
 _CODE = (".py", ".pyi", ".ipynb", ".js", ".ts", ".c", ".cpp", ".rs", ".go")
 
 
 def is_secret(key: str) -> bool:
     """Whether a key's name says that its value is a credential (`hf_token`, not `max_tokens`)."""
-    return bool(_KEY.search(_CAMEL.sub("_", key)))
+    return bool(_KEY.search(_INNOCENT.sub("", _CAMEL.sub("_", key))))
 
 
 def clean(text: str) -> str:
     """The text without user info in URLs, secrets in queries, and well-known kinds of tokens."""
     text = _USER_INFO.sub(r"\1", text)
-    text = _QUERY.sub(lambda m: m[1] + MASK if is_secret(m[2]) else m[0], text)
+    text = _QUERY.sub(
+        lambda m: m[1] + MASK if is_secret(m[2]) or _SIGNATURE.search(m[2]) else m[0], text
+    )
     text = _BEARER.sub(rf"\1 {MASK}", text)
     return _KNOWN.sub(rf"\1{MASK}", text)
 
@@ -49,22 +67,46 @@ def masked(value: Any, key: str = "") -> Any:
 
 
 def clean_diff(diff: str) -> str:
-    """A diff whose secret values are masked.
+    """A diff whose secret values are masked; without any it comes out as it is.
 
     In code only quoted values are: `token = next(tokens)` is none. In other files (YAML, env,
-    ini) whatever follows the key is.
+    ini) whatever follows the key is, with the lines below it that are deeper, or list items.
     """
     lines = []
     code = in_private_key = False
-    for line in diff.splitlines():
-        if line.startswith(("+++ ", "--- ")):
-            code = line.rstrip("\t").endswith(_CODE)
+    keys: dict[str, int] = {}  # column of the secret key above, in the old (-) and new (+) file
+    for line in diff.split("\n"):
+        sign = _SIGN.match(line)[0]  # type: ignore[index]  # matches anything
+        text = line[len(sign) :]
+        in_hunk_head = sign.startswith("@@")
+        if line.startswith("\\ No newline"):
+            lines.append(line)
+            continue
+        if line.startswith("diff --git "):
+            in_private_key, keys = False, {}
+        elif line.startswith(("+++ ", "--- ")):
+            code = line.rstrip('\t"').endswith(_CODE)
+        elif in_hunk_head:  # names the line that the hunk is below
+            keys = {}
         in_private_key |= "-----BEGIN" in line and "PRIVATE KEY" in line
-        if in_private_key:
+        files = sign if sign in ("-", "+") else "-+"
+        column = len(text) - len(text.lstrip(" \t-"))
+        is_blank = not text[column:].strip()
+        if in_private_key and not in_hunk_head:
             in_private_key = "-----END" not in line
-            line = line[:1] + MASK
-        line = _QUOTED.sub(lambda m: f"{m[1]}{m[3]}{MASK}{m[3]}" if is_secret(m[2]) else m[0], line)
-        if not code and (match := _PLAIN.match(line)) and is_secret(match[2]):
-            line = match[1] + MASK
-        lines.append(clean(line))
-    return "\n".join(lines) + "\n" if lines else ""
+            text = MASK
+        elif not is_blank and any(column > keys.get(file, column) for file in files):
+            text = text[:column] + MASK
+        else:
+            text = _QUOTED.sub(_mask_quoted, text)
+            for file in files if not is_blank else "":
+                keys.pop(file, None)
+            if not code and (match := _PLAIN.match(text)) and is_secret(match[2]):
+                text = match[1] + (MASK if match[3] else "")
+                keys |= dict.fromkeys(files, column)
+        lines.append(sign + clean(text))
+    return "\n".join(lines)
+
+
+def _mask_quoted(match: re.Match[str]) -> str:
+    return f"{match[1]}{match[3]}{MASK}{match[3]}" if is_secret(match[2]) else match[0]

@@ -14,6 +14,8 @@ from pipeline.tracking.masking import MASK, clean, clean_diff, is_secret
 
 DIFF_BYTES = 1_000_000
 UNTRACKED = 500  # names listed
+# whatever the user's configuration says: a patch that `git apply` takes
+_PATCH = ["--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/"]
 _NEVER = [f":(exclude,glob)**/{name}" for name in (".env", ".env.*", "*.pem", "*.key", ".netrc")]
 
 
@@ -30,7 +32,7 @@ def git(folder: Path) -> dict[str, Any]:
     rest = ["--", ".", *(f":(exclude,glob){name}" for name in written_by_dvc(folder))]
     untracked = _git(folder, "ls-files", "--others", "--exclude-standard", *rest).splitlines()
     changed = _git(folder, "diff", "HEAD", "--name-only", *rest)
-    diff = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff", *rest, *_NEVER)
+    diff = _git(folder, "diff", "HEAD", *_PATCH, *rest, *_NEVER)
     cut = f"\n… cut at {DIFF_BYTES:,} bytes\n" if len(diff) > DIFF_BYTES else ""
     return {
         "commit": commit,
@@ -112,8 +114,6 @@ def _git(folder: Path, *arguments: str) -> str:
             ["git", *arguments],
             cwd=folder,
             capture_output=True,
-            text=True,
-            errors="replace",
             timeout=30,
             stdin=subprocess.DEVNULL,
             # no index.lock: dvc or the user may need it at the same moment
@@ -121,4 +121,5 @@ def _git(folder: Path, *arguments: str) -> str:
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout if done.returncode == 0 else ""
+    # not `text=True`, which takes every CR for a line's end
+    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else ""

@@ -143,4 +143,4 @@ class Reader:
             return ""
         with tempfile.TemporaryDirectory() as place:
             path = Path(client.download_artifacts(run_id, name, place))
-            return path.read_text(encoding="utf-8")
+            return path.read_bytes().decode("utf-8")  # a diff keeps its lone CRs

@@ -2,7 +2,8 @@
 
 The alias `champion` moves only when a version is better on the same test examples by McNemar's
 exact test (McNemar 1947: of the examples that one of the two gets right and the other wrong, are
-there more on one side than chance would give?), or when the test data changed.
+there more on one side than chance would give?), or when the test data changed and the profile
+caps nothing.
 """
 
 import tempfile
@@ -107,6 +108,8 @@ def _decide(
     if before == version:  # also after an answer that was lost
         return False, champion.tags.get("decision", f"version {version} stays champion"), {}
     if champion.tags.get("data.digest") != record["data"]:
+        if record["capped"]:
+            return False, f"version {before} stays champion: {version} is of a capped profile", {}
         return True, f"version {version} follows {before} as champion: the test data changed", {}
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -168,8 +171,10 @@ def _version(store: Store, name: str, model_id: str, trained: str) -> str:
     for version in client.search_model_versions(f"name = '{name}'"):
         if version.tags.get("model") == source:
             return str(version.version)
+    # `source` itself MLflow would look up in the store that this process has opened last
+    place = client.get_logged_model(model_id).artifact_location
     made = client.create_model_version(
-        name, source, trained, tags={"model": source}, model_id=model_id
+        name, place, trained, tags={"model": source}, model_id=model_id
     )
     return str(made.version)
 

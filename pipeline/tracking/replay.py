@@ -46,6 +46,8 @@ class Replay:
         self.state = journal.state()
         self._ask_others = ask_others
         self._flushed = 0.0
+        self._read = self.state.sent
+        """End of what is read; of it, what is not sent yet waits in the two below."""
         self._metrics: dict[str, list[Metric]] = {}
         self._tags: dict[str, dict[str, str]] = {}
         self._handlers: dict[str, Callable[[Record], None]] = {
@@ -70,17 +72,19 @@ class Replay:
             SupersededError: the journal goes on with another start.
             Exception: the store can't be reached; what it has got is remembered.
         """
-        self._metrics.clear()  # what a failed attempt left there is read again
-        self._tags.clear()
         before = (self.state.sent, self.state.observed)
         due = not patient or time.monotonic() - self._flushed > BATCH[0]
         try:
             self._send_journal(due)
             if due and self.state.run_id:
                 self._send_observed()
-        except RunGoneError:
-            # wiped or replaced: begin again, the journal still has everything
-            self._save(State())
+        except Exception as error:
+            if isinstance(error, RunGoneError):
+                # wiped or replaced: begin again, the journal still has everything
+                self._save(State())
+            self._metrics.clear()
+            self._tags.clear()
+            self._read = self.state.sent
             raise
         return before != (self.state.sent, self.state.observed)
 
@@ -94,21 +98,18 @@ class Replay:
         self._save(self.state)
 
     def _send_journal(self, due: bool) -> None:
-        end = self.state.sent
-        for record, position in read(self.journal.path, end):
+        for record, position in read(self.journal.path, self._read):
             if record["op"] == "begin" and record["count"] > self.begin["count"]:
                 raise SupersededError
-            if record["op"] in ("metrics", "tags"):
-                self._apply(record)
-                end = position
-                continue
-            if end != self.state.sent:
-                self._sent(end)
+            waits = record["op"] in ("metrics", "tags")
+            if not waits and self._read != self.state.sent:
+                self._sent(self._read)
             self._apply(record)
-            end = position
-            self._sent(end)
-        if end - self.state.sent > (0 if due else BATCH[1]):
-            self._sent(end)
+            self._read = position
+            if not waits:
+                self._sent(position)
+        if self._read - self.state.sent > (0 if due else BATCH[1]):
+            self._sent(self._read)
 
     def _apply(self, record: Record) -> None:
         """Do what a record says; one that no retry can help is noted and left out."""
@@ -205,12 +206,19 @@ class Replay:
         self._write("device.json", json.dumps(record["card"], indent=2) + "\n")
         self._tags["self"] = self._facts(record, provenance)
         if record["count"] > 1:
-            self._part("status", lambda: self.store.client.update_run(self._own, "RUNNING"))
+            self._part("status", self._reopen)
             self._tags["self"]["resumed"] = str(record["count"] - 1)
         if provenance.get("dirty"):
             self._write("source/uncommitted.diff", provenance["diff"])
             self._write("source/untracked.txt", "\n".join(provenance["untracked"]) + "\n")
         self._part("params", lambda: self._log_params({"values": record["config"]}))
+
+    def _reopen(self) -> None:
+        """Let the run go on as if its earlier start had not been interrupted."""
+        client = self.store.client
+        client.update_run(self._own, "RUNNING")
+        if "error" in client.get_run(self._own).data.tags:
+            client.delete_tag(self._own, "error")
 
     def _write(self, name: str, text: str) -> None:
         self._part(name, lambda: self.store.text(self._own, text, name))

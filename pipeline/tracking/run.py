@@ -144,6 +144,7 @@ class Run:
         predictions: Path,
         metrics: dict[str, float],
         promote: bool,
+        capped: bool,
     ) -> None:
         """Register the evaluated model; let it take the alias `champion` if it is better.
 
@@ -154,6 +155,8 @@ class Run:
             predictions: Parquet with the columns `label` and `prediction`, one row per example.
             metrics: test metrics.
             promote: whether `champion` may move.
+            capped: whether training or data were cut short; such a version never takes over
+                because the data changed.
         """
 
     def sync(self) -> None:
@@ -243,11 +246,12 @@ class JournaledRun(Run):
         predictions: Path,
         metrics: dict[str, float],
         promote: bool,
+        capped: bool,
     ) -> None:
         with self._harmless(predictions):
             self._append(
                 "register", name=name, weights=weights, data=data, metrics=_named(metrics),
-                file=self._journal.keep(predictions), promote=promote,
+                file=self._journal.keep(predictions), promote=promote, capped=capped,
             )  # fmt: skip
 
     @override

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.tracking.replay import Replay
     from pipeline.tracking.store import Store
 
-POLL = 0.1  # seconds between two looks at the journal
+POLL = 0.2  # seconds between two looks at the journal
 BACKOFF = 5.0  # seconds, the longest pause between two attempts
 
 

@@ -91,10 +91,13 @@ class Classifier(PythonModel):
 
 def image(raw: Any, channels: int, size: tuple[int, int]) -> NDArray[np.uint8]:
     """One image as uint8 [channels, height, width], brought to the size the model takes."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     if isinstance(raw, bytes | str):
-        picture: Image.Image = Image.open(io.BytesIO(_bytes(raw)))
+        try:
+            picture: Image.Image = Image.open(io.BytesIO(_bytes(raw)))
+        except UnidentifiedImageError:
+            raise ValueError("these bytes are no image; PNG and JPEG are taken") from None
     else:
         array = np.asarray(raw)
         if array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 255:
@@ -140,7 +143,14 @@ def sound(raw: Any, rate: int) -> NDArray[np.float32]:
 
 
 def _bytes(raw: bytes | str) -> bytes:
-    return raw if isinstance(raw, bytes) else base64.b64decode(raw, validate=True)
+    if isinstance(raw, bytes):
+        return raw
+    try:
+        return base64.b64decode(raw, validate=True)
+    except ValueError:
+        raise ValueError(
+            f"a string is base64 text here, not {raw[:20]!r}; of a file, give the bytes"
+        ) from None
 
 
 set_model(Classifier())

@@ -18,6 +18,9 @@ from pipeline.tracking.masking import clean
 # the sender has its own retries; MLflow's would block it for up to an hour
 mlflow.store.db.utils.MAX_RETRY_COUNT = 1
 
+# the user's, which may have credentials: `set_tracking_uri` replaces the variable
+GIVEN = os.environ.get("MLFLOW_TRACKING_URI", "")
+
 METRICS, PARAMS = 1000, 50  # per request: the API's limit; and about 300 kB
 PARAM, TAG = 6000, 8000  # characters
 
@@ -39,8 +42,7 @@ class Store:
     """
 
     def __init__(self, uri: str, root: Path) -> None:
-        given = os.environ.get("MLFLOW_TRACKING_URI", "")
-        self.uri = given if given and clean(given) == uri else uri
+        self.uri = GIVEN if GIVEN and clean(GIVEN) == uri else uri
         self._database = _sqlite(self.uri)
         if self._database:
             self._lock = FileLock(f"{self._database}.lock")

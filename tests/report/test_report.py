@@ -22,6 +22,7 @@ from pipeline.report.numbers import (
     seeds,
     spread,
 )
+from stages import report
 from tests.report.conftest import MODELS, NUMBERS
 
 
@@ -212,15 +213,43 @@ def test_metrics_without_a_class_are_named(sources, tmp_path):
         build(sources, tmp_path / "r.html", tmp_path / "r.md")
 
 
+@pytest.mark.parametrize("content", ["[]", '"x"', "3", "null", "{}", '{"accuracy": "high"}'])
+def test_malformed_metrics_are_named_with_the_stage_that_makes_them(
+    content, sources, tmp_path, monkeypatch, capsys
+):
+    (sources.metrics / "cnn.json").write_text(content)
+    outputs = [f"{name}={tmp_path / name}" for name in ("html", "markdown")]
+    argv = ["report", "tracking=off", f"metrics={sources.metrics}", *outputs]
+    monkeypatch.setattr("sys.argv", argv)
+    monkeypatch.chdir(tmp_path)  # main leaves for the root of the repository
+    with pytest.raises(SystemExit) as ended:
+        report.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == (
+        f"error: {sources.metrics}/cnn.json does not map accuracy and others to numbers; "
+        "delete it and run `dvc repro evaluate@cnn`\n"
+    )
+    assert not (tmp_path / "html").exists()
+
+
+def test_malformed_metrics_of_a_seed_are_named(sources):
+    (sources.metrics / "seeds").mkdir()
+    (sources.metrics / "seeds" / "cnn-5.json").write_text("[]")
+    with pytest.raises(PipelineError, match=r"cnn-5.json does not map .* `dvc repro repeat@cnn-5`"):
+        seeds(sources.metrics, "cnn", 0.9, [5])
+
+
 def test_changes_are_those_against_the_last_commit(sources):
     def git(*arguments: str) -> None:
         subprocess.run(["git", *arguments], cwd=sources.metrics, check=True, capture_output=True)
 
     assert committed(sources.metrics, ["cnn"]) == {}
     git("init", "-q")
-    git("add", "cnn.json")
+    (sources.metrics / "list.json").write_text("[]")
+    (sources.metrics / "torn.json").write_text('{"accuracy"')
+    git("add", "cnn.json", "list.json", "torn.json")
     git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first")
-    assert committed(sources.metrics, ["cnn", "rnn"]) == {"cnn": NUMBERS}
+    assert committed(sources.metrics, ["cnn", "rnn", "list", "torn"]) == {"cnn": NUMBERS}
     assert changes({"cnn": NUMBERS}, {"cnn": NUMBERS}) == []
     better = NUMBERS | {
         "accuracy": 0.99,
@@ -229,14 +258,16 @@ def test_changes_are_those_against_the_last_commit(sources):
         "loss": 0.05,
     }
     assert changes({"cnn": NUMBERS}, {"cnn": better, "rnn": better}) == [
-        Change("cnn", "accuracy", 0.982, 0.99, True),
-        Change("cnn", "loss", 0.0612, 0.05, False),
+        Change("cnn", "accuracy", 0.982, 0.99, "within noise"),
+        Change("cnn", "loss", 0.0612, 0.05, ""),
     ]
     table = changes_table({"cnn": NUMBERS}, {"cnn": better})
     assert "| cnn | accuracy | 0.9820 | 0.9900 | +0.0080 (within noise) |" in table
     far = {"cnn": NUMBERS | {"accuracy": 0.95, "accuracy_low": 0.94, "accuracy_high": 0.96}}
-    assert [one.noise for one in changes({"cnn": NUMBERS}, far)] == [False]
-    assert [one.noise for one in changes({"cnn": NUMBERS}, far, {"cnn": 0.04})] == [True]
+    assert [one.note for one in changes({"cnn": NUMBERS}, far)] == [""]
+    assert [one.note for one in changes({"cnn": NUMBERS}, far, {"cnn": 0.04})] == ["within noise"]
+    fewer = {"cnn": better | {"examples": 100}}
+    assert {one.note for one in changes({"cnn": NUMBERS}, fewer)} == {"other test data"}
     same = changes_table({"cnn": NUMBERS}, {"cnn": NUMBERS})
     assert same == "No metric changed against the last commit.\n"
     assert "no metrics to compare" in changes_table({}, {"cnn": NUMBERS})

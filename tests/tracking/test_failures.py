@@ -153,6 +153,22 @@ class TestServer:
             assert points(MlflowClient(server.uri), run.info.run_id, "train/loss") == curve(20)
             assert password not in str(run.data.tags | run.data.params)
 
+    @pytest.mark.slow
+    def test_a_password_in_the_address_outlives_the_opening_of_another_store(
+        self, server: Server, own_workspace: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with Flaky(server.port, password="x") as guard:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://team:x@127.0.0.1:{guard.port}")
+            monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+            body = f"""
+from contextlib import suppress
+from pipeline.tracking.store import MlflowException, Store
+with suppress(MlflowException):
+    Store("http://127.0.0.1:9", Path.cwd())
+Store("http://127.0.0.1:{guard.port}", Path.cwd())
+"""
+            done(stage(own_workspace, body, "none", PYTHONPATH=str(REPOSITORY)))
+
     def test_one_that_never_comes_back_costs_the_patience_and_no_more(
         self, own_workspace: Path, settings: Tracking, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -325,6 +341,7 @@ class TestKilled:
         process.kill()
         process.wait()
         wait_for(lambda: [r.info.status for r in runs(client, name)] == ["KILLED"] * 2)
+        assert [r for r in runs(client, name) if "error" in r.data.tags]
         with (workspace / ".tracking" / journal / "journal.jsonl").open("a") as file:
             file.write('{"op":"metrics","t":1,"val')  # as kill -9 may leave it
         # the checkpoint is older than the last point
@@ -334,6 +351,7 @@ class TestKilled:
         assert list(found) == ["baseline"]
         assert run.info.status == "FINISHED"
         assert run.data.tags["resumed"] == "1"
+        assert "error" not in run.data.tags
         assert points(client, run.info.run_id, "train/loss") == curve(200)
         wait_for(lambda: not (workspace / ".tracking" / journal).exists())
 

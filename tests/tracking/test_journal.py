@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.tracking import provenance
 from pipeline.tracking.content import dvc_md5
 from pipeline.tracking.journal import Journal, Log, Thinning, read
 from pipeline.tracking.masking import clean, clean_diff, is_secret, masked
 from pipeline.tracking.provenance import written_by_dvc
+from tests.tracking.conftest import git
 
 RECORDS = [{"op": "metrics", "t": t, "values": {"a": t / 3}} for t in range(5)]
 
@@ -127,13 +129,24 @@ def test_a_kept_file_does_not_change_with_its_source(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "key",
-    ["password", "db_password", "hf_token", "HF_TOKEN", "apiKey", "aws.secret_access_key", "auth"],
+    [
+        *("password", "db_password", "hf_token", "HF_TOKEN", "apiKey", "aws.secret_access_key"),
+        *("auth", "smtp_pass", "pw", "hf_tokens", "signing_key", "encryptionKey", "x-api-key"),
+        *("AZURE_STORAGE_CONNECTION_STRING", "slack_webhook", "notepad_token"),
+    ],
 )
 def test_keys_of_secrets_are_known(key: str) -> None:
     assert is_secret(key)
 
 
-@pytest.mark.parametrize("key", ["max_tokens", "tokenizer", "author", "key", "hidden", "keys"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("max_tokens", "tokenizer", "author", "key", "hidden", "keys", "passes", "bypass"),
+        *("pad_token_id", "eos_token", "token_type_ids", "password_length", "pass_filenames"),
+        *("compass", "signature", "primary_key"),
+    ],
+)
 def test_keys_of_settings_are_no_secrets(key: str) -> None:
     assert not is_secret(key)
 
@@ -155,6 +168,13 @@ def test_credentials_are_cut_out_of_text() -> None:
     assert (
         clean("https://host/x?access_token=abc&page=2") == "https://host/x?access_token=***&page=2"
     )
+    for url in ("https://user:p@ss@host/x", "postgresql://u:p/w@host/x", "https://u:p/w@host/x"):
+        assert clean(url) == f"{url.partition(':')[0]}://host/x"
+    for url in ("https://host:8080/@scope/x", "https://host/@scope/x", "https://host/a:b/c@1"):
+        assert clean(url) == url
+    for name in ("sig", "signature", "X-Amz-Signature", "token"):
+        assert clean(f"https://host/x?a=1&{name}=abc") == f"https://host/x?a=1&{name}=***"
+    assert clean("https://host/x?design=abc") == "https://host/x?design=abc"
     assert "abcdefghij" not in clean("Authorization: Bearer abcdefghijklmnop")
     assert "Zz9" not in clean("key ghp_Zz9" + "a" * 33)
     assert masked({"token": {"nested": "x"}, "list": [{"api_key": 5}]}) == {
@@ -186,6 +206,110 @@ def test_a_diff_of_code_stays_readable_and_loses_its_secrets() -> None:
         "+after: 1",
     ):
         assert line in cleaned
+
+
+def test_what_is_below_a_secret_key_is_masked_in_the_old_and_in_the_new_file() -> None:
+    assert (
+        clean_diff("""\
+diff --git a/conf.yaml b/conf.yaml
+--- a/conf.yaml
++++ b/conf.yaml
+@@ -1,9 +1,9 @@ credentials:
+   file: hunter2
+ hub:
+-  password: |
++  password: >-
+-    hunter2
++    hunter2
+
+     hunter2
+-  hf_tokens:
+-  - hunter2
+-  - {name: hunter2}
++  hf_tokens: [
++    hunter2
+\\ No newline at end of file
++    hunter2
++  ]
+   max_tokens: 5
+   users:
+   - pass:
+       hunter2
+   - name: x
+@@ -20,2 +20,2 @@ hub:
+     deep: 1
++google-auth==2.62.2 \\
++    --hash=sha256:046c
+diff --git a/run.py b/run.py
+--- a/run.py
++++ b/run.py
+@@ -1,2 +1,2 @@
++os.environ["API_KEY"] = "hunter2"
++os.environ['PAGER'] = 'cat'
++token: str = "hunter2"
++password: str = ""
+     with_token(
+""")
+        == """\
+diff --git a/conf.yaml b/conf.yaml
+--- a/conf.yaml
++++ b/conf.yaml
+@@ -1,9 +1,9 @@ credentials:
+   ***
+ hub:
+-  password: ***
++  password: ***
+-    ***
++    ***
+
+     ***
+-  hf_tokens:
+-  - ***
+-  - ***
++  hf_tokens: ***
++    ***
+\\ No newline at end of file
++    ***
++  ]
+   max_tokens: 5
+   users:
+   - pass:
+       ***
+   - name: x
+@@ -20,2 +20,2 @@ hub:
+     deep: 1
++google-auth==2.62.2 \\
++    --hash=sha256:046c
+diff --git a/run.py b/run.py
+--- a/run.py
++++ b/run.py
+@@ -1,2 +1,2 @@
++os.environ["API_KEY"] = "***"
++os.environ['PAGER'] = 'cat'
++token: str = "***"
++password: str = ""
+     with_token(
+"""
+    )
+
+
+def test_the_diff_of_a_run_applies_whatever_git_is_configured_to_show(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    git(first, "init", "-q")
+    for name, command in (("diff.noprefix", "true"), ("diff.shout.textconv", "tr a-z A-Z <")):
+        git(first, "config", name, command)
+    (first / ".gitattributes").write_text("*.txt diff=shout -text\n")
+    file = first / "a.txt"
+    file.write_bytes("one\rtwo\r\nthree\n\f\nfour\u2028five\n".encode())
+    git(first, "add", ".")
+    git(first, "commit", "-q", "-m", "first")
+    git(tmp_path, "clone", "-q", str(first), str(second))
+    file.write_bytes("one\rtwo\r\nfour\n\f\nfour\u2028six\n".encode())
+    patch = tmp_path / "patch"
+    patch.write_bytes(provenance.git(first)["diff"].encode())
+    git(second, "apply", str(patch))
+    assert (second / "a.txt").read_bytes() == file.read_bytes()
 
 
 def test_the_outputs_that_dvc_writes_are_no_change_of_the_code(tmp_path: Path) -> None:

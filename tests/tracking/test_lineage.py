@@ -181,6 +181,9 @@ def test_the_parent_tells_what_ran_what_was_reused_and_who_made_it(project: Path
     assert read.dataset.name == "data/image"
     assert '"image"' in read.dataset.schema
     assert children[2, "train_cnn"].data.tags["error"] == "lr is below zero"
+    # dvc.lock still has what the repro before made of them, with other values
+    assert [row[1] for row in table(parents[2])] == ["not run", "failed", "not run"]
+    assert parents[2].data.metrics == {}
     dirty = children[1, "train_cnn"]
     assert dirty.data.tags["mlflow.source.git.dirty"] == "true"
     diff = client.download_artifacts(dirty.info.run_id, "source/uncommitted.diff")

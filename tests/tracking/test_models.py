@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from mlflow.exceptions import MlflowException
 from scipy.stats import binomtest
 
 from pipeline import models, tracking
@@ -140,7 +141,7 @@ def test_an_image_model_takes_png_bytes_and_arrays_in_a_fresh_process(
     weights = digest(folder / "model.safetensors")
     run.metrics({"test/accuracy": 0.5}, target=f"trained:{weights}")
     measures = {"test/accuracy": 0.5, "test/top+2": 0.4, "test/f1/7": 0.3}
-    run.register("image-classifier", weights, "d", table, measures, promote=True)
+    run.register("image-classifier", weights, "d", table, measures, promote=True, capped=False)
     run.end()
     _, evaluated = runs(client, settings.experiment)
     assert "refused" not in evaluated.data.tags, evaluated.data.tags["refused"]
@@ -225,6 +226,7 @@ class TestRegistry:
         wrong: set[int],
         data: str,
         promote: bool = True,
+        capped: bool = False,
     ) -> dict[str, str]:
         """Register a model that gets the rows `wrong` of 100 wrong; returns the tags it gets."""
         client = store.client
@@ -244,6 +246,7 @@ class TestRegistry:
             "data": data,
             "metrics": {"test/accuracy": 1 - len(wrong) / 100},
             "promote": promote,
+            "capped": capped,
         }
         version = register(store, run_id, trained, table, record)
         # the answer may have been lost: asked again it changes nothing
@@ -273,12 +276,37 @@ class TestRegistry:
         assert (tags["mcnemar.p"], tags["compared_to"]) == ("0.0117188", "1")
         assert (tags["test/accuracy"], tags["data.digest"]) == ("0.89", "a")
         assert "version 4 follows 1 as champion" in tags["decision"]
+        tags = self.evaluate(store, tmp_path, "tiny", set(), "c", capped=True)
+        assert self.alias(store) == "4"
+        assert tags["decision"] == "version 4 stays champion: 5 is of a capped profile"
         tags = self.evaluate(store, tmp_path, "five", set(range(50)), "b")
-        assert self.alias(store) == "5"
+        assert self.alias(store) == "6"
         assert "the test data changed" in tags["decision"]
         model = store.client.get_logged_model(tags["model"].removeprefix("models:/"))
         assert {metric.key: metric.value for metric in model.metrics} == {"test/accuracy": 0.5}
-        assert len(store.client.search_model_versions(f"name = '{self.name}'")) == 5
+        assert len(store.client.search_model_versions(f"name = '{self.name}'")) == 6
+
+
+@pytest.mark.parametrize("kind", ["file", pytest.param("server", marks=pytest.mark.slow)])
+def test_a_version_is_of_its_store_whichever_store_was_opened_last(
+    workspace: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    kind: str,
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    file = f"sqlite:///{workspace}/mlflow.db"
+    store = Store(request.getfixturevalue("server").uri if kind == "server" else file, workspace)
+    with pytest.raises(MlflowException):
+        Store("http://127.0.0.1:9", tmp_path)
+    registry = TestRegistry()
+    registry.name = "elsewhere"
+    tags = registry.evaluate(store, tmp_path, "one", set(), "a")
+    version = store.client.get_model_version("elsewhere", "1")
+    place = store.client.get_logged_model(tags["model"].removeprefix("models:/")).artifact_location
+    assert store.client.get_model_version_download_uri("elsewhere", "1") == place
+    assert version.run_id == tags["trained_by"]
 
 
 @given(better=st.integers(0, 200), worse=st.integers(0, 200))
