@@ -53,6 +53,8 @@ class Job:
         What a run does before and after is not in them; rows 1 and 5 have it.
         """
         settings = self.settings
+        if steps > settings.training.epochs * len(self.batches[0]):
+            raise ValueError(f"{steps} steps are more than the epochs of the config have")
         with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
             run = tracking.start(
                 stage="bench",

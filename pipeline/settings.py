@@ -213,6 +213,8 @@ class Augment(Settings):
     """Shift as a share of the size, at most."""
     scale: Fraction
     """Zoom by a factor of 1 ± this."""
+    flip: bool
+    """Mirror images left to right, each with a chance of one half."""
 
 
 class Optimizer(Settings):

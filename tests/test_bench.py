@@ -3,15 +3,18 @@
 import importlib
 import json
 import os
+import pickle
 import subprocess
 import sys
 import time
 from functools import partial
 
+import numpy as np
 import psutil
 import pytest
 
 import bench.__main__ as program
+from bench import cifar
 from bench.contention import beside
 from bench.jobs import job
 from bench.measure import (
@@ -30,6 +33,7 @@ from bench.measure import (
 )
 from bench.plots import draw
 from bench.start import start
+from pipeline.data.prepared import read_card
 
 ACCURACY = for_comparison(
     1, "a", [1], kind="accuracy", title="Digits",
@@ -68,10 +72,38 @@ def test_every_measurement_gives_its_rows(name):
     assert rows
     assert rows[0].number == program.NUMBERS[name]
     for row in rows:
-        assert row.verdict.startswith(("met", "missed by", "skipped: set MNIST", "for comparison"))
+        assert row.verdict.startswith(("met", "missed by", "skipped: set ", "for comparison"))
         assert row.verdict.startswith("skipped") or row.measured != "–"
         json.dumps(row.points)
+    assert name != "cifar" or bool(os.environ.get("CIFAR10")) != rows[0].verdict.startswith("skip")
     assert name != "mnist" or bool(os.environ.get("MNIST")) != rows[0].verdict.startswith("skip")
+
+
+def test_cifar_is_read_from_torchvisions_folder_and_trained_on(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    random = np.random.default_rng(0)
+    folder = tmp_path / CIFAR10.base_folder
+    folder.mkdir()
+    for name, _ in [*CIFAR10.train_list, *CIFAR10.test_list]:
+        data = {
+            "data": random.integers(0, 256, (60, 3072), np.uint8),
+            "labels": [n % 10 for n in range(60)],
+        }
+        (folder / name).write_bytes(pickle.dumps(data))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    # it compares with the digests of the real files
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    data = cifar.prepared(tmp_path, tmp_path / "data" / "image", held_out=50)
+    card = read_card(data)
+    assert {name: split.rows for name, split in card.splits.items()} == {
+        "train": 250, "validation": 60, "test": 50
+    }  # fmt: skip
+    assert (card.channels, card.height, card.classes[3]) == (3, 32, "d")
+    curve = cifar._train(tmp_path, data, ["profile=tiny", "tracking=off", "training.epochs=2"])
+    assert len(curve) == 2
+    assert 0 < curve[0][0] < curve[1][0]
+    assert 0 <= curve[1][1] <= 0.5
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ def images(device: torch.device) -> tuple[nn.Module, Batches]:
         return {"images": pixels[index.to(device, non_blocking=True)]}
 
     labels = torch.arange(64, device=device) % 4
-    augment = affine(Augment(degrees=10, translate=0.1, scale=0.1))
+    augment = affine(Augment(degrees=10, translate=0.1, scale=0.1, flip=True))
     return model, Batches(labels, collate, 8, shuffle=True, augment=augment)
 
 

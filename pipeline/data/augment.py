@@ -15,8 +15,8 @@ def affine(config: Augment) -> Callable[[dict[str, Tensor], torch.Generator], di
     """Rotate, zoom and shift each image by amounts of its own, bilinearly, on a black ground.
 
     The result maps {"images": uint8 [batch, channels, height, width]} to the same. All four
-    amounts are uniform; nothing but the given generator (on the images' device) is drawn from,
-    and the host does not wait for the device.
+    amounts are uniform, and with `flip` about every second image is mirrored; nothing but the given
+    generator (on the images' device) is drawn from, and the host does not wait for the device.
     """
     shift = 2 * config.translate
     span = (math.radians(config.degrees), config.scale, shift, shift)
@@ -31,6 +31,11 @@ def affine(config: Augment) -> Callable[[dict[str, Tensor], torch.Generator], di
         # grid_sample's coordinates run from -1 to 1 on both axes: turn in pixels, not in those
         across = torch.cat([cos, sin * (width / height)], dim=1)[:, None] * x
         down = torch.cat([sin * (-height / width), cos], dim=1)[:, None] * y + move[:, None]
+        if config.flip:
+            mirror = 2 * torch.randint(2, (len(images), 1, 1), generator=generator, device=x.device)
+            # of each point (x, y), x changes its sign
+            across[..., :1] *= mirror - 1
+            down[..., :1] *= mirror - 1
         # a point is the sum of its column's and its row's; pairs of floats add fastest as complex
         # numbers (64 images of 28×28: 30 µs; affine_grid's product of matrices takes 320)
         points = view_as_complex(across)[:, None] + view_as_complex(down)[:, :, None]

@@ -19,7 +19,7 @@ from pipeline.tracking.lineage import NOTE, link, open_parent
 from pipeline.tracking.masking import clean
 from pipeline.tracking.store import PARAM, RunGoneError, Store
 
-BATCH = 2.0, 100_000  # seconds and bytes of metrics that are sent together while the stage runs
+BATCH = 5.0, 100_000  # seconds and bytes of metrics that are sent together while the stage runs
 
 
 class SupersededError(Exception):

@@ -36,6 +36,8 @@ from pipeline.tracking.system import Sampler
 def main(folder: str) -> None:
     """Watch a stage, and send its journal and its family's unless another process does."""
     os.nice(10)
+    if hasattr(os, "SCHED_BATCH"):  # waking up, it does not interrupt what trains
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     quiet()
     journal = Journal(Path(folder))
     begin = journal.begin()

@@ -4,7 +4,7 @@ import torch
 from pipeline.data.augment import affine
 from pipeline.settings import Augment
 
-NONE = {"degrees": 0.0, "translate": 0.0, "scale": 0.0}
+NONE = {"degrees": 0.0, "translate": 0.0, "scale": 0.0, "flip": False}
 
 
 def change(images, seed=0, **config):
@@ -22,6 +22,15 @@ def noise(*shape):
 def test_no_change_gives_back_the_image_exactly(shape):
     images = noise(*shape)
     assert torch.equal(change(images), images)
+
+
+def test_a_flip_mirrors_about_every_second_image_exactly():
+    images = noise(400, 3, 7, 12)
+    changed = change(images, flip=True)
+    same = (changed == images).flatten(1).all(1)
+    mirrored = (changed == images.flip(3)).flatten(1).all(1)
+    assert bool((same ^ mirrored).all())
+    assert 150 < int(mirrored.sum()) < 250
 
 
 def test_a_shift_moves_each_image_by_its_own_amount_up_to_the_limit():
@@ -83,7 +92,7 @@ def test_other_inputs_pass_through_and_the_originals_stay():
     copy, other = images.clone(), torch.arange(4)
     inputs = {"images": images, "other": other}
     generator = torch.Generator().manual_seed(0)
-    result = affine(Augment(degrees=40, translate=0.1, scale=0.1))(inputs, generator)
+    result = affine(Augment(degrees=40, translate=0.1, scale=0.1, flip=False))(inputs, generator)
     assert torch.equal(images, copy)
     assert result["other"] is other
     assert result["images"].dtype == torch.uint8
@@ -99,7 +108,7 @@ def test_the_largest_turn_of_90_degrees_is_an_exact_quarter_turn(monkeypatch):
 def test_the_host_never_waits_for_the_device():
     images = noise(64, 1, 28, 28).cuda()
     generator = torch.Generator("cuda").manual_seed(0)
-    augment = affine(Augment(degrees=10, translate=0.1, scale=0.1))
+    augment = affine(Augment(degrees=10, translate=0.1, scale=0.1, flip=True))
     augment({"images": images}, generator)
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -97,7 +97,7 @@ class TestDefaultDigits:
 class TestBatches:
     def test_from_the_disk_are_those_from_memory(self, digits):
         folder = set(digits.iterdir())
-        config = Augment(degrees=10, translate=0.1, scale=0.1)
+        config = Augment(degrees=10, translate=0.1, scale=0.1, flip=False)
         memory, disk = (
             image.load_training(
                 digits, batch_size=64, device=CPU, seed=0, augment=config, in_memory_limit=limit
@@ -134,7 +134,7 @@ class TestBatches:
         assert sum(len(batch.labels) for batch in validation.epoch(0)) == 500
 
     def test_augment_training_only(self, digits):
-        config = Augment(degrees=10, translate=0.1, scale=0.1)
+        config = Augment(degrees=10, translate=0.1, scale=0.1, flip=False)
         changed, validation = image.load_training(
             digits, batch_size=64, device=CPU, seed=0, augment=config
         )
@@ -145,7 +145,7 @@ class TestBatches:
         assert validation.augment is None
 
     def test_repeat_for_a_seed_and_epoch_from_any_start(self, digits):
-        config = Augment(degrees=10, translate=0.1, scale=0.1)
+        config = Augment(degrees=10, translate=0.1, scale=0.1, flip=False)
         train, _ = image.load_training(digits, batch_size=64, device=CPU, seed=5, augment=config)
         whole = list(train.epoch(2))
         for resumed, expected in zip(train.epoch(2, start=50), whole[50:], strict=True):

@@ -89,7 +89,7 @@ def _settings(precision: str) -> Stage:
 def _build(model: str, data: Path) -> tuple[Any, Any]:
     common: Any = {"batch_size": BATCH, "device": torch.device("cpu"), "seed": 0}
     if model == "cnn":
-        augment = Augment(degrees=10.0, translate=0.08, scale=0.1)
+        augment = Augment(degrees=10.0, translate=0.08, scale=0.1, flip=False)
         batches = image.load_training(data / "image", augment=augment, **common)
         about = read_card(data / "image")
         mean, std = image.pixel_statistics(batches[0])
