@@ -165,9 +165,11 @@ from contextlib import suppress
 from pipeline.tracking.store import MlflowException, Store
 with suppress(MlflowException):
     Store("http://127.0.0.1:9", Path.cwd())
-Store("http://127.0.0.1:{guard.port}", Path.cwd())
+store = Store("http://127.0.0.1:{guard.port}", Path.cwd())
+print("seen:", [one.name for one in store.client.search_experiments()], file=sys.stderr)
 """
-            done(stage(own_workspace, body, "none", PYTHONPATH=str(REPOSITORY)))
+            said = done(stage(own_workspace, body, "none", PYTHONPATH=str(REPOSITORY)))
+            assert "'Default'" in said.partition("seen:")[2]
 
     def test_one_that_never_comes_back_costs_the_patience_and_no_more(
         self, own_workspace: Path, settings: Tracking, monkeypatch: pytest.MonkeyPatch
