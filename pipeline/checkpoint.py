@@ -107,8 +107,9 @@ def checkpoints(
             saved.remember("identity", identity)
         yield saved
         # Under another name first: one who waits would make the lock anew in a half-empty folder.
-        gone = folder.rename(folder.with_name(f".{folder.name}.gone"))
-        shutil.rmtree(gone)
+        gone = folder.with_name(f".{folder.name}.gone")
+        shutil.rmtree(gone, ignore_errors=True)  # of a process that was killed right here
+        shutil.rmtree(folder.rename(gone))
     finally:
         lock.release()
 

@@ -118,6 +118,14 @@ def test_one_of_several_trains_at_a_time_where_they_wait(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_kill_while_the_states_were_removed_does_not_disturb_the_next_success(tmp_path):
+    with checkpoints(tmp_path, "train", IDENTITY) as saved:
+        left = tmp_path / f".{saved.folder.name}.gone"
+        left.mkdir()
+        (left / "0000000001-a.pt").touch()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_training_under_way_is_not_called_a_saved_state(tmp_path, capsys):
     other = {**IDENTITY, "config": {"seed": 1}}
     with checkpoints(tmp_path, "train", IDENTITY) as saved:
