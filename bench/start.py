@@ -41,8 +41,8 @@ def _until_the_first_step(stage: str) -> None:
 
     step = AdamW.step
 
-    def only(self: AdamW) -> None:
-        step(self)
+    def only(self: AdamW, clip_norm: float | None = None) -> None:
+        step(self, clip_norm)
         os._exit(0)
 
     AdamW.step = only  # type: ignore[method-assign]

@@ -11,8 +11,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 # cuBLAS repeats its results only with a fixed workspace (docs of use_deterministic_algorithms).
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-# The tokenizer is used once, before training; its threads only provoke warnings after a fork.
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Said aloud, it does not make the tokenizer warn of its threads at every process started later.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 # Imports make a million objects that stay; looking through them again and again, as Python does
-# from 700 new ones on, takes half a second of every start, and tells nothing.
-gc.set_threshold(100_000)
+# from 700 new ones on, takes up to a second of every start, and finds nothing.
+gc.set_threshold(1_000_000)

@@ -28,6 +28,9 @@ from pipeline.settings import Optimizer, Training
 Log = Callable[[dict[str, float], int], None]
 """Takes metrics by name and the optimizer step they belong to."""
 
+MANY = 10_000
+"""Rows from which on an embedding's gradient is kept sparse: a batch has a few hundred of them."""
+
 
 @dataclass
 class Progress:
@@ -148,8 +151,12 @@ class _Loop:
         if self.accelerator.num_processes > 1:
             self.model = nn.parallel.DistributedDataParallel(self.bare)
         self.scaler = self.accelerator.scaler
-        self.parameters = list(model.parameters())
-        self.optimizer = AdamW(self.parameters, optimizer.weight_decay, optimizer.betas)
+        if hardware.device.type == "cpu" and self.accelerator.num_processes == 1:
+            # to fill, measure and scale the zeros of all other rows is a twentieth of MiniLM's step
+            for module in model.modules():
+                if isinstance(module, nn.Embedding) and module.num_embeddings >= MANY:
+                    module.sparse = True
+        self.optimizer = AdamW(list(model.parameters()), optimizer.weight_decay, optimizer.betas)
         self.best_weights = _weights(model)
         self.progress = Progress()
         self.pending: list[Tensor] = []
@@ -208,13 +215,10 @@ class _Loop:
             losses.append(loss.detach())
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
-        if self.settings.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
-        if self.scaler:
-            self.scaler.step(self.optimizer)
+            self.scaler.step(self.optimizer, self.settings.clip_norm)
             self.scaler.update()
         else:
-            self.optimizer.step()
+            self.optimizer.step(self.settings.clip_norm)
         self.optimizer.zero_grad()
         return torch.stack(losses).sum() if count > 1 else losses[0]
 

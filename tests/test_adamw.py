@@ -45,6 +45,45 @@ def test_every_step_has_the_bits_of_torchs_fused_adamw(layout):
             assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("norm", [0.5, 1e6])
+def test_clipping_is_torchs(norm):
+    ours, theirs = model(), model()
+    optimizer, reference = AdamW(list(ours.parameters()), 0.1, [0.8, 0.95]), torchs(theirs)
+    optimizer.lr = 0.001
+    for step in range(20):
+        gradients(ours, step)
+        gradients(theirs, step)
+        optimizer.step(norm)
+        found = nn.utils.clip_grad_norm_(theirs.parameters(), norm)
+        assert 10 < found < 1000
+        reference.step()
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_sparse_gradients_move_all_rows_as_dense_ones_do():
+    """Also rows that were in an earlier batch, and those that were in none."""
+    moved = []
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        table = nn.Embedding(50, 8, padding_idx=0, sparse=sparse)
+        head = nn.Linear(8, 3)
+        before = table.weight.detach().clone()
+        optimizer = AdamW([*table.parameters(), *head.parameters()], 0.1, [0.8, 0.95])
+        for step in range(12):
+            optimizer.lr = 0.01 / (step + 1)
+            for micro in range(2):
+                words = torch.randint(25, (4, 6), generator=torch.Generator().manual_seed(step))
+                head(table(words + 20 * (step % 2) * micro)).square().sum().backward()
+            assert table.weight.grad.is_sparse == sparse
+            optimizer.step(1.0)
+            optimizer.zero_grad()
+        assert (table.weight != before)[1:].all()  # all but the padding's
+        moved.append([table.weight.detach(), *(p.detach() for p in head.parameters())])
+    for dense, sparse in zip(*moved, strict=True):
+        torch.testing.assert_close(dense, sparse, rtol=1e-5, atol=1e-7)
+
+
 def test_a_restored_state_continues_to_the_same_bits():
     whole, again = model(), model()
     first = AdamW(list(whole.parameters()), 0.1, [0.9, 0.999])

@@ -49,6 +49,14 @@ class Attack:
         return (os.system, (f"touch {self.target}",))
 
 
+@given(st.text())
+def test_whatever_a_message_quotes_it_is_one_line_that_a_terminal_shows(quoted):
+    message = str(PipelineError(f"{quoted} can't be read"))
+    assert message.isprintable()
+    assert message.encode().endswith(b" can't be read")
+    assert quoted in message or not quoted.isprintable()
+
+
 class TestCode:
     def calls(self, path: Path) -> list[tuple[str, ast.Call]]:
         tree = ast.parse(path.read_text())

@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 from pipeline.tracking import provenance
 from pipeline.tracking.journal import Journal, Log, Record, journals, read
 from pipeline.tracking.lineage import Graph, changes, duty, dvc_lives, family
-from pipeline.tracking.sending import POLL, Senders, Sending, locked, quiet
+from pipeline.tracking.sending import LOOK, POLL, Senders, Sending, locked, quiet
 from pipeline.tracking.system import Sampler
 
 
@@ -61,7 +61,7 @@ def main(folder: str) -> None:
         except Timeout:
             if not wanted():
                 return
-            time.sleep(POLL)
+            time.sleep(LOOK)
             continue
         senders = Senders(journal.folder.parent)
         Sender(journal, begin, senders).run()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pipeline.tracking.store import Store
 
 POLL = 0.2  # seconds between two looks at the journal
+LOOK = 1.0  # seconds between two looks at what nobody waits for: each wakes a core that trains
 BACKOFF = 5.0  # seconds, the longest pause between two attempts
 
 
