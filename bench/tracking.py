@@ -66,7 +66,7 @@ def inside(quick: bool) -> dict[str, Any]:
     """Seconds of single calls; of trainings with tracking and without, the tracking's CPU time."""
     one = job("cnn", Path(os.environ["DVC_ROOT"]), f"training.epochs={EPOCHS}")
     calls = [latencies(one, 200 if quick else CALLS) for _ in range(1 if quick else 3)]
-    return {"calls": calls, **sides(one, 10 if quick else None, 1 if quick else 4)}
+    return {"calls": calls, **sides(one, 10 if quick else None, 1 if quick else 8)}
 
 
 def sides(one: Job, steps: int | None, rounds: int) -> dict[str, list[tuple[float, float]]]:

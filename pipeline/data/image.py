@@ -78,7 +78,7 @@ def load(
 def _decoded(path: Path, file: Any, layout: png.Layout) -> Iterator[png.Bytes]:
     """The pixels of an opened split, [n, channels, height, width] at a time."""
     first = 0
-    for part in rows(path, file):
+    for part in rows(path, file, ["image"]):
         column = pa.chunked_array([part.column("image")])
         yield png.decode(contents(column), layout, str(path), first)
         first += len(part)

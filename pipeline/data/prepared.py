@@ -234,14 +234,16 @@ def open_split(
     return card, opened, labels
 
 
-def rows(path: Path, file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
-    """The rows of an opened split in their order, some at a time.
+def rows(
+    path: Path, file: pq.ParquetFile, columns: list[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """The rows of an opened split in their order, some at a time; all columns, or only these.
 
     Raises:
         PipelineError: the file's content is damaged; names `path`.
     """
     try:
-        yield from file.iter_batches(batch_size=4096)
+        yield from file.iter_batches(batch_size=4096, columns=columns)
     except (pa.ArrowException, OSError) as error:
         raise PipelineError(f"{path} can't be read ({_line(error)}); prepare it again") from error
 
