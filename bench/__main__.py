@@ -1,10 +1,11 @@
 """Measure every goal: `python -m bench [--quick] [name …]`; writes docs/performance.md.
 
-Takes about 40 minutes on two cores, and nothing else should run on the machine. Each measurement is
+Takes about 50 minutes on two cores, and nothing else should run on the machine. Each measurement is
 a process of its own: one that fails is a row that says so, the others go on, and the exit status
-is 1. MNIST names the folder of the full MNIST's idx files; without it rows 1 and 9's images are
-skipped. MNIST_PROGRAM names pytorch/examples' mnist/main.py; without it `bench.mnist` has its like.
-CIFAR10 names torchvision's folder of CIFAR-10; without it row 14 is skipped.
+is 1. Without `--mnist`, the folder of the full MNIST's idx files, rows 1 and 9's images are
+skipped; without `--mnist-program`, pytorch/examples' mnist/main.py, `bench.mnist` has its like;
+without `--cifar10`, torchvision's folder of CIFAR-10, row 14 is skipped. The environment variables
+MNIST, MNIST_PROGRAM and CIFAR10 name them too.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import time
 
-from bench.measure import RESULTS, ROOT, Row, save, show
+from bench.measure import RESULTS, ROOT, Row, options, save, show
 
 NUMBERS = {
     "mnist": 1, "overhead": 2, "finetune": 3, "start": 5, "tiny": 6, "noop": 7, "contention": 8,
@@ -34,20 +35,19 @@ def main() -> None:
     """Run the chosen measurements, all by default, and print the table."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", choices=[*NUMBERS, []], metavar="name")
-    parser.add_argument("--quick", action="store_true", help="test the plumbing, keep no numbers")
-    options = parser.parse_args()
+    given = options(parser)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     failed = {}
-    for name in options.names or NUMBERS:
+    for name in given.names or NUMBERS:
         print(f"bench.{name} …", flush=True)
         started = time.monotonic()
-        if why := run(name, options.quick):
+        if why := run(name, given.quick):
             failed[name] = why
-            if not options.quick:
+            if not given.quick:
                 goal = NUMBERS[name]
                 save(name, [Row(goal, f"`bench.{name}`", "–", verdict=f"failed: {why}")])
         print(f"bench.{name}: {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
-    if not options.quick:
+    if not given.quick:
         print(show([row for rows in kept().values() for row in rows]))
         write_page()
     for name, why in failed.items():

@@ -1,6 +1,6 @@
 """Row 14, no goal: CIFAR-10 to 94 % on a GPU.
 
-CIFAR10 names the folder in which torchvision keeps it (with `cifar-10-batches-py`); nothing is
+`--cifar10` names the folder in which torchvision keeps it (with `cifar-10-batches-py`); nothing is
 downloaded. The clock starts with the process of `train_cnn` and stops at the first epoch that ends
 at 94 % of the official test split, which is the validation split here.
 """
@@ -29,7 +29,11 @@ def measure(quick: bool) -> list[Row]:
 
     source = os.environ.get("CIFAR10")
     if source is None:
-        return [Row(14, WHAT, "–", verdict="skipped: set CIFAR10 to torchvision's folder of it")]
+        return [
+            Row(
+                14, WHAT, "–", verdict="skipped: --cifar10 does not name torchvision's folder of it"
+            )
+        ]
     if not (quick or torch.accelerator.is_available()):
         return [Row(14, WHAT, "–", verdict="skipped: it takes hours without a GPU")]
     with scratch() as folder:

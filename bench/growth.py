@@ -59,7 +59,7 @@ def _epoch(folder: Path, data: Path) -> float:
 
 
 def _memory(folder: Path, data: Path) -> float:
-    words = [sys.executable, "-m", "bench.growth", str(folder), str(data)]
+    words = [sys.executable, "-m", "bench.growth", "train", str(folder), str(data)]
     with Memory(words, ROOT) as watched:
         watched.finish()
     return watched.anonymous
@@ -73,7 +73,7 @@ def _train(folder: Path, data: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
-        _train(Path(sys.argv[1]), Path(sys.argv[2]))
+    if sys.argv[1:2] == ["train"]:
+        _train(Path(sys.argv[2]), Path(sys.argv[3]))
     else:
         main("growth", measure)

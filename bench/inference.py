@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from pathlib import Path
 
 from bench.jobs import Job, job
 from bench.measure import Row, alternate, at_least, main, ratios, scratch, timed
-from pipeline.adamw import AdamW
-from pipeline.training import evaluate
+from pipeline.checkpoint import Checkpoints
+from pipeline.training import _Loop, evaluate
 
 
 def measure(quick: bool) -> list[Row]:
@@ -40,15 +40,18 @@ def measure(quick: bool) -> list[Row]:
 
 
 def _train(one: Job, quick: bool) -> float:
-    model, batches = one.build().train(), one.batches[0]
-    optimizer = AdamW(list(model.parameters()), 0.01, (0.9, 0.999))
-    steps = 3 if quick else min(30, len(batches))
+    batches, settings = one.batches[0], one.settings
+    loop = _Loop(
+        one.build(), batches, settings.training, settings.optimizer, one.hardware, settings.seed,
+        Checkpoints(Path()), log=lambda *_: None, max_steps=None,
+    )  # fmt: skip
+    loop.model.train()
+    epoch, steps = batches.epoch(0), 3 if quick else min(30, len(batches))
 
     def run() -> None:
-        for batch in islice(batches.epoch(0), steps):
-            one.forward(model, batch).backward()
-            optimizer.step()
-            optimizer.zero_grad()
+        for _ in range(steps):
+            loss = loop.step(epoch)
+        float(loss)  # waits for the device
 
     return steps * batches.batch_size / timed(run)
 

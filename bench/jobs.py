@@ -85,6 +85,7 @@ class Job:
         optimizer = torch.optim.AdamW(
             groups,
             weight_decay=self.settings.optimizer.weight_decay,
+            betas=tuple(self.settings.optimizer.betas),
             fused=True,
         )
         step, epoch = 0, 0

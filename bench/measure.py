@@ -21,6 +21,11 @@ from typing import Any, TypeVar
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "measured"
+PLACES = {
+    "MNIST": "folder of the full MNIST's idx files",
+    "MNIST_PROGRAM": "pytorch/examples' mnist/main.py",
+    "CIFAR10": "torchvision's folder of CIFAR-10",
+}
 T = TypeVar("T")
 
 
@@ -227,6 +232,23 @@ def inside_dvc(module: str, *arguments: str) -> dict[str, Any]:
     return found
 
 
+def options(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """What was given on the command line; places of data and peers go into the environment."""
+    parser.add_argument("--quick", action="store_true", help="test the plumbing, keep no numbers")
+    for name, what in PLACES.items():
+        parser.add_argument(
+            f"--{name.lower().replace('_', '-')}", metavar="PATH", type=Path, dest=name,
+            help=f"{what}; by default what the environment variable {name} names",
+        )  # fmt: skip
+    given = parser.parse_args()
+    places = {name: path for name in PLACES if (path := getattr(given, name))}
+    for name, path in places.items():
+        if not path.exists():
+            parser.error(f"{path} does not exist")
+        os.environ[name] = str(path.resolve())
+    return given
+
+
 def mnist() -> str | None:
     """The folder of the full MNIST's idx files, from the environment variable MNIST."""
     return os.environ.get("MNIST")
@@ -234,7 +256,9 @@ def mnist() -> str | None:
 
 def no_mnist(number: int, what: str, goal: str) -> Row:
     """The row that says why it was skipped."""
-    return Row(number, what, goal, verdict="skipped: set MNIST to the folder of the idx files")
+    return Row(
+        number, what, goal, verdict="skipped: --mnist does not name the folder of the idx files"
+    )
 
 
 def prepare(folder: Path, modality: str, *overrides: str) -> Path:
@@ -299,9 +323,7 @@ def show(rows: Sequence[Row]) -> str:
 
 def main(name: str, measure: Measure) -> None:
     """One measurement as a program: `python -m bench.<name> [--quick]`."""
-    parser = argparse.ArgumentParser(prog=f"python -m bench.{name}")
-    parser.add_argument("--quick", action="store_true", help="test the plumbing, keep no numbers")
-    quick = parser.parse_args().quick
+    quick = options(argparse.ArgumentParser(prog=f"python -m bench.{name}")).quick
     rows = measure(quick)
     if not quick:
         save(name, rows)

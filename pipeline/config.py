@@ -6,11 +6,9 @@ line. The two sections are handed to Hydra as overrides in front of the user's o
 `--cfg job` and `dvc exp run -S` all see one and the same config.
 """
 
-import difflib
 import os
 import re
 import sys
-import types
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +27,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import PipelineError
+from pipeline.schema import known, suggest, unknown
 from pipeline.settings import Stage
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,14 +102,14 @@ def overrides(stage: str, schema: type[BaseModel]) -> list[str]:
         if section not in sections:
             raise PipelineError(
                 f"{section} ({_where(PARAMS, [section])}) has no conf/{section}.yaml and "
-                f"is not a stage{_suggest(section, sections)}"
+                f"is not a stage{suggest(section, sections)}"
             )
     found: dict[str, str] = {}
     for section in ("common", stage):
         for key, value in _leaves(params.get(section) or {}, section):
             path = key.split(".")
-            if not _known(path, schema):
-                fault = _unknown(path, schema)
+            if not known(path, schema):
+                fault = unknown(path, schema)
             elif not _may_choose(key, value):
                 fault = _no_choice(key, value)
             else:
@@ -192,7 +191,7 @@ def check(config: DictConfig, stage: str, schema: type[S], argv: list[str]) -> S
             path.append(first["ctx"]["discriminator"].strip("'"))
         place = "{} ({})".format(*_origin(path, stage, argv, choices))
         if kind == "extra_forbidden":
-            raise PipelineError(f"{place} {_unknown(path, schema)}") from None
+            raise PipelineError(f"{place} {unknown(path, schema)}") from None
         if kind in ("missing", "union_tag_not_found"):
             raise PipelineError(f"{place} is missing; give it a value") from None
         if kind == "union_tag_invalid":
@@ -224,8 +223,8 @@ def explain(
     text, full_key = str(error), getattr(error, "full_key", None)
     if found := re.search(r"Could not (?:override|append|delete)\D*?'([^']+)'", text):
         key = found[1]
-        if not _known(_steps(key), schema):
-            return f"{place(key)} {_unknown(_steps(key), schema)}"
+        if not known(_steps(key), schema):
+            return f"{place(key)} {unknown(_steps(key), schema)}"
         if "delete" in found[0]:
             return f"{place(key)} can't be deleted; give it a value"
         return f"{place(key)} is not in conf/{stage}.yaml nor conf/base.yaml; add it there"
@@ -429,45 +428,3 @@ def _line(file: Path, path: list[str]) -> int | None:
         line = pair[0].start_mark.line + 1
         node = pair[1]
     return line
-
-
-def _unknown(path: list[str], schema: type[BaseModel]) -> str:
-    """The end of the message for a key that the schema does not have."""
-    levels = list(zip(path, _names(path, schema), strict=False))
-    wrong, names = next(((step, names) for step, names in levels if step not in names), levels[-1])
-    return f"is not a setting{_suggest(wrong, names)}"
-
-
-def _known(path: list[str], schema: type[BaseModel]) -> bool:
-    return all(
-        step in names or not names for step, names in zip(path, _names(path, schema), strict=True)
-    )
-
-
-def _names(path: list[str], schema: type[BaseModel]) -> list[list[str]]:
-    """The setting names that each step of a path may have; none below a plain value."""
-    models: list[type[BaseModel]] = [schema]
-    levels = []
-    for step in path:
-        fields = [(name, field) for model in models for name, field in model.model_fields.items()]
-        levels.append(sorted({name for name, _ in fields}))
-        models = [
-            inner for name, field in fields if name == step for inner in _models(field.annotation)
-        ]
-    return levels
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The settings classes in a field's type: itself, or the members of a union."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
-        return [model for part in typing.get_args(annotation) for model in _models(part)]
-    return []
-
-
-def _suggest(wrong: str, names: list[str]) -> str:
-    nearest = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
-    if nearest:
-        return f"; did you mean {nearest[0]}?"
-    return f"; known here: {', '.join(names)}" if names else ""

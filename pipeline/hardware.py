@@ -113,12 +113,17 @@ def _keep_freed_memory() -> None:
 
 
 def explain_failure(error: Exception, batch_size: int, hardware: Hardware) -> PipelineError | None:
-    """A line for the two hardware failures a user can mend, or None for any other error."""
+    """A line for the failures of a machine that a user can mend, or None for any other error."""
     text = str(error).splitlines()[0] if str(error) else ""
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
         return PipelineError(
             f"out of memory on {hardware.device} with batches of {batch_size} examples ({text}); "
             "lower training.batch_size and raise training.accumulate by the same factor"
+        )
+    if "InvalidCxxCompiler" in text:
+        return PipelineError(
+            f"training.compile needs a C++ compiler ({text.partition(': ')[2]}); install one, such "
+            "as g++, or set training.compile=null"
         )
     if "deterministic" in text and (op := re.match(r"(\S+) does not have a deterministic", text)):
         return PipelineError(

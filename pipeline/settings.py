@@ -250,6 +250,8 @@ class Training(Settings):
     """Steps between two points of the training loss."""
     save_minutes: Annotated[float, Field(gt=0)]
     """Minutes between two saves of the training state; every epoch saves too."""
+    compile: Literal["default", "reduce-overhead", "max-autotune"] | None
+    """Mode of `torch.compile`; `reduce-overhead` records CUDA graphs. Null compiles nothing."""
 
 
 class Train(Stage):

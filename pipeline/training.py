@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +29,8 @@ from pipeline.settings import Optimizer, Training
 Log = Callable[[dict[str, float], int], None]
 """Takes metrics by name and the optimizer step they belong to."""
 
-MANY = 10_000
-"""Rows from which on an embedding's gradient is kept sparse: a batch has a few hundred of them."""
+SPARSE_FROM = 10_000
+"""Rows from which on an embedding's gradient is sparse: a batch has a few hundred of them."""
 
 
 @dataclass
@@ -147,15 +148,14 @@ class _Loop:
         # Not wrapped by accelerate: its optimizer and clipping look for other packages on the disk
         # at every step, and its unwrapping imports torch's compiler.
         self.bare = model.to(hardware.device)
+        alone = self.accelerator.num_processes == 1
+        _sparse_gradients(model, hardware.device.type == "cpu" and alone and not settings.compile)
         self.model: nn.Module = self.bare
-        if self.accelerator.num_processes > 1:
+        if not alone:
             self.model = nn.parallel.DistributedDataParallel(self.bare)
         self.scaler = self.accelerator.scaler
-        if hardware.device.type == "cpu" and self.accelerator.num_processes == 1:
-            # to fill, measure and scale the zeros of all other rows is a twentieth of MiniLM's step
-            for module in model.modules():
-                if isinstance(module, nn.Embedding) and module.num_embeddings >= MANY:
-                    module.sparse = True
+        if settings.compile:
+            self.model = cast(nn.Module, torch.compile(self.model, mode=settings.compile))
         self.optimizer = AdamW(list(model.parameters()), optimizer.weight_decay, optimizer.betas)
         self.best_weights = _weights(model)
         self.progress = Progress()
@@ -375,6 +375,17 @@ def _logits(model: nn.Module, batch: Batch, hardware: Hardware) -> Tensor:
         output = model(**batch.inputs)
     logits: Tensor = output if isinstance(output, Tensor) else output.logits
     return logits.float()
+
+
+def _sparse_gradients(model: nn.Module, wanted: bool) -> None:
+    """Let the gradients of large embeddings be sparse, or none.
+
+    To fill, measure and scale the zeros of all other rows is a twentieth of MiniLM's step on a CPU.
+    NCCL does not exchange sparse gradients, and torch's compiler does not know them.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and not module.scale_grad_by_freq:
+            module.sparse = wanted and module.num_embeddings >= SPARSE_FROM
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

@@ -29,6 +29,10 @@ def main(settings: Report, context: Context) -> None:
         data_plots=Path(settings.data_plots) if settings.data_plots else None,
         seeds=settings.seeds,
     )
+    for name, data in sources.data.items():
+        context.run.input(data, name=f"{name}.data")
+        context.run.input(sources.models / name, name=f"{name}.model")
+        context.run.input(sources.plots / name, name=f"{name}.evaluation")
     build(sources, html, markdown)
     for target in ("self", "parent"):
         context.run.artifact(html, target=target)

@@ -26,6 +26,7 @@ from bench.measure import (
     at_most,
     command,
     for_comparison,
+    main,
     prepare,
     ratios,
     show,
@@ -72,7 +73,7 @@ def test_every_measurement_gives_its_rows(name):
     assert rows
     assert rows[0].number == program.NUMBERS[name]
     for row in rows:
-        assert row.verdict.startswith(("met", "missed by", "skipped: set ", "for comparison"))
+        assert row.verdict.startswith(("met", "missed by", "skipped: --", "for comparison"))
         assert row.verdict.startswith("skipped") or row.measured != "–"
         json.dumps(row.points)
     assert name != "cifar" or bool(os.environ.get("CIFAR10")) != rows[0].verdict.startswith("skip")
@@ -107,14 +108,18 @@ def test_cifar_is_read_from_torchvisions_folder_and_trained_on(tmp_path, monkeyp
 
 
 @pytest.mark.slow
-def test_the_loop_stays_close_to_a_bare_one(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("model", "steps", "overrides"),
+    [("cnn", 30, ["training.batch_size=512"]), ("rnn", 100, []), ("transformer", 15, [])],
+)
+def test_the_loop_stays_close_to_a_bare_one(model, steps, overrides, tmp_path, monkeypatch):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    one = job("cnn", tmp_path, "training.batch_size=512")
+    one = job(model, tmp_path, *overrides)
     one.bare(6)  # the first steps of a process are slow
     found = alternate(
         {
-            "ours": partial(one.ours, 30, tracked=True),
-            "bare": partial(one.bare, 30),
+            "ours": partial(one.ours, steps, tracked=True),
+            "bare": partial(one.bare, steps),
         },
         5,
     )
@@ -122,21 +127,26 @@ def test_the_loop_stays_close_to_a_bare_one(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_training_starts_soon_after_torch(tmp_path):
-    data = prepare(tmp_path, "image", "profile=tiny")
+@pytest.mark.parametrize(
+    ("name", "modality", "most"),
+    [("train_cnn", "image", 3), ("train_rnn", "audio", 3), ("finetune_transformer", "text", 7)],
+)
+def test_a_training_starts_soon_after_torch(name, modality, most, tmp_path):
+    data = prepare(tmp_path, modality, "profile=tiny")
     found = alternate(
         {
-            "ours": partial(start, tmp_path, "train_cnn", data),
+            "ours": partial(start, tmp_path, name, data),
             "torch": partial(command, tmp_path, [sys.executable, "-c", "import torch"]),
         },
         4,
     )
-    assert min(found["ours"]) / min(found["torch"]) <= 3
+    assert min(found["ours"]) / min(found["torch"]) <= most
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "modality", "steps"), [("train_cnn", "image", 300), ("train_rnn", "audio", 60)]
+    ("name", "modality", "steps"),
+    [("train_cnn", "image", 300), ("train_rnn", "audio", 60), ("finetune_transformer", "text", 10)],
 )
 def test_a_training_beside_a_busy_process_does_not_collapse(name, modality, steps, tmp_path):
     data = prepare(tmp_path, modality)
@@ -146,6 +156,14 @@ def test_a_training_beside_a_busy_process_does_not_collapse(name, modality, step
     )  # fmt: skip
     found = alternate({"beside": partial(beside, call), "alone": call}, 3)
     assert min(found["beside"]) / min(found["alone"]) <= 5
+
+
+def test_a_place_that_is_not_there_is_one_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["bench.mnist", "--mnist", str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit) as ended:
+        main("mnist", lambda quick: pytest.fail("measured all the same"))
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("nowhere does not exist")
 
 
 def test_a_missed_goal_says_by_how_much():

@@ -1,4 +1,4 @@
-"""On a GPU: no step waits for the device, and steps repeat."""
+"""On a GPU: no step waits for the device."""
 
 import pytest
 import torch

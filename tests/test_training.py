@@ -12,7 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pipeline import interrupts
+from pipeline import interrupts, training
 from pipeline.checkpoint import Checkpoints
 from pipeline.data.batches import Batches
 from pipeline.errors import PipelineError
@@ -23,6 +23,7 @@ from pipeline.training import evaluate, fit, schedule
 TRAINING = Training(
     epochs=3, batch_size=8, accumulate=1, schedule="cosine", warmup=0.1, clip_norm=1.0,
     label_smoothing=0.0, patience=None, monitor="accuracy", log_every=2, save_minutes=60,
+    compile=None,
 )  # fmt: skip
 OPTIMIZER = Optimizer(lr=0.05, weight_decay=0.01, betas=[0.9, 0.99])
 
@@ -150,6 +151,59 @@ def test_resuming_after_the_last_epoch_only_loads_the_best_weights(tmp_path, har
     again, _ = train(tmp_path, hardware, net(seed=7), log=logged)
     assert same(first, again)
     assert logged.points == {}
+
+
+def words(n: int = 64, rows: int = 50) -> tuple[nn.Module, Batches]:
+    """Sums of five words; the class says whether the first comes before the middle of the list."""
+    torch.manual_seed(0)
+
+    class Bag(nn.Sequential):
+        def forward(self, words):
+            return super().forward(words)
+
+    model = Bag(nn.Embedding(rows, 8), nn.Flatten(), nn.Linear(40, 2))
+    index = torch.randint(rows, (n, 5), generator=torch.Generator().manual_seed(1))
+    labels = (index[:, 0] > rows // 2).long()
+    return model, Batches(labels, lambda i: {"words": index[i]}, 8, shuffle=True, seed=3)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_sparse_gradient_trains_and_resumes_as_a_dense_one(
+    tmp_path, hardware, monkeypatch, accumulate
+):
+    def run(folder: str, sparse_from: int, stop_at: int | None = None) -> nn.Module:
+        monkeypatch.setattr(training, "SPARSE_FROM", sparse_from)
+        model, data = words()
+        if stop_at:
+            data = interrupt_after(stop_at, data, accumulate, monkeypatch)
+        fit(
+            model, data, words()[1],
+            settings=TRAINING.model_copy(update={"accumulate": accumulate}), optimizer=OPTIMIZER,
+            hardware=hardware, seed=5, checkpoints=Checkpoints(tmp_path / folder),
+            log=lambda metrics, step: None,
+        )  # fmt: skip
+        assert model[0].sparse == (sparse_from <= 50)
+        return model
+
+    dense, sparse = run("dense", 51), run("sparse", 50)
+    for a, b in zip(dense.parameters(), sparse.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    with pytest.raises(interrupts.Interrupted):
+        run("again", 50, stop_at=5)
+    monkeypatch.setattr(interrupts, "_pending", None)
+    assert same(run("again", 50), sparse)
+
+
+@pytest.mark.slow  # the compiler needs half a minute
+def test_a_compiled_model_learns_the_same(tmp_path, hardware):
+    eager, one = train(tmp_path / "a", hardware, net(dropout=0))
+    compiled, two = train(tmp_path / "b", hardware, net(dropout=0), compile="default")
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+    for a, b in zip(eager.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    assert [row["validation_accuracy"] for row in one.curve] == pytest.approx(
+        [row["validation_accuracy"] for row in two.curve], abs=0.03
+    )
 
 
 def test_accumulated_small_batches_equal_one_large_batch(tmp_path, hardware):

@@ -5,6 +5,7 @@ One folder per run, `{root}/.tracking/<id>/`:
     journal.jsonl    written by the stage, one record per line, append-only
     observed.jsonl   system metrics, by the process beside the stage
     provenance.json  git commit, diff, …, by the same; from then on the journal may be sent
+    graph.json       what dvc.yaml and dvc.lock said when dvc ended, if that is still to be told
     files/<n>/…      copies of the artifacts
     begin.json       the record of the latest start
     state.json       how far the sender has come; replaced atomically
@@ -177,6 +178,18 @@ class Journal:
         """Keep what the stage runs from."""
         _replace(self.provenance, {**found, "count": begin["count"]})
 
+    def graph(self) -> dict[str, Any]:
+        """What `keep_graph` kept, or empty."""
+        try:
+            found: dict[str, Any] = json.loads((self.folder / "graph.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return found
+
+    def keep_graph(self, found: dict[str, Any]) -> None:
+        """Keep what the run of the dvc process above will be told of, once the store is back."""
+        _replace(self.folder / "graph.json", found)
+
     def is_complete(self, begin: Record) -> bool:
         """Whether the store has all of the run, up to its end."""
         return self.state().complete >= begin["count"]
@@ -277,8 +290,8 @@ class Thinning:
     depends on nothing but the points before, so a resumed run keeps the same ones.
     """
 
-    def __init__(self) -> None:
-        self.kept = 0
+    def __init__(self, kept: int = 0) -> None:
+        self.kept = kept
         self._since = 0
 
     @property

@@ -171,9 +171,9 @@ def close_parent(store: "Store", parent: str, graph: dict[str, Any]) -> None:
                 if key.startswith("test/")
             }
     head = "| stage | what | run | output | metric | seconds |\n|---|---|---|---|---|---:|\n"
-    # of the process above only this much is known afterwards
+    # of a process above that nobody watched only this much is known afterwards
     ends = [run.info.end_time for run in children.values() if run.info.end_time]
-    end = int(time.time() * 1000) if graph or not ends else max(ends)
+    end = graph.get("end") or (int(time.time() * 1000) if graph or not ends else max(ends))
     known = store.client.get_run(parent).data.metrics
     points = [Metric(k, v, end, 0) for k, v in sorted(metrics.items()) if known.get(k) != v]
     store.log(parent, points, tags={NOTE: head + "\n".join(rows)})

@@ -21,6 +21,7 @@ import hashlib
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
 
@@ -48,8 +49,8 @@ def main(folder: str) -> None:
         unsent = journal.path.exists() and not journal.is_complete(begin)
         return unsent and journal.is_live(begin)
 
-    steps = sum(1 for _ in read(journal.observed, limit=1 << 62))
-    Sampler(Log(journal.observed), begin["pid"], begin["system"], steps, wanted)
+    before = [record["step"] for record, _ in read(journal.observed, limit=1 << 62)]
+    Sampler(Log(journal.observed), begin["pid"], begin["system"], before, wanted)
     # now: later the working tree may have changed
     found = {**provenance.git(Path.cwd()), "changes": changes(Path.cwd())}
     journal.note(begin, found)
@@ -99,6 +100,10 @@ class Sender:
                 if not alive and not self._sending:
                     break
                 time.sleep(POLL)
+            graph = {**self._graph.stages(), "end": int(time.time() * 1000)}
+            for journal, _ in self._senders.leftovers(of=self._family):
+                with suppress(OSError):  # another has just sent it and cleared it away
+                    journal.keep_graph(graph)
             self._senders.send_leftovers(patience=0, of=self._family)
         finally:
             self._over.set()

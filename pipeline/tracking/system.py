@@ -20,18 +20,18 @@ class Sampler:
     """A thread that samples while it is wanted, first after 0.1 s, then every `seconds`.
 
     `system/cpu_utilization_percentage` and so on are of the machine, `system/process_…` of the
-    stage and its children.
+    stage and its children. `before` are the steps of samples that an earlier process took.
     """
 
     def __init__(
-        self, log: Log, pid: int, seconds: float, first_step: int, wanted: Callable[[], bool]
+        self, log: Log, pid: int, seconds: float, before: list[int], wanted: Callable[[], bool]
     ) -> None:
         self._log = log
         self._wanted = wanted
         self._pid = pid
         self._seconds = seconds
-        self._step = first_step
-        self._thinning = Thinning()
+        self._step = before[-1] + 1 if before else 0
+        self._thinning = Thinning(len(before))
         self._gpus = _gpus()
         self._network = psutil.net_io_counters()
         self._cpu_seconds: dict[int, float] = {}

@@ -57,7 +57,7 @@ def train(model: str, precision: str, data: Path) -> dict[str, Any]:
                 settings=Training(
                     epochs=2, batch_size=BATCH, accumulate=1, schedule="cosine", warmup=0.2,
                     clip_norm=1.0, label_smoothing=0.05, patience=None, monitor="accuracy",
-                    log_every=1, save_minutes=60,
+                    log_every=1, save_minutes=60, compile=None,
                 ),
                 optimizer=Optimizer(lr=RATES[model], weight_decay=0.01, betas=[0.9, 0.999]),
                 hardware=hardware,

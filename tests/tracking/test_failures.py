@@ -48,6 +48,13 @@ def curve(last: int) -> list[tuple[int, float]]:
     return [(step, 1 / (step + 1)) for step in range(last)]
 
 
+def check_samples(client: Any, run_id: str) -> None:
+    """Samples of the machine are there, each once."""
+    found = points(client, run_id, "system/cpu_utilization_percentage")
+    assert found
+    assert [step for step, _ in found] == list(range(len(found)))
+
+
 def done(process: subprocess.Popen[str]) -> str:
     """What a stage that must succeed wrote to stderr."""
     _, errors = process.communicate(timeout=90)
@@ -72,7 +79,10 @@ class TestServer:
         assert "0 run(s) sent, 1 pending" in sync(status=1)
         server.start()
         try:
-            running = stage(REPOSITORY, train(last=900, end=END), "killed")
+            body = train(last=3000, end=END)
+            running = stage(REPOSITORY, body, "killed", MLFLOW_HTTP_REQUEST_TIMEOUT="1")
+            assert running.stdout
+            log = own_workspace / ".tracking" / running.stdout.readline().strip() / "send.log"
             client = MlflowClient(server.uri)
             wait_for(lambda: runs(client, "killed"))
             server.kill()
@@ -81,15 +91,18 @@ class TestServer:
             (run,) = wait_for(lambda: runs(client, "killed"))
             have = len(points(client, run.info.run_id, "train/loss"))
             wait_for(lambda: len(points(client, run.info.run_id, "train/loss")) > have)
+            said = log.read_text()
             server.stop_answering()
-            time.sleep(2)
+            # it will get to what it was sent, and what was sent again as no answer came
+            wait_for(lambda: "timeout" in log.read_text().removeprefix(said).lower())
             server.answer_again()
             assert done(running) == ""
             sync()
-            for name, last in (("absent", 200), ("killed", 900)):
+            for name, last in (("absent", 200), ("killed", 3000)):
                 (run,) = runs(client, name)
                 assert run.info.status == "FINISHED"
                 assert points(client, run.info.run_id, "train/loss") == curve(last)
+            check_samples(client, run.info.run_id)
             assert not list((own_workspace / ".tracking").glob("*/journal.jsonl"))
         finally:
             server.kill()
@@ -121,7 +134,29 @@ class TestServer:
         assert found.info.status == "FINISHED"
         assert "refused" not in found.data.tags
         assert points(client, found.info.run_id, "train/loss") == curve(300)
+        check_samples(client, found.info.run_id)
         assert text(client, found.info.run_id, "figures/figure.txt", tmp_path) == "drawn"
+
+    @pytest.mark.slow
+    def test_one_that_answers_500_for_long_is_a_warning_and_gets_every_point_later(
+        self, server: Server, own_workspace: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from mlflow.tracking import MlflowClient
+
+        with Flaky(server.port) as flaky:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{flaky.port}")
+            flaky.kinds = ("unheard",)
+            errors = done(stage(REPOSITORY, train(last=50, end=END), "500 for long", flush=5.0))
+            assert "not in the store yet" in errors
+            assert flaky.failures > 1
+            client = MlflowClient(server.uri)
+            assert runs(client, "500 for long") == []
+            flaky.kinds = ("heard",)
+            sync()
+        (run,) = runs(client, "500 for long")
+        assert run.info.status == "FINISHED"
+        assert points(client, run.info.run_id, "train/loss") == curve(50)
+        check_samples(client, run.info.run_id)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("how", ["variables", "address"])
@@ -204,11 +239,12 @@ def test_weights_are_the_same_bytes_whatever_the_store_does(
 class Flaky:
     """A proxy before a server: of five requests two get a 500, one of them after it was served.
 
-    With a password it fails nobody, but asks for it.
+    With a password it fails nobody, but asks for it. `kinds` are what a request may meet.
     """
 
     def __init__(self, behind: int, hangs: bool = False, password: str = "") -> None:
         self.failures = 0
+        self.kinds: tuple[str, ...] = ("heard", "unheard", "heard", "answer lost", "heard")
         self._lock = threading.Lock()
         self._random = random.Random(7)
         proxy = self
@@ -255,7 +291,7 @@ class Flaky:
 
     def next(self) -> str:
         with self._lock:
-            kind = self._random.choice(("heard", "unheard", "heard", "answer lost", "heard"))
+            kind = self._random.choice(self.kinds)
             self.failures += kind != "heard"
             return kind
 
@@ -297,35 +333,56 @@ class TestSqlite:
         (found,) = wait_for(lambda: [r for r in runs(client, name) if r.info.status == "FINISHED"])
         assert len(runs(client, name)) == 1
         assert points(client, found.info.run_id, "train/loss") == curve(50)
+        check_samples(client, found.info.run_id)
 
     @pytest.mark.slow
-    def test_a_full_disk_is_a_warning(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(("when", "last"), [("at the start", 20), ("in mid-run", 2000)])
+    def test_a_full_disk_is_a_warning(
+        self, own_workspace: Path, monkeypatch: pytest.MonkeyPatch, when: str, last: int
+    ) -> None:
         from mlflow.tracking import MlflowClient
 
-        disk = tmp_path / "disk"
+        disk = own_workspace / "disk"
         disk.mkdir()
-        mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
+        mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)]
         if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
             pytest.skip("only root can make a small disk")
+        uri = f"sqlite:///{disk}/store.db"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+
+        def stored() -> list[tuple[int, float]]:
+            found = runs(MlflowClient(uri), "full") if (disk / "store.db").exists() else []
+            return points(MlflowClient(uri), found[0].info.run_id, "train/loss") if found else []
+
         try:
-            (disk / "filler").write_bytes(b"x" * 3_900_000)
-            environment = {
-                "MLFLOW_TRACKING_URI": f"sqlite:///{disk}/store.db",
-                "DVC_ROOT": str(tmp_path),
-            }
-            body = train(last=20, end=END)
-            errors = done(stage(REPOSITORY, body, "full", flush=2.0, **environment))
-            assert "not in the store yet" in errors
+            if when == "at the start":
+                fill(disk)
+            running = stage(REPOSITORY, train(last=last, end=END), "full", flush=2.0)
+            if when == "in mid-run":
+                wait_for(stored)
+                fill(disk)
+            assert "not in the store yet" in done(running)
+            before = len(stored())
+            assert before < last
+            assert (before > 0) == (when == "in mid-run")
             (disk / "filler").unlink()
-            os.environ.update(environment)
             sync()
-            client = MlflowClient(environment["MLFLOW_TRACKING_URI"])
-            (run,) = runs(client, "full")
-            assert points(client, run.info.run_id, "train/loss") == curve(20)
+            assert stored() == curve(last)
+            (run,) = runs(MlflowClient(uri), "full")
+            assert run.info.status == "FINISHED"
+            check_samples(MlflowClient(uri), run.info.run_id)
         finally:
-            for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT"):
-                os.environ.pop(name, None)
             subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def fill(disk: Path) -> None:
+    """Leave not a byte free on it."""
+    with (
+        (disk / "filler").open("wb", buffering=0) as filler,
+        pytest.raises(OSError, match="No space left"),
+    ):
+        while True:
+            filler.write(b"x" * 4096)
 
 
 class TestKilled:
@@ -355,6 +412,7 @@ class TestKilled:
         assert run.data.tags["resumed"] == "1"
         assert "error" not in run.data.tags
         assert points(client, run.info.run_id, "train/loss") == curve(200)
+        check_samples(client, run.info.run_id)
         wait_for(lambda: not (workspace / ".tracking" / journal).exists())
 
     @pytest.mark.slow
@@ -395,6 +453,7 @@ class TestKilled:
         run.end()
         (found,) = runs(client, settings.experiment)
         assert points(client, found.info.run_id, "train/loss") == curve(2)
+        check_samples(client, found.info.run_id)
 
 
 class TestTogether:
@@ -413,6 +472,7 @@ class TestTogether:
         for run in found:
             assert run.info.status == "FINISHED"
             assert points(client, run.info.run_id, "train/loss") == curve(150)
+            check_samples(client, run.info.run_id)
 
     @pytest.mark.slow
     def test_two_clones_share_a_server(

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from pipeline.tracking.content import dvc_md5
 from pipeline.tracking.journal import Journal, Log, Thinning, read
 from pipeline.tracking.masking import clean, clean_diff, is_secret, masked
 from pipeline.tracking.provenance import written_by_dvc
-from tests.tracking.conftest import git
+from tests.tracking.conftest import REPOSITORY, git
 
 RECORDS = [{"op": "metrics", "t": t, "values": {"a": t / 3}} for t in range(5)]
 
@@ -59,11 +61,13 @@ def test_a_journal_read_in_pieces_is_the_journal(
     assert found == RECORDS
 
 
-def test_what_a_full_disk_refuses_waits_and_is_written_later(
+def test_what_a_full_disk_refuses_waits_and_is_written_later_and_then_made_durable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = Log(tmp_path / "journal.jsonl")
+    path = tmp_path / "journal.jsonl"
+    log = Log(path)
     write, full = os.write, True
+    durable: list[int] = []
 
     def short(file: int, data: bytes) -> int:
         if full:
@@ -71,13 +75,16 @@ def test_what_a_full_disk_refuses_waits_and_is_written_later(
         return write(file, bytes(data)[:7])  # and then only a little at a time
 
     monkeypatch.setattr(os, "write", short)
+    monkeypatch.setattr(os, "fsync", lambda file: durable.append(os.fstat(file).st_size))
     log.append(RECORDS[0])
     assert log.unwritten
     full = False
     log.append(RECORDS[1])
+    assert durable == []
     log.sync()
     assert not log.unwritten
-    assert [record for record, _ in read(tmp_path / "journal.jsonl")] == RECORDS[:2]
+    assert [record for record, _ in read(path)] == RECORDS[:2]
+    assert durable == [path.stat().st_size]
 
 
 @given(calls=st.integers(1, 100_000))
@@ -293,7 +300,9 @@ diff --git a/run.py b/run.py
     )
 
 
-def test_the_diff_of_a_run_applies_whatever_git_is_configured_to_show(tmp_path: Path) -> None:
+def test_the_diff_of_a_run_applies_whatever_git_is_configured_to_show_and_is_cut_when_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     git(first, "init", "-q")
@@ -307,9 +316,31 @@ def test_the_diff_of_a_run_applies_whatever_git_is_configured_to_show(tmp_path: 
     git(tmp_path, "clone", "-q", str(first), str(second))
     file.write_bytes("one\rtwo\r\nfour\n\f\nfour\u2028six\n".encode())
     patch = tmp_path / "patch"
-    patch.write_bytes(provenance.git(first)["diff"].encode())
+    diff = provenance.git(first)["diff"]
+    patch.write_bytes(diff.encode())
     git(second, "apply", str(patch))
     assert (second / "a.txt").read_bytes() == file.read_bytes()
+    monkeypatch.setattr(provenance, "DIFF_BYTES", 50)
+    assert provenance.git(first)["diff"] == f"{diff[:50]}\n… cut at 50 bytes\n"
+
+
+def test_the_command_line_of_dvc_keeps_no_secret(tmp_path: Path) -> None:
+    code = "from pipeline.tracking import provenance; print(provenance.dvc()['command'])"
+    script = tmp_path / "dvc"
+    script.write_text(
+        f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {code!r}], check=True)"
+    )
+    given = ["-S", "train_cnn.hub.token=abc", "-S", "train_cnn.lr=0.1", "https://me:pa55@host/x"]
+    done = subprocess.run(
+        [sys.executable, str(script), "exp", "run", *given],
+        env={**os.environ, "DVC_STAGE": "train_cnn", "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (
+        "dvc exp run -S train_cnn.hub.token=*** -S train_cnn.lr=0.1 https://host/x\n"
+    )
 
 
 def test_the_outputs_that_dvc_writes_are_no_change_of_the_code(tmp_path: Path) -> None:

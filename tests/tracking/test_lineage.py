@@ -2,24 +2,27 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from tests.tracking.conftest import git, runs, wait_for
+from tests.tracking.conftest import Server, git, runs, wait_for
 
 DVC = [sys.executable, "-m", "dvc"]
 
 STAGES = """
-import json, sys, yaml
+import json, os, sys, yaml
 from pathlib import Path
 from pipeline import tracking
 from pipeline.tracking.content import identity
 from pipeline.settings import Tracking
 
 settings = Tracking(
-    enabled=True, experiment="story", flush_seconds=30.0, system_seconds=0.5, promote=True
+    enabled=True, experiment="story", flush_seconds=float(os.environ.get("PATIENCE", 30)),
+    system_seconds=0.5, promote=True,
 )
 params = yaml.safe_load(Path("params.yaml").read_text())
 stage = sys.argv[1]
@@ -123,6 +126,7 @@ def test_the_parent_tells_what_ran_what_was_reused_and_who_made_it(project: Path
     first = params.read_text()
     params.write_text("train_cnn:\n  lr: 0.25\n")
     dvc(project, "repro")
+    locked = yaml.safe_load((project / "dvc.lock").read_text())["stages"]
     params.write_text("train_cnn:\n  lr: -1\n")
     dvc(project, "repro", status=255)
     params.write_text(first)
@@ -159,7 +163,9 @@ def test_the_parent_tells_what_ran_what_was_reused_and_who_made_it(project: Path
     assert ids[1, "train_cnn"] in train[2]
     assert evaluate[:2] == ["evaluate@cnn", "ran"]
     assert evaluate[4] == "test/accuracy 0.7500"
-    assert train[3].startswith("`models/cnn` ")
+    for name, _what, _run, output, *_rest in (prepare, train, evaluate):
+        (out,) = locked[name]["outs"]
+        assert output == f"`{out['path']}` {out['md5'][:8]}"
     assert float(train[5]) >= 0
     assert parents[0].data.metrics == {"cnn/test/accuracy": 0.99}
     assert parents[1].data.metrics == {"cnn/test/accuracy": 0.75}
@@ -207,6 +213,41 @@ def test_experiments_that_run_in_parallel_have_a_story_each(project: Path) -> No
     for parent in parents[1:]:
         assert parent.data.tags["dvc.experiment"] in parent.info.run_name
         assert [row[1] for row in table(parent)] == ["reused", "ran", "ran"]
+
+
+@pytest.mark.slow
+def test_a_parent_that_waited_for_the_store_tells_of_the_whole_graph_too(
+    project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    server = Server(tmp_path_factory.mktemp("server")).start()
+    try:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        dvc(project, "repro")
+        sync(project)
+        server.kill()
+        (project / "params.yaml").write_text("train_cnn:\n  lr: 0.25\n")
+        monkeypatch.setenv("PATIENCE", "1")
+        dvc(project, "repro")
+        wait_for(lambda: list((project / ".tracking").glob("*/graph.json")))
+        ended = 1000 * time.time()
+        server.start()
+        sync(project)
+        client = MlflowClient(server.uri)
+        found = runs(client, "story")
+        first, second = (run for run in found if run.data.tags["stage"] == "dvc")
+        (prepared,) = (run for run in found if run.info.run_name == "prepare")
+        assert prepared.data.tags["mlflow.parentRunId"] == first.info.run_id
+        prepare, train, evaluate = table(second)
+        assert prepare[:2] == ["prepare", "reused"]
+        assert prepared.info.run_id in prepare[2]
+        assert [train[1], evaluate[1]] == ["ran", "ran"]
+        assert second.info.status == "FINISHED"
+        assert second.info.end_time < ended
+        assert second.data.metrics == {"cnn/test/accuracy": 0.75}
+    finally:
+        server.kill()
 
 
 def table(parent: Any) -> list[list[str]]:

@@ -28,11 +28,11 @@ from tests.tracking.conftest import runs
 DIGITS = [str(digit) for digit in range(10)]
 
 
-def png(shade: int = 200) -> bytes:
+def picture(kind: str = "PNG") -> bytes:
     from PIL import Image
 
     file = io.BytesIO()
-    Image.fromarray(np.full((28, 28), shade, np.uint8)).save(file, "PNG")
+    Image.fromarray(np.full((28, 28), 200, np.uint8)).save(file, kind)
     return file.getvalue()
 
 
@@ -80,7 +80,8 @@ import mlflow
 mlflow.set_tracking_uri(sys.argv[1])
 model = mlflow.pyfunc.load_model(f"models:/{sys.argv[2]}")
 raw = [base64.b64decode(text) for text in json.loads(sys.argv[3])]
-given = [*raw, *json.loads(sys.argv[3])[:1], *eval(sys.argv[4])]
+given = [*raw, *json.loads(sys.argv[3])[:1], *eval(sys.argv[4]), *model.input_example]
+assert model.metadata.signature.inputs and model.metadata.signature.outputs
 import pipeline
 assert "/code/pipeline/" in pipeline.__file__, pipeline.__file__
 assert "hydra" not in sys.modules
@@ -89,7 +90,10 @@ print(json.dumps(model.predict(given)))
 
 
 def fresh(workspace: Path, model_id: str, raw: list[bytes], arrays: str) -> list[dict[str, Any]]:
-    """What the model answers in a process that does not have this project."""
+    """What the model answers in a process that does not have this project.
+
+    To the raw inputs, the first of them as base64, the arrays, and the example it was logged with.
+    """
     import base64
 
     texts = json.dumps([base64.b64encode(each).decode() for each in raw])
@@ -109,14 +113,14 @@ def logged(client: Any, experiment: str) -> Any:
     return client.get_logged_model(output.model_id)
 
 
-def test_an_image_model_takes_png_bytes_and_arrays_in_a_fresh_process(
+def test_an_image_model_takes_png_and_jpeg_bytes_and_arrays_in_a_fresh_process(
     workspace: Path, settings: Tracking, client: Any, tmp_path: Path
 ) -> None:
     folder = image_model(tmp_path / "models" / "cnn")
     run = tracking.start("train_cnn", settings, {"lr": 0.1}, {"device": "cpu"})
     run.metrics({"validation/accuracy": 0.5}, step=3)
     run.output(folder)
-    run.model(folder, "image", DIGITS, png())
+    run.model(folder, "image", DIGITS, picture())
     run.end()
     (found,) = runs(client, settings.experiment)
     assert "refused" not in found.data.tags, found.data.tags["refused"]
@@ -156,8 +160,9 @@ def test_an_image_model_takes_png_bytes_and_arrays_in_a_fresh_process(
         assert len(client.get_metric_history(found.info.run_id, key)) == 1
 
     arrays = "[np.full((28, 28), 200, np.uint8), np.full((1, 28, 28), 200)]"
-    answers = fresh(workspace, "image-classifier@champion", [png()], arrays)
-    assert len(answers) == 4
+    raw = [picture(), picture("JPEG")]
+    answers = fresh(workspace, "image-classifier@champion", raw, arrays)
+    assert len(answers) == 6
     expected = models.load(folder).model(torch.full((1, 1, 28, 28), 200, dtype=torch.uint8))
     chances = expected.softmax(1)[0].tolist()
     for answer in answers:
@@ -177,8 +182,10 @@ def test_a_speech_model_takes_wav_bytes_of_any_rate_and_arrays(
     model = logged(client, settings.experiment)
     arrays = "[np.zeros(2400, np.int16), np.zeros(2400)]"
     answers = fresh(workspace, model.model_id, [wav(8000), wav(16000)], arrays)
-    same, resampled, text, silence, float_silence = (a["probabilities"]["yes"] for a in answers)
-    assert same == pytest.approx(text)
+    same, resampled, text, silence, float_silence, example = (
+        answer["probabilities"]["yes"] for answer in answers
+    )
+    assert [text, example] == pytest.approx([same, same])
     assert same == pytest.approx(resampled, abs=0.05)
     assert silence == pytest.approx(float_silence)
 
@@ -207,8 +214,9 @@ def test_a_text_model_takes_strings(
     run.end()
     logged_model = logged(client, settings.experiment)
     answers = fresh(workspace, logged_model.model_id, [], "['a fine film', 'a ' * 500]")
-    assert [set(answer["probabilities"]) for answer in answers] == [{"negative", "positive"}] * 2
+    assert [set(answer["probabilities"]) for answer in answers] == [{"negative", "positive"}] * 3
     assert all(sum(answer["probabilities"].values()) == pytest.approx(1) for answer in answers)
+    assert answers[2]["probabilities"] == pytest.approx(answers[0]["probabilities"], abs=1e-4)
 
 
 class TestRegistry:

@@ -43,7 +43,7 @@ def sample(folder: Path) -> dict[str, float]:
     """The first that a sampler writes; of GPUs only."""
     path = folder / "observed.jsonl"
     end = time.monotonic() + 5
-    Sampler(Log(path), 1, 0.01, 0, lambda: not path.stat().st_size)
+    Sampler(Log(path), 1, 0.01, [], lambda: not path.stat().st_size)
     while not list(read(path)):
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -70,3 +70,15 @@ def test_without_a_driver_there_are_none(nvml: ModuleType, tmp_path: Path) -> No
 
     vars(nvml)["nvmlInit"] = missing
     assert sample(tmp_path) == {}
+
+
+def test_a_second_sampler_goes_on_where_the_first_was_ended(tmp_path: Path) -> None:
+    path = tmp_path / "observed.jsonl"
+    end = time.monotonic() + 5
+    wanted = iter([True, True, False])
+    Sampler(Log(path), 1, 0.01, [*range(3998), 5000], lambda: next(wanted))
+    while not list(read(path)):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    ((record, _),) = read(path)  # of the second only every second is kept from 4,000 on
+    assert record["step"] == 5001

@@ -1,0 +1,52 @@
+"""Which keys a schema has: what a setting may be called, and what a wrong name was meant to be."""
+
+import difflib
+import types
+import typing
+from typing import Any
+
+from pydantic import BaseModel
+
+
+def unknown(path: list[str], schema: type[BaseModel]) -> str:
+    """The end of the message for a key that the schema does not have."""
+    levels = list(zip(path, _names(path, schema), strict=False))
+    wrong, names = next(((step, names) for step, names in levels if step not in names), levels[-1])
+    return f"is not a setting{suggest(wrong, names)}"
+
+
+def known(path: list[str], schema: type[BaseModel]) -> bool:
+    """Whether the schema has the key that these steps lead to."""
+    return all(
+        step in names or not names for step, names in zip(path, _names(path, schema), strict=True)
+    )
+
+
+def _names(path: list[str], schema: type[BaseModel]) -> list[list[str]]:
+    """The setting names that each step of a path may have; none below a plain value."""
+    models: list[type[BaseModel]] = [schema]
+    levels = []
+    for step in path:
+        fields = [(name, field) for model in models for name, field in model.model_fields.items()]
+        levels.append(sorted({name for name, _ in fields}))
+        models = [
+            inner for name, field in fields if name == step for inner in _models(field.annotation)
+        ]
+    return levels
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The settings classes in a field's type: itself, or the members of a union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
+        return [model for part in typing.get_args(annotation) for model in _models(part)]
+    return []
+
+
+def suggest(wrong: str, names: list[str]) -> str:
+    """The nearest of the names, or all of them; the end of a message."""
+    nearest = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
+    if nearest:
+        return f"; did you mean {nearest[0]}?"
+    return f"; known here: {', '.join(names)}" if names else ""
