@@ -178,17 +178,21 @@ class Journal:
         """Keep what the stage runs from."""
         _replace(self.provenance, {**found, "count": begin["count"]})
 
-    def graph(self) -> dict[str, Any]:
+    def graph(self, begin: Record) -> dict[str, Any]:
         """What `keep_graph` kept, or empty."""
         try:
             found: dict[str, Any] = json.loads((self.folder / "graph.json").read_text())
         except (OSError, ValueError):
             return {}
-        return found
+        return found if found.get("count") == begin["count"] else {}
 
-    def keep_graph(self, found: dict[str, Any]) -> None:
-        """Keep what the run of the dvc process above will be told of, once the store is back."""
-        _replace(self.folder / "graph.json", found)
+    def keep_graph(self, begin: Record, found: dict[str, Any]) -> None:
+        """Keep what the run of the dvc process above will be told, once the store is back.
+
+        Of several senders the first saw dvc end.
+        """
+        if not self.graph(begin):
+            _replace(self.folder / "graph.json", {**found, "count": begin["count"]})
 
     def is_complete(self, begin: Record) -> bool:
         """Whether the store has all of the run, up to its end."""

@@ -101,9 +101,9 @@ class Sender:
                     break
                 time.sleep(POLL)
             graph = {**self._graph.stages(), "end": int(time.time() * 1000)}
-            for journal, _ in self._senders.leftovers(of=self._family):
+            for journal, begin in self._senders.leftovers(of=self._family):
                 with suppress(OSError):  # another has just sent it and cleared it away
-                    journal.keep_graph(graph)
+                    journal.keep_graph(begin, graph)
             self._senders.send_leftovers(patience=0, of=self._family)
         finally:
             self._over.set()

@@ -102,7 +102,7 @@ class Senders:
                     once = 0 if begin["uri"] in failed else patience
                     Sending(journal, begin, self, lambda: False).run(once)
                     if journal.is_complete(begin):
-                        self.finish(journal, begin, journal.graph())
+                        self.finish(journal, begin, journal.graph(begin))
                     elif journal.path.exists():
                         failed.add(begin["uri"])
             done += not journal.path.exists() or journal.is_complete(begin)
