@@ -104,7 +104,9 @@ def _after_dvc(arguments: list[str]) -> list[str]:
 
 
 def _clean(argument: str) -> str:
-    key, equals, _ = argument.partition("=")
+    key, equals, value = argument.partition("=")
+    if key.startswith("--") and "=" in value:
+        return f"{key}={_clean(value)}"
     return f"{key}={MASK}" if equals and is_secret(key) else clean(argument)
 
 

@@ -330,7 +330,8 @@ def test_the_command_line_of_dvc_keeps_no_secret(tmp_path: Path) -> None:
     script.write_text(
         f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {code!r}], check=True)"
     )
-    given = ["-S", "train_cnn.hub.token=abc", "-S", "train_cnn.lr=0.1", "https://me:pa55@host/x"]
+    given = ["-S", "train_cnn.hub.token=abc", "--set-param=train_cnn.hub.api_key=def"]
+    given += ["-S", "train_cnn.lr=0.1", "https://me:pa55@host/x"]
     done = subprocess.run(
         [sys.executable, str(script), "exp", "run", *given],
         env={**os.environ, "DVC_STAGE": "train_cnn", "PYTHONPATH": str(REPOSITORY)},
@@ -339,7 +340,8 @@ def test_the_command_line_of_dvc_keeps_no_secret(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == (
-        "dvc exp run -S train_cnn.hub.token=*** -S train_cnn.lr=0.1 https://host/x\n"
+        "dvc exp run -S train_cnn.hub.token=*** --set-param=train_cnn.hub.api_key=*** "
+        "-S train_cnn.lr=0.1 https://host/x\n"
     )
 
 

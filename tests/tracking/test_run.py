@@ -78,7 +78,8 @@ def check_everything(client: Any, experiment: str, folder: Path) -> None:
     samples = client.get_metric_history(run_id, "system/cpu_utilization_percentage")
     first = min(samples, key=lambda point: point.step)
     assert first.value > 0
-    assert first.timestamp - run.info.start_time < 1500
+    # 0.2 to 0.4 s on an idle machine
+    assert first.timestamp - run.info.start_time < 3000
     assert run.data.metrics["system/process_memory_usage_megabytes"] > 10
 
 
