@@ -118,7 +118,8 @@ def test_the_loop_stays_close_to_a_bare_one(model, steps, overrides, tmp_path, m
     one.bare(6)  # the first steps of a process are slow
     found = alternate(
         {
-            "ours": partial(one.ours, steps, tracked=True),
+            # outside DVC the sender of each run would import MLflow meanwhile
+            "ours": partial(one.ours, steps, tracked=False),
             "bare": partial(one.bare, steps),
         },
         5,
