@@ -16,7 +16,7 @@ import torch
 from bench.jobs import Job, job
 from bench.measure import Row, alternate, for_comparison, main, ratios, scratch, timed
 from pipeline.data.batches import Batch
-from pipeline.hardware import Hardware
+from pipeline.hardware import Hardware, card
 
 CASES = {"CNN": ("cnn", 216), "GRU": ("rnn", 70), "MiniLM": ("transformer", 60)}
 
@@ -44,8 +44,9 @@ def measure(quick: bool) -> list[Row]:
             reached = [100 * work / seconds / top for seconds in found["ours"]]
             median = statistics.median(found["ours"])
             ratio = statistics.median(ratios(found["ours"], found["bare"]))
+            where = card(one.hardware)["device_name"]
             what = (
-                f"{name} on {one.hardware.device.type}: {examples / median:,.0f} examples/s, "
+                f"{name} on {where}: {examples / median:,.0f} examples/s, "
                 f"{ratio:.3f} × the time of a bare loop, {work / median / 1e9:,.0f} GFLOP/s, of a "
                 f"matrix product's {top / 1e9:,.0f} in {one.hardware.precision}"
             )

@@ -106,6 +106,7 @@ def _ours(data: Path, seed: int, steps: int) -> dict[str, Any]:
 def _trainer(name: str, data: Path, seed: int, steps: int) -> dict[str, Any]:
     import numpy as np
     import pyarrow.parquet as pq
+    import torch
     from datasets import Dataset
     from transformers import (
         AutoModelForSequenceClassification,
@@ -150,7 +151,8 @@ def _trainer(name: str, data: Path, seed: int, steps: int) -> dict[str, Any]:
         model,
         TrainingArguments(
             output_dir=str(data.parent / "trainer"), learning_rate=5e-5, max_steps=steps or -1,
-            seed=seed, report_to="none", disable_tqdm=True, use_cpu=True, **options,
+            seed=seed, report_to="none", disable_tqdm=True,
+            use_cpu=not torch.accelerator.is_available(), **options,
         ),
         train_dataset=read("train"),
         eval_dataset=read("validation") if best else None,

@@ -38,7 +38,7 @@ class Job:
     Attributes:
         settings: of the stage.
         hardware: configured.
-        build: a model with the same initial weights at each call.
+        build: a model on the device with the same initial weights at each call.
         batches: training and validation.
     """
 
@@ -155,7 +155,7 @@ def job(model: str, folder: Path, *overrides: str, data: Path | None = None) -> 
 
     def build() -> nn.Module:
         torch.manual_seed(settings.seed)
-        return models.build(description)[0]
+        return models.build(description)[0].to(hardware.device)
 
     return Job(settings, hardware, build, batches)
 

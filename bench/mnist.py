@@ -156,11 +156,12 @@ def _peer(source: Path, seed: int, quick: bool) -> dict[str, Any]:
         def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
             return self.transform(Image.fromarray(self.pixels[index])), int(self.labels[index])
 
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     model = nn.Sequential(
         nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2),
         nn.Dropout(0.25), nn.Flatten(), nn.Linear(9216, 128), nn.ReLU(), nn.Dropout(0.5),
         nn.Linear(128, 10),
-    )  # fmt: skip
+    ).to(device)  # fmt: skip
     optimizer = torch.optim.Adadelta(model.parameters(), lr=1.0)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.7)
     train = torch.utils.data.DataLoader(Digits("train"), batch_size=64)
@@ -170,14 +171,14 @@ def _peer(source: Path, seed: int, quick: bool) -> dict[str, Any]:
         model.train()
         for number, (images, labels) in enumerate(train):
             optimizer.zero_grad()
-            loss = F.cross_entropy(model(images), labels)
+            loss = F.cross_entropy(model(images.to(device)), labels.to(device))
             loss.backward()
             optimizer.step()
             if number % 10 == 0:
                 print(f"Loss: {loss.item():.6f}")
         model.eval()
         with torch.no_grad():
-            hits = sum(int((model(x).argmax(1) == y).sum()) for x, y in test)
+            hits = sum(int((model(x.to(device)).argmax(1).cpu() == y).sum()) for x, y in test)
         scheduler.step()
         accuracy = hits / len(test.dataset)  # type: ignore[arg-type]
         curve.append((time.time() - _started(), accuracy))

@@ -17,11 +17,19 @@ class AdamW:
     Sparse gradients, as `nn.Embedding(sparse=True)` has them, count as dense ones with zeros in the
     other rows: all rows move and decay.
 
+    With float16, `torch.amp.GradScaler.step` leaves its scale and its finding here, both on the
+    device: nothing is fetched from it, and a step whose gradients overflowed changes nothing.
+
     Args:
         parameters: those without `requires_grad` are left out.
         weight_decay: decoupled.
         betas: decay of the running means of the gradient and of its square.
     """
+
+    # By this GradScaler knows that for the time of a step it may set these two.
+    _step_supports_amp_scaling = True
+    grad_scale: Tensor
+    found_inf: Tensor
 
     def __init__(
         self, parameters: Sequence[nn.Parameter], weight_decay: float, betas: Sequence[float]
@@ -61,12 +69,14 @@ class AdamW:
                 parameter.grad = parameter.grad.coalesce()
                 rows[parameter] = parameter.grad.indices()[0]
         gradients = [p.grad.values() if p in rows else p.grad for p in used]
-        scale = None
+        scale = getattr(self, "grad_scale", None)
         if clip_norm is not None and gradients:
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-            scale = (norm / clip_norm).clamp(min=1.0)
-            if not self._kernel_scales:
-                torch._foreach_div_(gradients, scale)
+            limit = clip_norm if scale is None else clip_norm * scale
+            excess = (norm / limit).clamp(min=1.0)
+            scale = excess if scale is None else excess * scale
+        if scale is not None and not self._kernel_scales:
+            torch._foreach_div_(gradients, scale)
         for parameter, touched in rows.items():
             if parameter not in self._dense:
                 self._dense[parameter] = torch.zeros_like(parameter)
@@ -79,6 +89,7 @@ class AdamW:
 
     def _move(self, scale: Tensor | None) -> None:
         self.steps += 1
+        overflowed = getattr(self, "found_inf", None)
         for group, means, squares in zip(self.param_groups, self.means, self.squares, strict=True):
             used = [i for i, p in enumerate(group["params"]) if p.grad is not None]
             if not used:
@@ -98,7 +109,10 @@ class AdamW:
                 amsgrad=False,
                 maximize=False,
                 grad_scale=scale,
+                found_inf=overflowed,
             )
+        if overflowed is not None:
+            self.steps -= overflowed
 
     def zero_grad(self) -> None:
         """Let the gradients go."""

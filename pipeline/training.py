@@ -214,7 +214,6 @@ class _Loop:
                 (self.scaler.scale(loss) if self.scaler else loss).backward()
             losses.append(loss.detach())
         if self.scaler:
-            self.scaler.unscale_(self.optimizer)
             self.scaler.step(self.optimizer, self.settings.clip_norm)
             self.scaler.update()
         else:

@@ -61,6 +61,41 @@ def test_clipping_is_torchs(norm):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("norm", [None, 5.0])
+def test_scaled_gradients_move_as_torchs_do_and_overflowed_ones_change_nothing(norm):
+    """As with float16: in steps 3 and 4 one of the gradients is infinite."""
+    ours, theirs = model(), model()
+    optimizer, reference = AdamW(list(ours.parameters()), 0.1, [0.8, 0.95]), torchs(theirs)
+    optimizer.lr = 0.001
+    scales = []
+    scalers = [torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=5) for _ in range(2)]
+    for step in range(12):
+        for net, scaler in zip((ours, theirs), scalers, strict=True):
+            gradients(net, step)
+            for parameter in net.parameters():
+                parameter.grad *= scaler.scale(torch.ones(()))
+            if step in (3, 4):
+                net[3].bias.grad[1] = torch.inf
+        before = [p.detach().clone() for p in ours.parameters()]
+        scalers[0].step(optimizer, norm)
+        if norm:
+            scalers[1].unscale_(reference)
+            found = nn.utils.clip_grad_norm_(theirs.parameters(), norm)
+            assert not found.isfinite() or found > norm
+        scalers[1].step(reference)
+        for scaler in scalers:
+            scaler.update()
+        optimizer.zero_grad()
+        reference.zero_grad()
+        moved = [not torch.equal(a, b) for a, b in zip(before, ours.parameters(), strict=True)]
+        assert set(moved) == {step not in (3, 4)}
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+        scales.append(scalers[0].get_scale())
+    assert int(optimizer.steps) == 10
+    assert min(scales) == 2.0**6 < scales[-1]
+
+
 def test_sparse_gradients_move_all_rows_as_dense_ones_do():
     """Also rows that were in an earlier batch, and those that were in none."""
     moved = []

@@ -204,10 +204,12 @@ class TestModel:
         assert one.state_dict().keys() == other.state_dict().keys()
         assert not torch.equal(one.get_parameter(name), other.get_parameter(name))
 
+    @pytest.mark.parametrize("attention", ["eager", "sdpa"])
     @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-    def test_padding_does_not_change_the_logits(self, encoder, precision):
+    def test_padding_does_not_change_the_logits(self, encoder, precision, attention, monkeypatch):
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: attention == "sdpa")
         model, tokenizer = transformer.build(settings(encoder), CLASSES)
-        model.eval()
+        assert model.eval().config._attn_implementation == attention
         texts = ["a film", "a good book . a bad film . a good film ."]
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
             together = model(**inputs(tokenizer, *texts)).logits

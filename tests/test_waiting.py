@@ -1,0 +1,145 @@
+"""No step waits for the device: nothing that it computes is fetched before `log_losses`."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipeline.checkpoint import Checkpoints
+from pipeline.data.augment import affine
+from pipeline.data.batches import Batches, Ragged
+from pipeline.hardware import Hardware, configure
+from pipeline.models import cnn, rnn, transformer
+from pipeline.settings import Augment
+from pipeline.training import _Loop, _sparse_gradients
+from tests.models.presets import preset
+from tests.test_training import OPTIMIZER, STAGE, TRAINING
+
+Make = Callable[[torch.device], tuple[nn.Module, Batches]]
+CLASSES = 4
+
+
+def labels(device: torch.device) -> Tensor:
+    return torch.arange(64, device=device) % CLASSES
+
+
+def images(device: torch.device) -> tuple[nn.Module, Batches]:
+    pixels = torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8, device=device)
+    model = cnn.build(
+        preset("cnn", "convnet"), channels=1, height=28, width=28, classes=CLASSES,
+        mean=[0.1], std=[0.3],
+    )  # fmt: skip
+
+    def collate(index: Tensor) -> dict[str, Tensor]:
+        return {"images": pixels[index.to(device, non_blocking=True)]}
+
+    augment = affine(Augment(degrees=10, translate=0.1, scale=0.1, flip=True))
+    return model, Batches(labels(device), collate, 8, shuffle=True, augment=augment)
+
+
+def ragged(lengths: Tensor, device: torch.device) -> Ragged:
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    return Ragged(torch.randint(1, 999, (int(offsets[-1]),), device=device), offsets)
+
+
+def clips(device: torch.device) -> tuple[nn.Module, Batches]:
+    lengths = torch.arange(2000, 2064)
+    sounds = ragged(lengths, device)
+
+    def collate(index: Tensor) -> dict[str, Tensor]:
+        samples, sizes = sounds.pad(index)
+        return {"waveforms": samples.float().div_(32768), "lengths": sizes}
+
+    model = rnn.build(preset("rnn", "gru"), sample_rate=8000, classes=CLASSES)
+    return model, Batches(labels(device), collate, 8, shuffle=True, lengths=lengths)
+
+
+def sentences(device: torch.device) -> tuple[nn.Module, Batches]:
+    lengths = torch.arange(64) // 3 + 4  # some batches have padding, some none
+    words = ragged(lengths, device)
+
+    def collate(index: Tensor) -> dict[str, Tensor]:
+        ids, sizes = words.pad(index)
+        mask = torch.arange(ids.shape[1], device=device) < sizes[:, None]
+        return {"input_ids": ids.long(), "attention_mask": mask.long()}
+
+    classes = [str(number) for number in range(CLASSES)]
+    model, _ = transformer.build(preset("transformer", "minilm"), classes)
+    return model, Batches(labels(device), collate, 8, shuffle=True, lengths=lengths)
+
+
+def loop_of(make: Make, hardware: Hardware) -> _Loop:
+    nowhere = Checkpoints(None)  # type: ignore[arg-type]
+    model, batches = make(hardware.device)
+    return _Loop(
+        model, batches, TRAINING, OPTIMIZER, hardware, 0, nowhere, lambda metrics, step: None, None
+    )
+
+
+every_model = pytest.mark.parametrize("make", [images, clips, sentences])
+
+
+class NothingIsFetched(TorchDispatchMode):
+    """Raises where the host asks for a number, a truth or a count that a tensor holds."""
+
+    asks = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "bincount")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        name = func.overloadpacket.__name__
+        if name in self.asks or (name == "index" and any(_is_mask(i) for i in args[1])):
+            raise AssertionError(f"{func} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+def _is_mask(index: Tensor | None) -> bool:
+    return index is not None and index.dtype in (torch.bool, torch.uint8)
+
+
+@every_model
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_step_asks_for_no_value(make, precision, monkeypatch):
+    """On a CPU, with what a GPU has: fused attention, dense gradients, fp16's scaler."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    loop = loop_of(make, configure(STAGE.model_copy(update={"precision": "bf16"})))
+    _sparse_gradients(loop.bare, False)
+    if precision == "fp16":
+        loop.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    before = [p.detach().clone() for p in loop.bare.parameters()]
+    batches = list(loop.train.epoch(0))[:4]
+    with NothingIsFetched():
+        losses = [loop.step(iter([batch])) for batch in batches]
+    assert torch.isfinite(torch.stack(losses)).all()
+    moved = zip(before, loop.bare.parameters(), strict=True)
+    assert sum(not torch.equal(a, b) for a, b in moved) > 0.9 * len(before)
+
+
+def test_the_check_sees_what_waits():
+    with NothingIsFetched():
+        values = torch.arange(3.0)
+        for ask in (
+            lambda: bool((values > 0).all()), lambda: values.sum().item(),
+            lambda: values[values > 1], lambda: values.nonzero(),
+        ):  # fmt: skip
+            with pytest.raises(AssertionError, match="waits"):
+                ask()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@every_model
+@pytest.mark.parametrize("precision", ["auto", "fp16"])
+def test_a_step_does_not_wait_for_a_gpu(make, precision):
+    """The gathering of its batch included."""
+    loop = loop_of(
+        make, configure(STAGE.model_copy(update={"device": "cuda", "precision": precision}))
+    )
+    epoch = loop.train.epoch(0)
+    loop.step(epoch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        losses = [loop.step(epoch) for _ in range(3)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.isfinite(torch.stack(losses)).all()
