@@ -19,7 +19,7 @@ from pipeline.tracking.lineage import NOTE, link, open_parent
 from pipeline.tracking.masking import clean
 from pipeline.tracking.store import PARAM, RunGoneError, Store
 
-BATCH = 5.0, 100_000  # seconds and bytes of metrics that are sent together while the stage runs
+BATCH = 10.0, 100_000  # seconds and bytes of metrics that are sent together while the stage runs
 
 
 class SupersededError(Exception):
@@ -87,6 +87,10 @@ class Replay:
             self._read = self.state.sent
             raise
         return before != (self.state.sent, self.state.observed)
+
+    def behind(self) -> bool:
+        """Whether the journal has more than what is read of it."""
+        return self.journal.path.exists() and self.journal.path.stat().st_size > self._read
 
     def close_killed(self) -> None:
         """Close the run of a process that died without closing it."""

@@ -84,6 +84,7 @@ class Sender:
         self._threads: dict[tuple[str, int], Thread] = {}
         self._sending: set[tuple[str, int]] = set()
         self._sweep: Thread | None = None
+        self._sent = Event()
         self._over = Event()
 
     def run(self) -> None:
@@ -92,6 +93,7 @@ class Sender:
 
         try:
             while True:
+                self._sent.clear()
                 alive = dvc_lives(self._journal, self._begin)
                 if self._start_threads() and not (self._sweep and self._sweep.is_alive()):
                     self._sweep = Thread(target=self._senders.send_leftovers, args=(0, 0))
@@ -99,7 +101,8 @@ class Sender:
                 self._graph.look()
                 if not alive and not self._sending:
                     break
-                time.sleep(POLL)
+                # the next stage begins when this one has ended
+                self._sent.wait(LOOK if self._sending else POLL)
             graph = {**self._graph.stages(), "end": int(time.time() * 1000)}
             for journal, begin in self._senders.leftovers(of=self._family):
                 with suppress(OSError):  # another has just sent it and cleared it away
@@ -133,14 +136,18 @@ class Sender:
             with locked(journal, wait=600) as mine:  # an earlier sender may be about to leave
                 if mine:
                     Sending(journal, begin, self._senders, ask_others).run()
-                    self._sending.discard(key)
+                    self._done(key)
                     if journal.is_complete(begin):
                         # the run of the dvc process is closed after the latest of its stages
                         while duty(journal, begin) != "none" and not self._over.wait(POLL):
                             pass
                         self._senders.finish(journal, begin, self._graph.stages())
         finally:
-            self._sending.discard(key)
+            self._done(key)
+
+    def _done(self, key: tuple[str, int]) -> None:
+        self._sending.discard(key)
+        self._sent.set()
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from pipeline.tracking.replay import Replay
     from pipeline.tracking.store import Store
 
-POLL = 0.2  # seconds between two looks at the journal
-LOOK = 1.0  # seconds between two looks at what nobody waits for: each wakes a core that trains
+POLL = 0.2  # seconds between two looks at the journal's size
+LOOK = 1.0  # seconds between two looks at what nobody waits for: each holds up a core that trains
 BACKOFF = 5.0  # seconds, the longest pause between two attempts
 
 
@@ -152,7 +152,14 @@ class Sending:
             if time.monotonic() - moved > patience:
                 return
             if not progress:
-                time.sleep(pause)
+                self._rest(pause, alive)
+
+    def _rest(self, pause: float, alive: bool) -> None:
+        """Sleep; on, up to LOOK, while a live stage appends nothing."""
+        until = time.monotonic() + LOOK
+        time.sleep(pause)
+        while alive and self._replay and not self._replay.behind() and time.monotonic() < until:
+            time.sleep(pause)
 
     def _step(self, alive: bool) -> bool:
         from pipeline.tracking.replay import Replay, SupersededError
