@@ -46,7 +46,7 @@ class Tracking(Settings):
     system_seconds: Annotated[float, Field(gt=0)]
     """Interval of the system metrics (CPU, memory, GPU)."""
     promote: bool
-    """Whether evaluation registers the model and may move the `champion` alias."""
+    """Whether an evaluation may move the alias `champion` to the version it registers."""
 
 
 class Stage(Settings):

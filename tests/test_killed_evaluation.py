@@ -11,13 +11,8 @@ from typing import Any
 import pytest
 
 from tests.data.sources import contents
-from tests.workspace import QUICK, STAGES, Nursery
+from tests.workspace import BARE, QUICK, STAGES, Nursery
 
-PARTS = (
-    "probes", "similarity", "pictures", "baselines", "calibration", "slices", "robustness",
-    "suspects",
-)  # fmt: skip
-OFF = [*(f"parts.{part}=false" for part in PARTS), "mistakes=1"]
 SMALL = [
     f"parts.{name}={size}"
     for name, size in {"probe_train": 60, "probe_test": 30, "pictured": 20, "damaged": 20}.items()
@@ -122,7 +117,7 @@ def check_nothing_is_half_written(killed: Evaluation, *whole: dict[str, dict[str
 @pytest.mark.parametrize(
     ("model", "parts", "places"),
     [
-        pytest.param("cnn", OFF, BRIEF, id="brief"),
+        pytest.param("cnn", BARE, BRIEF, id="brief"),
         *(pytest.param(m, SMALL, list(PLACES), id=m, marks=pytest.mark.slow) for m in STAGES),
     ],
 )
@@ -145,7 +140,7 @@ def test_killed_at_one_place_after_the_other_the_next_gives_the_same_bytes(
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("model", STAGES)
 def test_killed_at_20_random_moments_the_next_gives_the_same_bytes(model, evaluation):
-    killed, whole = evaluation(model, OFF)
+    killed, whole = evaluation(model, BARE)
     moments, seconds = random.Random(model), 5.0
     for number in range(20):
         if number % 2:

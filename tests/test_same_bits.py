@@ -1,5 +1,6 @@
 """The same config and data give the same bytes, whatever else is different."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,17 +54,29 @@ def test_twice_is_the_same_also_over_the_leftovers_of_another_run(
 
 
 @pytest.mark.parametrize(
-    "model", ["rnn", *(pytest.param(m, marks=pytest.mark.slow) for m in ("cnn", "transformer"))]
+    ("model", "off"),
+    [
+        ("rnn", "tracking=off"),
+        *(
+            pytest.param(m, "tracking.enabled=false", marks=pytest.mark.slow)
+            for m in ("cnn", "transformer")
+        ),
+    ],
 )
-def test_hash_seed_locale_time_zone_cwd_and_tracking_change_nothing(model, nursery, tmp_path):
-    chosen = short(model)
+def test_hash_seed_locale_time_zone_cwd_and_tracking_change_nothing(model, off, nursery, tmp_path):
+    """Without tracking nothing is left but the outputs, and mlflow is not even imported."""
+    stage, *overrides = short(model)
     here, there = tmp_path / "here", tmp_path / "there"
-    plain = nursery.run(
-        *chosen, f"output={here}/model", f"curve={here}/curve.csv", "tracking=off",
-        DVC_ROOT=str(here),
+    plain = run(
+        nursery.folder, sys.executable, "-X", "importtime", "-m", f"stages.{stage}", *overrides,
+        f"output={here}/model", f"curve={here}/curve.csv", off, DVC_ROOT=str(here),
     )  # fmt: skip
-    assert plain.status == 0, plain.output
-    stage, *overrides = chosen
+    assert plain.returncode == 0, plain.stderr
+    listed = re.findall(r"^import time:.*\| +([\w.]+)$", plain.stderr, re.MULTILINE)
+    imported = {module.partition(".")[0] for module in listed}
+    assert imported > {"torch", "hydra", "pipeline"}
+    assert "mlflow" not in imported
+    assert {path.name for path in here.iterdir()} <= {"model", "curve.csv", ".checkpoints"}
     other = subprocess.run(
         [
             *(sys.executable, "-m", f"stages.{stage}", *overrides),

@@ -39,6 +39,12 @@ QUICK = {
     "rnn": ["training.epochs=4", "training.batch_size=16", "training.log_every=2"],
 }  # fmt: skip
 """Overrides of a training of 60 steps that takes a few seconds at most."""
+PARTS = (
+    "probes", "similarity", "pictures", "baselines", "calibration", "slices", "robustness",
+    "suspects",
+)  # fmt: skip
+BARE = [*(f"parts.{part}=false" for part in PARTS), "mistakes=1"]
+"""Overrides of an evaluation without any part that can be switched off."""
 
 
 @cache

@@ -1,14 +1,19 @@
 """Real stores, real servers, real processes."""
 
+import base64
+import http.client
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -140,10 +145,10 @@ class Server:
         return self._process.pid
 
     def kill(self) -> None:
-        """`kill -9` of the server and its workers."""
-        assert self._process
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        """`kill -9` of the server and its workers, if it runs."""
+        if self._process and self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
 
     def stop_answering(self) -> None:
         """The port stays open, nobody answers."""
@@ -168,6 +173,111 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.start()
     yield server
     server.kill()
+
+
+class Flaky:
+    """A proxy before a server: of five requests two get a 500, one of them after it was served.
+
+    With a password it fails nobody, but asks for it. `kinds` are what a request may meet; one that
+    is "unanswered" hangs.
+    """
+
+    def __init__(
+        self,
+        behind: int,
+        kinds: tuple[str, ...] = ("heard", "unheard", "heard", "answer lost", "heard"),
+        password: str = "",
+    ) -> None:
+        self.failures = 0
+        self.kinds = kinds
+        self._lock = threading.Lock()
+        self._random = random.Random(7)
+        proxy = self
+        allowed = "Basic " + base64.b64encode(f"team:{password}".encode()).decode()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                length = int(self.headers.get("Content-Length", 0))
+                body = self.rfile.read(length) if length else None
+                if (
+                    self.headers.get("Transfer-Encoding") == "chunked"
+                ):  # so MLflow sends empty files
+                    assert self.rfile.readline() + self.rfile.readline() == b"0\r\n\r\n"
+                    body = b""
+                kind = "heard" if password else proxy.next()
+                if kind == "unanswered":
+                    time.sleep(60)
+                    return
+                if password and self.headers.get("Authorization") != allowed:
+                    self.send_response(401)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
+                if kind != "unheard":
+                    server = http.client.HTTPConnection("127.0.0.1", behind, timeout=30)
+                    own = ("host", "transfer-encoding")
+                    headers = {k: v for k, v in self.headers.items() if k.lower() not in own}
+                    server.request(self.command, self.path, body, headers)
+                    answer = server.getresponse()
+                    content = answer.read()
+                if kind == "heard":
+                    self.send_response(answer.status)
+                    self.send_header(
+                        "Content-Type", answer.getheader("Content-Type") or "application/json"
+                    )
+                else:
+                    content = b"{}"
+                    self.send_response(500)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self._server.server_address[1]
+
+    def next(self) -> str:
+        with self._lock:
+            kind = self._random.choice(self.kinds)
+            self.failures += kind != "heard"
+            return kind
+
+    def recover(self) -> None:
+        """Fail nobody from now on."""
+        self.kinds = ("heard",)
+
+    def __enter__(self) -> "Flaky":
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """An empty file system with room for a store; `fill` leaves it none."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root can make a small disk")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def fill(disk: Path) -> None:
+    """Leave not a byte free on it."""
+    with (
+        (disk / "filler").open("wb", buffering=0) as filler,
+        pytest.raises(OSError, match="No space left"),
+    ):
+        while True:
+            filler.write(b"x" * 4096)
 
 
 @pytest.fixture

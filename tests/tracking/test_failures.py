@@ -1,16 +1,10 @@
 """Whatever happens to the store or a process: the stage ends well, nothing is lost or doubled."""
 
-import base64
-import http.client
-import os
-import random
 import signal
 import sqlite3
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +13,18 @@ import pytest
 
 from pipeline import tracking
 from pipeline.settings import Tracking
-from tests.tracking.conftest import Server, git, points, runs, stage, sync, text, wait_for
-from tests.workspace import QUICK, Nursery, outputs
+from tests.tracking.conftest import (
+    Flaky,
+    Server,
+    fill,
+    git,
+    points,
+    runs,
+    stage,
+    sync,
+    text,
+    wait_for,
+)
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -143,15 +147,14 @@ class TestServer:
     ) -> None:
         from mlflow.tracking import MlflowClient
 
-        with Flaky(server.port) as flaky:
+        with Flaky(server.port, kinds=("unheard",)) as flaky:
             monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{flaky.port}")
-            flaky.kinds = ("unheard",)
             errors = done(stage(REPOSITORY, train(last=50, end=END), "500 for long", flush=5.0))
             assert "not in the store yet" in errors
             assert flaky.failures > 1
             client = MlflowClient(server.uri)
             assert runs(client, "500 for long") == []
-            flaky.kinds = ("heard",)
+            flaky.recover()
             sync()
         (run,) = runs(client, "500 for long")
         assert run.info.status == "FINISHED"
@@ -209,98 +212,12 @@ print("seen:", [one.name for one in store.client.search_experiments()], file=sys
     def test_one_that_never_comes_back_costs_the_patience_and_no_more(
         self, own_workspace: Path, settings: Tracking, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        with Flaky(0, hangs=True) as flaky:
+        with Flaky(0, kinds=("unanswered",)) as flaky:
             monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{flaky.port}")
             begin = time.monotonic()
             errors = done(stage(REPOSITORY, train(last=20, end=END), "x", flush=1.0))
             assert "not in the store yet" in errors
             assert time.monotonic() - begin < 15
-
-
-@pytest.mark.slow
-def test_weights_are_the_same_bytes_whatever_the_store_does(
-    nursery: Nursery, tmp_path: Path
-) -> None:
-    found = {}
-    with Flaky(0, hangs=True) as flaky:
-        for store, port in (("none", 0), ("absent", 9), ("hangs", flaky.port)):
-            folder = tmp_path / store
-            ended = nursery.run(
-                "train_rnn", *QUICK["rnn"], f"output={folder}/model", f"curve={folder}/curve.csv",
-                *(["tracking.flush_seconds=1"] if port else ["tracking=off"]),
-                DVC_ROOT=str(folder), MLFLOW_TRACKING_URI=f"http://127.0.0.1:{port}",
-            )  # fmt: skip
-            assert ended.status == 0, ended.output
-            assert ("not in the store yet" in ended.output) == (store != "none")
-            found[store] = outputs(folder)
-    assert found["none"] == found["absent"] == found["hangs"]
-
-
-class Flaky:
-    """A proxy before a server: of five requests two get a 500, one of them after it was served.
-
-    With a password it fails nobody, but asks for it. `kinds` are what a request may meet.
-    """
-
-    def __init__(self, behind: int, hangs: bool = False, password: str = "") -> None:
-        self.failures = 0
-        self.kinds: tuple[str, ...] = ("heard", "unheard", "heard", "answer lost", "heard")
-        self._lock = threading.Lock()
-        self._random = random.Random(7)
-        proxy = self
-        allowed = "Basic " + base64.b64encode(f"team:{password}".encode()).decode()
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                length = int(self.headers.get("Content-Length", 0))
-                body = self.rfile.read(length) if length else None
-                if hangs:
-                    time.sleep(60)
-                    return
-                kind = "heard" if password else proxy.next()
-                if password and self.headers.get("Authorization") != allowed:
-                    self.send_response(401)
-                    self.send_header("Content-Length", "0")
-                    self.end_headers()
-                    return
-                if kind != "unheard":
-                    server = http.client.HTTPConnection("127.0.0.1", behind, timeout=30)
-                    headers = {k: v for k, v in self.headers.items() if k.lower() != "host"}
-                    server.request(self.command, self.path, body, headers)
-                    answer = server.getresponse()
-                    content = answer.read()
-                if kind == "heard":
-                    self.send_response(answer.status)
-                    self.send_header(
-                        "Content-Type", answer.getheader("Content-Type") or "application/json"
-                    )
-                else:
-                    content = b"{}"
-                    self.send_response(500)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.port = self._server.server_address[1]
-
-    def next(self) -> str:
-        with self._lock:
-            kind = self._random.choice(self.kinds)
-            self.failures += kind != "heard"
-            return kind
-
-    def __enter__(self) -> "Flaky":
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
 
 
 class TestSqlite:
@@ -338,15 +255,15 @@ class TestSqlite:
     @pytest.mark.slow
     @pytest.mark.parametrize(("when", "last"), [("at the start", 20), ("in mid-run", 2000)])
     def test_a_full_disk_is_a_warning(
-        self, own_workspace: Path, monkeypatch: pytest.MonkeyPatch, when: str, last: int
+        self,
+        own_workspace: Path,
+        disk: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        when: str,
+        last: int,
     ) -> None:
         from mlflow.tracking import MlflowClient
 
-        disk = own_workspace / "disk"
-        disk.mkdir()
-        mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)]
-        if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
-            pytest.skip("only root can make a small disk")
         uri = f"sqlite:///{disk}/store.db"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
 
@@ -354,35 +271,22 @@ class TestSqlite:
             found = runs(MlflowClient(uri), "full") if (disk / "store.db").exists() else []
             return points(MlflowClient(uri), found[0].info.run_id, "train/loss") if found else []
 
-        try:
-            if when == "at the start":
-                fill(disk)
-            running = stage(REPOSITORY, train(last=last, end=END), "full", flush=2.0)
-            if when == "in mid-run":
-                wait_for(stored)
-                fill(disk)
-            assert "not in the store yet" in done(running)
-            before = len(stored())
-            assert before < last
-            assert (before > 0) == (when == "in mid-run")
-            (disk / "filler").unlink()
-            sync()
-            assert stored() == curve(last)
-            (run,) = runs(MlflowClient(uri), "full")
-            assert run.info.status == "FINISHED"
-            check_samples(MlflowClient(uri), run.info.run_id)
-        finally:
-            subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
-def fill(disk: Path) -> None:
-    """Leave not a byte free on it."""
-    with (
-        (disk / "filler").open("wb", buffering=0) as filler,
-        pytest.raises(OSError, match="No space left"),
-    ):
-        while True:
-            filler.write(b"x" * 4096)
+        if when == "at the start":
+            fill(disk)
+        running = stage(REPOSITORY, train(last=last, end=END), "full", flush=2.0)
+        if when == "in mid-run":
+            wait_for(stored)
+            fill(disk)
+        assert "not in the store yet" in done(running)
+        before = len(stored())
+        assert before < last
+        assert (before > 0) == (when == "in mid-run")
+        (disk / "filler").unlink()
+        sync()
+        assert stored() == curve(last)
+        (run,) = runs(MlflowClient(uri), "full")
+        assert run.info.status == "FINISHED"
+        check_samples(MlflowClient(uri), run.info.run_id)
 
 
 class TestKilled:

@@ -12,8 +12,8 @@ import pytest
 
 from pipeline.tracking.journal import Journal, State
 from pipeline.tracking.sending import Senders
-from tests.tracking.conftest import STAGE, points, runs, sync, wait_for
-from tests.tracking.test_failures import Flaky, curve, train
+from tests.tracking.conftest import STAGE, Flaky, points, runs, sync, wait_for
+from tests.tracking.test_failures import curve, train
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -185,7 +185,7 @@ def test_each_stage_waits_its_own_patience_for_a_store_that_hangs(
 ) -> None:
     monkeypatch.setenv("DVC_STAGE", "train_cnn")
     timed = "import time; begin = time.time(); run.end(); print(time.time() - begin, flush=True)\n"
-    with Flaky(0, hangs=True) as flaky:
+    with Flaky(0, kinds=("unanswered",)) as flaky:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{flaky.port}")
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
         dvc = Dvc(own_workspace, "hangs", *[train(last=5, end=timed)] * 3, flush=1.0)
