@@ -5,7 +5,7 @@ One folder per run, `{root}/.tracking/<id>/`:
     journal.jsonl    written by the stage, one record per line, append-only
     observed.jsonl   system metrics, by the process beside the stage
     provenance.json  git commit, diff, …, by the same; from then on the journal may be sent
-    graph.json       what dvc.yaml and dvc.lock said when dvc ended, if that is still to be told
+    graph.json       what dvc.yaml and dvc.lock said when dvc ended, for the run of that process
     files/<n>/…      copies of the artifacts
     begin.json       the record of the latest start
     state.json       how far the sender has come; replaced atomically
@@ -187,7 +187,7 @@ class Journal:
         return found if found.get("count") == begin["count"] else {}
 
     def keep_graph(self, begin: Record, found: dict[str, Any]) -> None:
-        """Keep what the run of the dvc process above will be told, once the store is back.
+        """Keep what the run of the dvc process above will be told, maybe once the store is back.
 
         Of several senders the first saw dvc end.
         """

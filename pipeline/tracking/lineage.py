@@ -8,12 +8,12 @@ dvc.lock says what became of every stage.
 import json
 import socket
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
+from pipeline.tracking.graph import WHOLE, is_unfinished, passed
 from pipeline.tracking.journal import Journal, Record, flat, is_alive, journals
 from pipeline.tracking.masking import masked
 from pipeline.tracking.provenance import head_file
@@ -116,49 +116,32 @@ def duty(journal: Journal, begin: Record) -> Literal["none", "wait", "close"]:
     return "wait" if dvc_lives(journal, begin) else "close"
 
 
-class Graph:
-    """dvc.yaml and dvc.lock as they were last seen: a temporary copy may be gone at the end."""
-
-    def __init__(self, folder: Path) -> None:
-        self._paths = (folder / "dvc.yaml", folder / "dvc.lock")
-        self._seen: dict[Path, tuple[int, str]] = {}
-
-    def look(self) -> None:
-        """Read what has changed; parsing it here would take a fifth of a core."""
-        for path in self._paths:
-            with suppress(OSError):
-                changed = path.stat().st_mtime_ns
-                if self._seen.get(path, (0, ""))[0] != changed:
-                    self._seen[path] = changed, path.read_text(encoding="utf-8")
-
-    def stages(self) -> dict[str, Any]:
-        """`order`: the names in dvc.yaml, `stages`: those of dvc.lock; empty without them."""
-        try:
-            wanted, lock = (yaml.safe_load(self._seen[path][1]) for path in self._paths)
-            return {"order": list(wanted["stages"]), "stages": dict(lock["stages"])}
-        except (yaml.YAMLError, KeyError, TypeError):
-            return {}
-
-
 def close_parent(store: "Store", parent: str, graph: dict[str, Any]) -> None:
-    """Give the parent its table, the test metrics of all models, and its status."""
+    """Give the parent its table, the test metrics of all models, and its status.
+
+    Args:
+        store: where the parent is.
+        parent: its run's id.
+        graph: of `Graph.found`, empty when nobody saw the end.
+    """
     from mlflow.entities import Metric
 
     below = store.find("mlflow.parentRunId", parent)
     # the others are baselines, which an evaluation put beside itself
     children = {run.data.tags["dvc.stage"]: run for run in below if "dvc.stage" in run.data.tags}
-    order, stages = graph.get("order", []), graph.get("stages", {})
-    names = sorted(
-        {*stages, *children},
-        key=lambda name: (_position(order, name), name),
-    )
+    needs, stages = graph.get("needs", {}), graph.get("stages", {})
+    known = store.client.get_run(parent).data
+    whole = bool(WHOLE.fullmatch(known.tags.get("dvc.command", "")))
     failed = any(run.info.status in ("FAILED", "KILLED") for run in children.values())
+    failed = failed or (whole and graph.get("final", False) and is_unfinished(needs, stages))
+    # dvc.lock still has what an earlier repro made of the stages that this one did not come to
+    reused = passed(needs, {*children}, whole) if failed else {*stages}
     rows: list[str] = []
     metrics: dict[str, float] = {}
-    for name in names:
+    for name in dict.fromkeys([*(needs or stages), *children]):
         outs = stages.get(name, {}).get("outs", [])
         ran = children.get(name)
-        if failed and not ran:  # dvc.lock tells what an earlier repro had, maybe of other values
+        if not ran and name not in reused:
             rows.append(f"| {name} | not run | | | | |")
             continue
         run = ran or _maker(store, outs)
@@ -174,8 +157,7 @@ def close_parent(store: "Store", parent: str, graph: dict[str, Any]) -> None:
     # of a process above that nobody watched only this much is known afterwards
     ends = [run.info.end_time for run in children.values() if run.info.end_time]
     end = graph.get("end") or (int(time.time() * 1000) if graph or not ends else max(ends))
-    known = store.client.get_run(parent).data.metrics
-    points = [Metric(k, v, end, 0) for k, v in sorted(metrics.items()) if known.get(k) != v]
+    points = [Metric(k, v, end, 0) for k, v in sorted(metrics.items()) if known.metrics.get(k) != v]
     store.log(parent, points, tags={NOTE: head + "\n".join(rows)})
     store.client.set_terminated(parent, "FAILED" if failed else "FINISHED", end)
 
@@ -205,8 +187,3 @@ def _maker(store: "Store", outs: list[dict[str, Any]]) -> "Run | None":
         if found := store.find(f"output.{out['path']}", out.get("md5", "")):
             return found[-1]
     return None
-
-
-def _position(order: list[str], name: str) -> int:
-    base = name.partition("@")[0]
-    return order.index(base) if base in order else len(order)

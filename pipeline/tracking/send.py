@@ -28,8 +28,9 @@ from threading import Event, Thread
 from filelock import FileLock, Timeout
 
 from pipeline.tracking import provenance
+from pipeline.tracking.graph import Graph
 from pipeline.tracking.journal import Journal, Log, Record, journals, read
-from pipeline.tracking.lineage import Graph, changes, duty, dvc_lives, family
+from pipeline.tracking.lineage import changes, duty, dvc_lives, family
 from pipeline.tracking.sending import LOOK, POLL, Senders, Sending, locked, quiet
 from pipeline.tracking.system import Sampler
 
@@ -54,6 +55,7 @@ def main(folder: str) -> None:
     # now: later the working tree may have changed
     found = {**provenance.git(Path.cwd()), "changes": changes(Path.cwd())}
     journal.note(begin, found)
+    os.chdir(begin["root"])  # a temporary copy goes with dvc, and DVC's library needs a folder
     name = hashlib.sha256(family(journal, begin).encode()).hexdigest()[:16]
     lock = FileLock(journal.folder.parent / f"{name}.lock")
     while True:
@@ -103,8 +105,9 @@ class Sender:
                     break
                 # the next stage begins when this one has ended
                 self._sent.wait(LOOK if self._sending else POLL)
-            graph = {**self._graph.stages(), "end": int(time.time() * 1000)}
-            for journal, begin in self._senders.leftovers(of=self._family):
+            left = self._senders.leftovers(of=self._family)
+            graph = {"end": int(time.time() * 1000), **(self._graph.found() if left else {})}
+            for journal, begin in left:
                 with suppress(OSError):  # another has just sent it and cleared it away
                     journal.keep_graph(begin, graph)
             self._senders.send_leftovers(patience=0, of=self._family)
@@ -141,7 +144,7 @@ class Sender:
                         # the run of the dvc process is closed after the latest of its stages
                         while duty(journal, begin) != "none" and not self._over.wait(POLL):
                             pass
-                        self._senders.finish(journal, begin, self._graph.stages())
+                        self._senders.finish(journal, begin)
         finally:
             self._done(key)
 

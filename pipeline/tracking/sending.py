@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
@@ -68,7 +68,7 @@ class Senders:
                 found.append((journal, begin))
         return found
 
-    def finish(self, journal: Journal, begin: Record, graph: dict[str, Any]) -> None:
+    def finish(self, journal: Journal, begin: Record) -> None:
         """Close the run of the dvc process, if this was its last stage, and clear away."""
         todo, now = duty(journal, begin), journal.begin()
         if todo == "wait" or not now or now["count"] != begin["count"]:
@@ -76,7 +76,7 @@ class Senders:
         state = journal.state()
         if todo == "close" and (parent := state.targets.get("parent")):
             try:
-                close_parent(self.store(begin), parent, graph)
+                close_parent(self.store(begin), parent, journal.graph(begin))
             except Exception as error:  # as in `Sending.run`: the next sender closes it
                 note_failure(journal, error)
                 return
@@ -102,7 +102,7 @@ class Senders:
                     once = 0 if begin["uri"] in failed else patience
                     Sending(journal, begin, self, lambda: False).run(once)
                     if journal.is_complete(begin):
-                        self.finish(journal, begin, journal.graph(begin))
+                        self.finish(journal, begin)
                     elif journal.path.exists():
                         failed.add(begin["uri"])
             done += not journal.path.exists() or journal.is_complete(begin)

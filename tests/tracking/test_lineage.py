@@ -1,5 +1,6 @@
 """One `dvc repro`, one story: real dvc in a real clone."""
 
+import re
 import subprocess
 import sys
 import time
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.tracking.graph import Graph
+from tests.conftest import copy_of_the_repository
 from tests.tracking.conftest import Server, git, runs, wait_for
 
 DVC = [sys.executable, "-m", "dvc"]
@@ -26,15 +29,17 @@ settings = Tracking(
 )
 params = yaml.safe_load(Path("params.yaml").read_text())
 stage = sys.argv[1]
+lr = params["train_cnn"]["lr"]
+if stage == "train_cnn" and lr == 0:
+    sys.exit(1)  # nobody knows that it began
 run = tracking.start(stage, settings, params, {"device": "cpu"})
-if stage == "prepare":
-    folder = Path("data/image")
+if stage in ("words", "prepare", "sounds"):
+    folder = Path("data/image" if stage == "prepare" else f"data/{stage}")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "dataset.json").write_text(json.dumps({"rows": 3}))
+    (folder / "dataset.json").write_text(json.dumps({"rows": int(Path("rows").read_text())}))
     run.output(folder)
 if stage == "train_cnn":
     run.input(Path("data/image"), "data", "training", schema={"image": "binary", "label": "long"})
-    lr = params["train_cnn"]["lr"]
     if lr < 0:
         run.end("FAILED", "lr is below zero")
         sys.exit(1)
@@ -48,7 +53,7 @@ if stage == "train_cnn":
 if stage == "evaluate":
     run.input(Path("data/image"), "data", "testing")
     run.input(Path("models/cnn"), "model")
-    accuracy = 1 - params["train_cnn"]["lr"]
+    accuracy = 1 - lr
     weights = identity(Path("models/cnn"))[1]
     run.metrics({"test/accuracy": accuracy})
     run.metrics({"test/accuracy": accuracy}, target=f"trained:{weights}")
@@ -63,6 +68,7 @@ GRAPH = """
 stages:
   prepare:
     cmd: {python} stage.py prepare
+    deps: [rows]
     outs: [data/image]
   train_cnn:
     cmd: {python} stage.py train_cnn
@@ -79,16 +85,23 @@ stages:
             cache: false
 """
 
+OTHER = """
+  {name}:
+    cmd: {python} stage.py {name}
+    outs: [data/{name}]
+"""
+
 
 @pytest.fixture
 def project(clone: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (clone / "stage.py").write_text(STAGES)
+    (clone / "rows").write_text("3")
     (clone / "dvc.yaml").write_text(GRAPH.format(python=sys.executable))
     monkeypatch.setenv("PYTHONPATH", ".")
     # the workers of `dvc queue` call dvc by name
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=":")
     with (clone / ".gitignore").open("a") as file:
-        file.write("/data/image\n/models/cnn\n")
+        file.write("/data/*\n/models/cnn\n")
     dvc(clone, "init", "-q")
     dvc(clone, "config", "core.analytics", "false")
     git(clone, "add", ".")
@@ -187,13 +200,101 @@ def test_the_parent_tells_what_ran_what_was_reused_and_who_made_it(project: Path
     assert read.dataset.name == "data/image"
     assert '"image"' in read.dataset.schema
     assert children[2, "train_cnn"].data.tags["error"] == "lr is below zero"
-    # dvc.lock still has what the repro before made of them, with other values
-    assert [row[1] for row in table(parents[2])] == ["not run", "failed", "not run"]
+    prepare, train, evaluate = table(parents[2])
+    assert prepare[:2] == ["prepare", "reused"]
+    assert ids[0, "prepare"] in prepare[2]
+    assert train[:2] == ["train_cnn", "failed"]
+    # dvc.lock still has what the repro before made of it, with other values
+    assert evaluate == ["evaluate@cnn", "not run", "", "", "", ""]
     assert parents[2].data.metrics == {}
     dirty = children[1, "train_cnn"]
     assert dirty.data.tags["mlflow.source.git.dirty"] == "true"
     diff = client.download_artifacts(dirty.info.run_id, "source/uncommitted.diff")
     assert "+  lr: 0.25" in Path(diff).read_text()
+
+
+@pytest.fixture
+def forked(project: Path) -> Path:
+    """The project with two more branches, one before the others and one after them."""
+    words, sounds = (OTHER.format(name=name, python=sys.executable) for name in ("words", "sounds"))
+    graph = (project / "dvc.yaml").read_text().replace("stages:", f"stages:{words}")
+    (project / "dvc.yaml").write_text(graph + sounds)
+    git(project, "commit", "-q", "-a", "-m", "two more branches")
+    return project
+
+
+@pytest.mark.slow
+def test_a_repro_that_failed_tells_what_it_reused_and_what_it_did_not_come_to(forked: Path) -> None:
+    params = forked / "params.yaml"
+    for rate, target in ((-1, []), (0.5, []), (-1, []), (-2, ["train_cnn"])):
+        params.write_text(f"train_cnn:\n  lr: {rate}\n")
+        dvc(forked, "repro", *target, status=255 if rate < 0 else 0)
+    git(forked, "add", ".")
+    git(forked, "commit", "-q", "-m", "results")
+    dvc(forked, "exp", "run", "--temp", "-S", "train_cnn.lr=-3", status=255)
+    sync(forked)
+    _client, parents = story(forked)
+    assert [one.info.status for one in parents] == ["FAILED", "FINISHED", *["FAILED"] * 3]
+    tables = [table(parent) for parent in parents]
+    # also what dvc.lock does not have yet
+    names = ["words", "prepare", "train_cnn", "evaluate@cnn", "sounds"]
+    assert [[row[0] for row in rows] for rows in tables] == [names] * 5
+    assert [[row[1] for row in rows] for rows in tables] == [
+        ["ran", "ran", "failed", "not run", "not run"],
+        ["reused", "reused", "ran", "ran", "ran"],
+        ["reused", "reused", "failed", "not run", "not run"],
+        # of one target: DVC came to what that needs
+        ["not run", "reused", "failed", "not run", "not run"],
+        ["reused", "reused", "failed", "not run", "not run"],
+    ]
+    made = [[row[2:4] for row in rows] for rows in tables]
+    assert made[2][:2] == made[4][:2] == made[1][:2] == made[0][:2]
+    assert "runs/" in made[0][0][0]
+    for rows in tables:
+        assert {tuple(row[2:]) for row in rows if row[1] == "not run"} <= {("",) * 4}
+
+
+@pytest.mark.slow
+def test_a_repro_that_stopped_where_no_run_tells_of_it_failed(forked: Path) -> None:
+    params, rows = forked / "params.yaml", forked / "rows"
+    for rate, count, target, status in (
+        ("0", "3", [], 255),  # train_cnn has no entry in dvc.lock
+        ("0.5", "3", [], 0),
+        ("0", "4", [], 255),  # its entry is of the data before
+        ("0", "5", ["prepare"], 0),  # that is what was asked for
+    ):
+        params.write_text(f"train_cnn:\n  lr: {rate}\n")
+        rows.write_text(count)
+        dvc(forked, "repro", *target, status=status)
+    sync(forked)
+    _client, parents = story(forked)
+    assert [one.info.status for one in parents] == ["FAILED", "FINISHED", "FAILED", "FINISHED"]
+    assert [[row[1] for row in table(parent)] for parent in parents[:3]] == [
+        ["ran", "ran", "not run", "not run", "not run"],
+        ["reused", "reused", "ran", "ran", "ran"],
+        ["reused", "ran", "not run", "not run", "not run"],
+    ]
+
+
+def test_the_stages_are_in_the_order_in_which_dvc_comes_to_them(tmp_path: Path) -> None:
+    folder = copy_of_the_repository(tmp_path)
+    params = folder / "params.yaml"
+    params.write_text(params.read_text().replace("seeds: []", "seeds: [1, 2]"))
+    graph = Graph(folder)
+    graph.look()
+    needs = graph.found()["needs"]
+    order = re.findall(r"Running stage '(.+)'", dvc(folder, "repro", "--dry", "--force"))
+    assert list(needs) == order
+    assert "repeat@cnn-2" in order
+    assert needs["evaluate@cnn"] == ["prepare@image", "train_cnn"]
+    assert "prepare@image" in needs["repeat@cnn-2"]
+    assert not graph.found()["final"]
+    (folder / "dvc.lock").touch()
+    assert graph.found()["final"]
+    params.unlink()
+    graph = Graph(folder)
+    graph.look()
+    assert graph.found() == {}  # DVC can't resolve ${common.profile} either
 
 
 @pytest.mark.slow
