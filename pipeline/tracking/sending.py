@@ -149,10 +149,11 @@ class Sending:
                 note_failure(self._journal, error)
             if progress or alive:
                 moved = time.monotonic()
+            if progress:
+                continue
             if time.monotonic() - moved > patience:
                 return
-            if not progress:
-                self._rest(pause, alive)
+            self._rest(pause, alive)
 
     def _rest(self, pause: float, alive: bool) -> None:
         """Sleep; on, up to LOOK, while a live stage appends nothing."""
