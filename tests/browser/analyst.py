@@ -18,10 +18,11 @@ FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
     "--disable-background-networking",
 ]  # fmt: skip
-# MLflow's assistant opens itself at the first visit and covers the page
+# at the first visit MLflow's assistant and, in the registry, an announcement cover the page
 QUIET = """
 localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true");
 localStorage.setItem("mlflow.assistant.panelOpen_v1", "false");
+localStorage.setItem("_mlflow_model_registry_promo_modal_dismissed_v1", "true");
 """
 
 

@@ -1,4 +1,4 @@
-"""A store with two repros of the image branch, and a browser that looks at it."""
+"""A store with two repros of the tiny pipeline, and a browser that looks at it."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from tests.conftest import copy_of_the_repository, environment, run
 
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tiny profile; in the second repro only the learning rate of the CNN differs."""
+    """Tiny profile; in the second repro the CNN's learning rate differs, all else is reused."""
     if analyst.chromium() is None:
         pytest.skip("chromium is not installed")
     folder = copy_of_the_repository(tmp_path_factory.mktemp("repository"))
@@ -22,11 +22,19 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(folder, "git", "commit", "-qam", "tiny")
     for rate in ("lr: 0.004", "lr: 0.02"):
         params.write_text(params.read_text().replace("lr: 0.004", rate, 1))
-        done = run(folder, "dvc", "repro", "evaluate@cnn")
+        done = run(folder, "dvc", "repro")
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     done = run(folder, "python", "-m", "pipeline.tracking", "sync")
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+@pytest.fixture(scope="session")
+def store(repository: Path) -> Any:
+    """What is in the store, without the server."""
+    from mlflow import MlflowClient
+
+    return MlflowClient(f"sqlite:///{repository}/mlflow.db")
 
 
 @pytest.fixture(scope="session")
