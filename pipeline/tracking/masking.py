@@ -34,6 +34,10 @@ _QUOTED = re.compile(
     r"""(["'])(?:\\.|(?!\3).)+\3"""
 )
 _PLAIN = re.compile(r"""(\s*(?:-\s+)?(?:export\s+)?["']?([\w.-]+)["']?\s*[:=](?!=)\s*)(\S.*)?""")
+# in a flow mapping or a comment: `{user: x, token: …}`, `# token: …`
+_INNER = re.compile(
+    r"""([{,#]\s*["']?([\w.-]+)["']?\s*[:=](?!=)\s*)([^\s,{}\[\]"'#][^,{}\[\]#]*)"""
+)
 _SIGN = re.compile(r"@@ .*? @@ ?|[+\- ]?")
 _CODE = (".py", ".pyi", ".ipynb", ".js", ".ts", ".c", ".cpp", ".rs", ".go")
 
@@ -101,6 +105,8 @@ def clean_diff(diff: str) -> str:
             text = _QUOTED.sub(_mask_quoted, text)
             for file in files if not is_blank else "":
                 keys.pop(file, None)
+            if not code:
+                text = _INNER.sub(lambda m: m[1] + MASK if is_secret(m[2]) else m[0], text)
             if not code and (match := _PLAIN.match(text)) and is_secret(match[2]):
                 text = match[1] + (MASK if match[3] else "")
                 keys |= dict.fromkeys(files, column)

@@ -215,6 +215,26 @@ def test_a_diff_of_code_stays_readable_and_loses_its_secrets() -> None:
         assert line in cleaned
 
 
+def test_secrets_inside_a_line_of_settings_are_masked() -> None:
+    diff = """\
++++ b/conf.yaml
++hub: {user: me, token: hunter2, "api_key": hunter2 x, max_tokens: 5}
++list: [{password: hunter2}, {name: x}]
++lr: 0.1  # password: hunter2, again
++# with max_tokens: 5, a note about tokens
+"""
+    assert (
+        clean_diff(diff)
+        == """\
++++ b/conf.yaml
++hub: {user: me, token: ***, "api_key": ***, max_tokens: 5}
++list: [{password: ***}, {name: x}]
++lr: 0.1  # password: ***, again
++# with max_tokens: 5, a note about tokens
+"""
+    )
+
+
 def test_what_is_below_a_secret_key_is_masked_in_the_old_and_in_the_new_file() -> None:
     assert (
         clean_diff("""\
