@@ -15,7 +15,7 @@ from tests.workspace import QUICK, STAGES, Nursery
 
 PARTS = (
     "probes", "similarity", "pictures", "baselines", "calibration", "slices", "robustness",
-    "suspects",
+    "suspects", "exploration",
 )  # fmt: skip
 OFF = [*(f"parts.{part}=false" for part in PARTS), "mistakes=1"]
 SMALL = [
