@@ -149,8 +149,8 @@ def _write(page: Page, charts: list[dict[str, Any]], **values: Any) -> None:
         # The first chart brings plotly.js; its own name in place of a random id repeats.
         chart["html"] = to_html(
             chart["figure"],
-            # Its buttons would lie over the legend on a phone; the images are beside the page.
-            config={"displayModeBar": False},
+            # Buttons would lie over the legend on a phone, and tips over the text.
+            config={"displayModeBar": False, "showTips": False},
             include_plotlyjs=number == 0,
             full_html=False,
             div_id=chart["name"],

@@ -78,8 +78,14 @@ def confusion_map(matrix: NDArray[np.int64], classes: Sequence[str]) -> "Figure"
         "fixedrange": True,
         "constrain": "domain",
     }
-    figure.update_xaxes(title_text="predicted class", **axis)
-    figure.update_yaxes(title_text="true class", autorange="reversed", scaleanchor="x", **axis)
+    figure.update_xaxes(title_text="predicted class", autotickangles=[0, -45, -90], **axis)
+    figure.update_yaxes(
+        title_text="true class",
+        autorange="reversed",
+        scaleanchor="x",
+        constraintoward="top",
+        **axis,
+    )
     return figure
 
 
@@ -145,6 +151,7 @@ def reliability_map(table: Reliability) -> "Figure":
         x=_rounded(table.confidence),
         y=_rounded(table.accuracy),
         name="this model",
+        cliponaxis=False,
         mode="lines+markers",
         line={"color": BLUE, "width": 1.2},
         marker={
@@ -179,7 +186,7 @@ def _layout(height: int) -> dict[str, Any]:
         "height": height,
         "template": "none",
         "font": {"family": "system-ui, sans-serif", "size": 13, "color": INK},
-        "margin": {"l": 10, "r": 10, "t": 40, "b": 10},
+        "margin": {"l": 10, "r": 10, "t": 16, "b": 10},
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         "hoverlabel": {"align": "left", "bgcolor": "#ffffff", "font": {"color": INK, "size": 13}},
         "xaxis": axis,
