@@ -84,11 +84,12 @@ def _confusion(
         if len(most) < len(classes)
         else ""
     )
+    figure = interactive.confusion_map(matrix[np.ix_(most, most)], [classes[one] for one in most])
     return {
         "name": "confusion",
-        "figure": interactive.confusion_map(
-            matrix[np.ix_(most, most)], [classes[one] for one in most]
-        ),
+        "figure": figure,
+        # Nearly square; held to squares by plotly, its margins swing between two widths.
+        "width": f"min(100%, {figure.layout.height + 60}px)",
         "title": "What is taken for what",
         "text": "Each row is a true class, each column an answer; the diagonal is right. A square "
         f"shows its count and its share of the true class.{left_out}",
@@ -120,6 +121,7 @@ def _map(
     return {
         "name": "map",
         "figure": interactive.example_map(places, shares, dots, subject.classes),
+        "width": "100%",
         "title": "A map of the test examples",
         "text": f"{len(dots)} of {len(chances)} test examples as the network sees them at its last "
         f"stage ({stage}), flattened to the two directions along which they differ most (principal "
@@ -134,6 +136,7 @@ def _calibration(chances: NDArray[np.float64], labels: Integers) -> dict[str, An
     return {
         "name": "calibration",
         "figure": interactive.reliability_map(metrics.reliability(chances, labels)),
+        "width": "100%",
         "title": "Is its confidence justified?",
         "text": "Each mark is a bin of test examples of similar confidence, the larger the more of "
         "them. Below the dotted line the model is surer than it is right; expected calibration "
@@ -153,6 +156,7 @@ def _write(page: Page, charts: list[dict[str, Any]], **values: Any) -> None:
             config={"displayModeBar": False, "showTips": False},
             include_plotlyjs=number == 0,
             full_html=False,
+            default_width=chart["width"],
             div_id=chart["name"],
         )
     environment = Environment(

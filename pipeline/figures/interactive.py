@@ -76,16 +76,11 @@ def confusion_map(matrix: NDArray[np.int64], classes: Sequence[str]) -> "Figure"
         "showgrid": False,
         "ticks": "",
         "fixedrange": True,
-        "constrain": "domain",
     }
-    figure.update_xaxes(title_text="predicted class", autotickangles=[0, -45, -90], **axis)
-    figure.update_yaxes(
-        title_text="true class",
-        autorange="reversed",
-        scaleanchor="x",
-        constraintoward="top",
-        **axis,
-    )
+    # An angle of plotly's own choice leaves out names on a phone.
+    angle = -45 if max(map(len, classes)) > 3 else 0
+    figure.update_xaxes(title_text="predicted class", tickangle=angle, **axis)
+    figure.update_yaxes(title_text="true class", autorange="reversed", **axis)
     return figure
 
 

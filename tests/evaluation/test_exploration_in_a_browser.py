@@ -55,7 +55,7 @@ def test_three_charts_are_drawn_and_nothing_overflows(page, subjects):
     width = page.viewport_size["width"]
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     for chart in page.locator(".plotly-graph-div").all():
-        assert chart.bounding_box()["width"] > 0.85 * min(width, 900)
+        assert chart.bounding_box()["width"] > 0.85 * min(width, 400)
 
 
 def test_the_pointer_shows_what_is_behind_a_mark_and_names_are_no_markup(page, subjects):
