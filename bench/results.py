@@ -27,7 +27,10 @@ MODELS = {
     "transformer": ("finetune_transformer", "text", "8,530 Rotten Tomatoes sentences"),
     "rnn": ("train_rnn", "audio", "3,200 spoken digits, unseen voices (espeak-ng)"),
 }
-LEFT_OUT = ("probes", "similarity", "pictures", "calibration", "slices", "robustness", "suspects")
+LEFT_OUT = (
+    "probes", "similarity", "pictures", "calibration", "slices", "robustness", "suspects",
+    "exploration",
+)  # fmt: skip
 """Parts of evaluation that the table does not show."""
 
 

@@ -305,10 +305,12 @@ class Parts(Settings):
     robustness: bool
     suspects: bool
     """Held-out examples whose label may be wrong."""
+    exploration: bool
+    """The interactive page: confusion, a map of the test examples, calibration."""
     probe_train: Annotated[int, Field(gt=1)]
     """Training examples a probe learns from, at most."""
     probe_test: Annotated[int, Field(gt=1)]
-    """Test examples of probes and similarity, at most."""
+    """Test examples of probes, of similarity and of the interactive page's map, at most."""
     pictured: Annotated[int, Field(gt=0)]
     """Test images that the most exciting patches are sought in, at most."""
     damaged: Annotated[int, Field(gt=0)]

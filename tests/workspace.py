@@ -41,7 +41,7 @@ QUICK = {
 """Overrides of a training of 60 steps that takes a few seconds at most."""
 PARTS = (
     "probes", "similarity", "pictures", "baselines", "calibration", "slices", "robustness",
-    "suspects",
+    "suspects", "exploration",
 )  # fmt: skip
 BARE = [*(f"parts.{part}=false" for part in PARTS), "mistakes=1"]
 """Overrides of an evaluation without any part that can be switched off."""

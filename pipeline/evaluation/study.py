@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.evaluation import baselines, depth, measures
 from pipeline.evaluation.examples import Examples, Raw, sample_rows
+from pipeline.evaluation.exploration import exploration
 from pipeline.evaluation.metrics import rounded, scores
 from pipeline.evaluation.page import Page
 from pipeline.evaluation.pictures import pictures, spectrograms
@@ -59,10 +60,9 @@ def study(
     _mistakes(page, subject, data, mistakes, name)
 
     found = None
-    rows = np.arange(len(data.test))
+    rows = sample_rows(len(data.test), parts.probe_test, seed)
     control: NDArray[np.bool_] | None = None
     if parts.probes or parts.similarity:
-        rows = sample_rows(len(data.test), parts.probe_test, seed)
         train = data.train.sample(parts.probe_train, seed)
         found = depth.collect(subject, train, data.test.take(rows), seed)
     if found and parts.probes:
@@ -87,6 +87,8 @@ def study(
         measures.robustness(page, subject, data.test.take(some), right[some], seed, name)
     if parts.suspects:
         _suspects(page, subject, data, parts.suspected, name)
+    if parts.exploration:
+        exploration(page, subject, data.test, test, rows, found, seed, name)
     page.close()
     return rounded(scores(test.logits, test.labels, subject.classes, seed) | page.numbers)
 

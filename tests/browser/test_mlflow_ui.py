@@ -210,6 +210,19 @@ def test_a_figure_among_the_artifacts_is_displayed(page, keep):
     keep("artifact")
 
 
+def test_the_interactive_page_among_the_artifacts_answers_to_the_pointer(page, keep):
+    open_run(page, parents(page)[0], "evaluate@cnn")
+    page.get_by_role("tab", name="Artifacts").click()
+    page.get_by_text("cnn", exact=True).click()
+    page.get_by_text("explore.html", exact=True).click()
+    inside = page.frame_locator("iframe.mlflow-html-iframe")
+    expect(inside.get_by_role("heading", name="cnn: its answers, to explore")).to_be_visible()
+    inside.locator("#confusion .nsewdrag").hover()
+    expect(inside.locator("#confusion .hoverlayer")).to_contain_text("of the true class")
+    expect(inside.locator("#map .points path").nth(9)).to_be_attached()
+    keep("explore")
+
+
 def test_a_run_of_seconds_has_charts_of_the_machine(page, keep):
     open_run(page, parents(page)[0], "train_cnn")
     page.get_by_role("tab", name="System metrics").click()

@@ -54,8 +54,8 @@ def parts() -> Parts:
     """Everything on, small."""
     return Parts(
         probes=True, similarity=True, pictures=True, baselines=True, calibration=True, slices=True,
-        robustness=True, suspects=True, probe_train=150, probe_test=80, pictured=60, damaged=60,
-        suspected=10,
+        robustness=True, suspects=True, exploration=True, probe_train=150, probe_test=80,
+        pictured=60, damaged=60, suspected=10,
     )  # fmt: skip
 
 

@@ -55,6 +55,7 @@ def test_every_figure_is_there_is_no_blank_and_is_described(pages, task):
     listing = json.loads((folder / "figures.json").read_text())
     assert {entry["file"] for entry in listing} == ALWAYS | SHARED | OWN[task]
     assert {path.name for path in folder.glob("*.png")} == {entry["file"] for entry in listing}
+    assert (folder / "explore.html").exists()
     for entry in listing:
         assert all(len(entry[key]) > 5 for key in ("title", "text", "alt"))
         assert "nan" not in entry["text"]
@@ -127,6 +128,7 @@ def test_parts_can_be_switched_off(subjects, parts, tmp_path):
     off = parts.model_copy(update={name: False for name, on in parts if on is True})
     numbers = study(subject, data, off, tmp_path, name="cnn", seed=0, mistakes=6)
     assert {path.name for path in tmp_path.glob("*.png")} == {"confusion.png", "mistakes.png"}
+    assert not (tmp_path / "explore.html").exists()
     assert not any("/" in name and name.split("/")[0] in ("probe", "baseline") for name in numbers)
 
 

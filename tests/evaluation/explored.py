@@ -1,0 +1,55 @@
+"""The interactive page, read back: its charts as plotly wrote them, and hostile content for it."""
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+from pipeline.evaluation.examples import Examples, sample_rows
+from pipeline.evaluation.exploration import FILE, exploration
+from pipeline.evaluation.page import Page
+from pipeline.evaluation.study import Data
+from pipeline.evaluation.subject import Subject
+
+HARM = "<script>window.harm=1</script><img src=x onerror='window.harm=2'>"
+CLASSES = [f"</script>{HARM}", "R&D <b>bold</b>"]
+
+
+def write(subject: Subject, data: Data, folder: Path, most: int = 80) -> Path:
+    """The page of a small evaluation, whose features nothing else has computed."""
+    rows = sample_rows(len(data.test), most, 0)
+    exploration(Page(folder), subject, data.test, data.on_test, rows, None, 0, "small")
+    return folder / FILE
+
+
+def hostile(subject: Subject, data: Data) -> tuple[Subject, Data]:
+    """The same model of texts, with class names and sentences that would like to be markup."""
+    texts = [f"<a href='javascript:{HARM}'>here</a> & {text}" for text in data.test.raw]
+    test = Examples(texts, data.test.labels, {"<b>note</b>": [HARM] * len(texts)})
+    return replace(subject, classes=CLASSES), data._replace(test=test)
+
+
+def charts(html: str) -> dict[str, tuple[list[dict[str, Any]], dict[str, Any]]]:
+    """(traces, layout) of each chart by its name."""
+    found = {}
+    decoder = json.JSONDecoder()
+    for start in re.finditer(r'Plotly\.newPlot\(\s*"(\w+)",\s*(?=\[)', html):
+        traces, end = decoder.raw_decode(html, start.end())
+        comma = re.compile(r",\s*").match(html, end)
+        assert comma is not None
+        found[start[1]] = traces, decoder.raw_decode(html, comma.end())[0]
+    return found
+
+
+class Elements(HTMLParser):
+    """The elements of a page with their attributes, in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
