@@ -3,10 +3,12 @@
 The tracker is the real one: journal, sender process, sqlite store. Inside a DVC stage, where one
 warm sender serves all runs, two long trainings, one tracked and one not, take turns of 5 epochs:
 while one runs, the other and what belongs to it is stopped, so that both meet the same moods of the
-machine. By hand, where each run has a sender of its own, whole trainings of 10 epochs are timed
-while that imports MLflow. The training process only writes its journal; all else happens in
-processes beside it, whose CPU time over a whole training of 60 epochs is read off too: it is the
-most by which they can be in the way, and does not waver as seconds do.
+machine. (The clocks of what is stopped run on, so it samples and sends up to twice as often for a
+second of training as otherwise: the ratio is rather too high.) By hand, where each run has a sender
+of its own, whole trainings of 10 epochs are timed while that imports MLflow. The training process
+only writes its journal; all else happens in processes beside it, whose CPU time over a whole
+training of 60 epochs is read off too: it is the most by which they can be in the way, and does not
+waver as seconds do.
 """
 
 import contextlib
@@ -94,7 +96,8 @@ def in_turns(turns: int) -> dict[str, list[float]]:
     ends, processes = {}, []
     for name in ("tracked", "bare"):
         ends[name], other = spawn.Pipe()
-        processes.append(spawn.Process(target=_take_turns, args=(other, name == "tracked", turns)))
+        arguments = other, name == "tracked", turns
+        processes.append(spawn.Process(target=_take_turns, args=arguments, daemon=True))
         processes[-1].start()
         other.close()  # so that a process that fails ends the wait for it
     found: dict[str, list[float]] = {name: [] for name in ends}

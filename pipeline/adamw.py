@@ -56,7 +56,7 @@ class AdamW:
     def step(self, clip_norm: float | None = None) -> None:
         """Move the parameters against their gradients, by the learning rate `lr`.
 
-        The gradients are left scaled; call `zero_grad` before the next backward pass.
+        The gradients are used up; call `zero_grad` before the next backward pass.
 
         Args:
             clip_norm: what the norm of all gradients together is scaled down to (Pascanu et al.

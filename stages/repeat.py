@@ -42,6 +42,7 @@ def main(settings: Repeat, context: Context) -> float:
         first, second, read_examples(data, "test"), settings.compared, settings.seed
     )
     write_json(Path(settings.metrics), numbers)
+    run.output(Path(settings.metrics))
 
     tested = {f"test/{name}": value for name, value in numbers.items()}
     run.metrics(tested)

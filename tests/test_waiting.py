@@ -1,6 +1,7 @@
 """No step waits for the device: nothing that it computes is fetched before `log_losses`."""
 
 from collections.abc import Callable
+from unittest import mock
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from pipeline.hardware import Hardware, configure
 from pipeline.models import cnn, rnn, transformer
 from pipeline.settings import Augment
 from pipeline.training import _Loop, _sparse_gradients
-from tests.models.presets import preset
+from tests.models.presets import fused_attention, preset
 from tests.test_training import OPTIMIZER, STAGE, TRAINING
 
 Make = Callable[[torch.device], tuple[nn.Module, Batches]]
@@ -86,11 +87,28 @@ class NothingIsFetched(TorchDispatchMode):
 
     asks = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "bincount")
 
+    def __enter__(self):  # type: ignore[no-untyped-def]
+        # On a CPU these copy nothing, so no operation tells of them.
+        names = ("cpu", "tolist", "numpy")
+        self.patches = [mock.patch.object(Tensor, name, _waits) for name in names]
+        for patch in self.patches:
+            patch.start()
+        return super().__enter__()
+
+    def __exit__(self, *error):  # type: ignore[no-untyped-def]
+        for patch in self.patches:
+            patch.stop()
+        return super().__exit__(*error)
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         name = func.overloadpacket.__name__
         if name in self.asks or (name == "index" and any(_is_mask(i) for i in args[1])):
             raise AssertionError(f"{func} waits for the device")
         return func(*args, **(kwargs or {}))
+
+
+def _waits(*_: object) -> None:
+    raise AssertionError("waits for the device")
 
 
 def _is_mask(index: Tensor | None) -> bool:
@@ -101,7 +119,7 @@ def _is_mask(index: Tensor | None) -> bool:
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_step_asks_for_no_value(make, precision, monkeypatch):
     """On a CPU, with what a GPU has: fused attention, dense gradients, fp16's scaler."""
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    fused_attention(monkeypatch)
     loop = loop_of(make, configure(STAGE.model_copy(update={"precision": "bf16"})))
     _sparse_gradients(loop.bare, False)
     if precision == "fp16":
@@ -120,7 +138,8 @@ def test_the_check_sees_what_waits():
         values = torch.arange(3.0)
         for ask in (
             lambda: bool((values > 0).all()), lambda: values.sum().item(),
-            lambda: values[values > 1], lambda: values.nonzero(),
+            lambda: values[values > 1], lambda: values.nonzero(), lambda: values.cpu(),
+            lambda: values.tolist(),
         ):  # fmt: skip
             with pytest.raises(AssertionError, match="waits"):
                 ask()

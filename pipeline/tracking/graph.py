@@ -20,45 +20,40 @@ class Graph:
 
     def __init__(self, folder: Path) -> None:
         self._paths = [folder / name for name in ("dvc.yaml", "params.yaml", "dvc.lock")]
-        self._seen: dict[Path, tuple[int, str]] = {}
+        self._seen: dict[Path, tuple[tuple[int, int], bytes]] = {}
 
     def look(self) -> None:
         """Read what has changed; parsing it here would take a fifth of a core."""
         for path in self._paths:
             with suppress(OSError):
-                changed = path.stat().st_mtime_ns
-                if self._seen.get(path, (0, ""))[0] != changed:
-                    self._seen[path] = changed, path.read_text(encoding="utf-8")
+                now = path.stat()
+                version = now.st_mtime_ns, now.st_size
+                if path not in self._seen or self._seen[path][0] != version:
+                    self._seen[path] = version, path.read_bytes()
 
     def found(self) -> dict[str, Any]:
-        """`needs`; `stages`, those of dvc.lock; `final`, whether those are of the very end.
+        """`needs`; `stages`, those of dvc.lock; `final`, whether dvc.lock is still there.
 
-        Takes half a second. Empty where DVC does not understand the files either, or has moved what
-        is asked of it.
+        Takes half a second. What can't be read is left out: the files may be broken, and DVC's
+        insides, which nobody promises, may move.
         """
-        from dvc.exceptions import DvcException
-
-        texts = {path.name: text for path, (_, text) in self._seen.items()}
-        try:
-            lock = yaml.safe_load(texts.pop("dvc.lock", "")) or {"stages": {}}
-            return {
-                "needs": _needs(texts),
-                "stages": dict(lock["stages"]),
-                "final": self._paths[-1].exists(),
-            }
-        except (
-            DvcException, ImportError, OSError, yaml.YAMLError, AttributeError, KeyError, TypeError,
-        ):  # fmt: skip
-            return {}
+        files = {path.name: content for path, (_, content) in self._seen.items()}
+        found: dict[str, Any] = {"needs": {}, "stages": {}, "final": self._paths[-1].exists()}
+        with suppress(yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+            lock = yaml.safe_load(files.pop("dvc.lock", b"")) or {"stages": {}}
+            found["stages"] = dict(lock["stages"])
+        with suppress(Exception):
+            found["needs"] = _needs(files)
+        return found
 
 
-def _needs(texts: dict[str, str]) -> Needs:
+def _needs(files: dict[str, bytes]) -> Needs:
     from dvc.repo import Repo
     from dvc.repo.reproduce import get_active_graph, plan_repro
 
     with TemporaryDirectory() as folder:
-        for name, text in texts.items():
-            (Path(folder) / name).write_text(text, encoding="utf-8")
+        for name, content in files.items():
+            (Path(folder) / name).write_bytes(content)
         (Path(folder) / ".dvc").mkdir()
         config = {"core": {"no_scm": True, "site_cache_dir": folder}}
         with Repo(folder, config=config) as repo:
@@ -81,17 +76,14 @@ def passed(needs: Needs, ran: set[str], whole: bool) -> set[str]:
     return before
 
 
-def is_unfinished(needs: Needs, stages: dict[str, Any]) -> bool:
-    """Whether dvc.lock lacks a stage, or has one that read something older than it has now."""
+def outdated(needs: Needs, stages: dict[str, Any]) -> set[str]:
+    """Stages that dvc.lock lacks or that read what it has no more, and all that come after them."""
+    found: set[str] = set()
     for name, before in needs.items():
-        if name not in stages:
-            return True
-        made = {
-            out["path"]: out.get("md5")
-            for one in before
-            for out in stages.get(one, {}).get("outs", [])
-        }
-        read = {dep["path"]: dep.get("md5") for dep in stages[name].get("deps", [])}
-        if any(made[path] != read[path] for path in made.keys() & read.keys()):
-            return True
-    return False
+        outs = [out for one in before for out in stages.get(one, {}).get("outs", [])]
+        made = {out["path"]: out.get("md5") for out in outs}
+        deps = stages.get(name, {}).get("deps", [])
+        old = any(made.get(dep["path"], dep.get("md5")) != dep.get("md5") for dep in deps)
+        if name not in stages or old or found & {*before}:
+            found.add(name)
+    return found

@@ -126,6 +126,8 @@ class State:
     """Bytes of journal.jsonl that are in the store."""
     observed: int = 0
     """Bytes of observed.jsonl that are in the store."""
+    uri: str = ""
+    """The store that this is about."""
     run_id: str | None = None
     complete: int = 0
     """The start of this number has been sent to its end."""
@@ -200,7 +202,7 @@ class Journal:
 
     def write_begin(self, record: Record) -> None:
         """Replace the record of the latest start; comes before it is appended to the journal."""
-        _replace(self.folder / "begin.json", record)
+        _replace(self.folder / "begin.json", record, sync=True)
 
     def state(self) -> State:
         """What the last sender saved; a fresh one where nothing (readable) was saved.
@@ -264,9 +266,13 @@ def _parsed(path: Path, *_version: int) -> Record:
     return found
 
 
-def _replace(path: Path, value: Any) -> None:
+def _replace(path: Path, value: Any, sync: bool = False) -> None:
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value))
+    with temporary.open("w") as file:
+        file.write(json.dumps(value))
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
     temporary.replace(path)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from pipeline.tracking.graph import WHOLE, is_unfinished, passed
+from pipeline.tracking.graph import WHOLE, outdated, passed
 from pipeline.tracking.journal import Journal, Record, flat, is_alive, journals
 from pipeline.tracking.masking import masked
 from pipeline.tracking.provenance import head_file
@@ -127,15 +127,19 @@ def close_parent(store: "Store", parent: str, graph: dict[str, Any]) -> None:
     from mlflow.entities import Metric
 
     below = store.find("mlflow.parentRunId", parent)
-    # the others are baselines, which an evaluation put beside itself
-    children = {run.data.tags["dvc.stage"]: run for run in below if "dvc.stage" in run.data.tags}
+    # Not the baselines that an evaluation put beside itself; of two runs of a stage the later one
+    # is a training that the stage started.
+    children = {
+        name: run for run in reversed(below) if (name := run.data.tags.get("dvc.stage", ""))
+    }
     needs, stages = graph.get("needs", {}), graph.get("stages", {})
     known = store.client.get_run(parent).data
     whole = bool(WHOLE.fullmatch(known.tags.get("dvc.command", "")))
     failed = any(run.info.status in ("FAILED", "KILLED") for run in children.values())
-    failed = failed or (whole and graph.get("final", False) and is_unfinished(needs, stages))
+    old = outdated(needs, stages)
+    failed = failed or bool(whole and graph.get("final", False) and old)
     # dvc.lock still has what an earlier repro made of the stages that this one did not come to
-    reused = passed(needs, {*children}, whole) if failed else {*stages}
+    reused = passed(needs, {*children}, whole) if failed else {*stages} - old
     rows: list[str] = []
     metrics: dict[str, float] = {}
     for name in dict.fromkeys([*(needs or stages), *children]):
@@ -159,7 +163,16 @@ def close_parent(store: "Store", parent: str, graph: dict[str, Any]) -> None:
     end = graph.get("end") or (int(time.time() * 1000) if graph or not ends else max(ends))
     points = [Metric(k, v, end, 0) for k, v in sorted(metrics.items()) if known.metrics.get(k) != v]
     store.log(parent, points, tags={NOTE: head + "\n".join(rows)})
-    store.client.set_terminated(parent, "FAILED" if failed else "FINISHED", end)
+    store.close(parent, "FAILED" if failed else "FINISHED", end)
+
+
+def abandon(store: "Store", parent: str, end: int) -> None:
+    """Close the parent of a dvc process that died with all that could have closed it."""
+    run = store.client.get_run(parent)
+    host, pid, created = run.data.tags["dvc.process"].rsplit(":", 2)
+    lives = host == socket.gethostname() and is_alive(int(pid), float(created))
+    if run.info.status == "RUNNING" and not lives:
+        store.close(parent, "KILLED", end)
 
 
 def link(run: "Run") -> str:

@@ -34,11 +34,15 @@ _QUOTED = re.compile(
     r"""(["'])(?:\\.|(?!\3).)+\3"""
 )
 _PLAIN = re.compile(r"""(\s*(?:-\s+)?(?:export\s+)?["']?([\w.-]+)["']?\s*[:=](?!=)\s*)(\S.*)?""")
-# in a flow mapping or a comment: `{user: x, token: …}`, `# token: …`
-_INNER = re.compile(
-    r"""([{,#]\s*["']?([\w.-]+)["']?\s*[:=](?!=)\s*)([^\s,{}\[\]"'#][^,{}\[\]#]*)"""
+# `{user: x, token: …}`, and a comment such as `# token: …`, unless that goes on as prose
+_FLOW = re.compile(
+    r"""([{,]\s*["']?([\w.-]+)["']?\s*[:=](?!=)\s*)(\[[^]]*]|[^\s,{}\[\]"'][^,{}\[\]]*)"""
+)
+_COMMENT = re.compile(
+    r"""(#\s*(?:-\s+)?(?:export\s+)?["']?([\w.-]+)["']?\s*[:=](?!=)\s*)(\S+)(?=\s*$)"""
 )
 _SIGN = re.compile(r"@@ .*? @@ ?|[+\- ]?")
+_PROSE = (".md", ".rst", ".txt", ".html")
 _CODE = (".py", ".pyi", ".ipynb", ".js", ".ts", ".c", ".cpp", ".rs", ".go")
 
 
@@ -77,7 +81,7 @@ def clean_diff(diff: str) -> str:
     ini) whatever follows the key is, with the lines below it that are deeper, or list items.
     """
     lines = []
-    code = in_private_key = False
+    code = prose = in_private_key = False
     keys: dict[str, int] = {}  # column of the secret key above, in the old (-) and new (+) file
     for line in diff.split("\n"):
         sign = _SIGN.match(line)[0]  # type: ignore[index]  # matches anything
@@ -89,7 +93,7 @@ def clean_diff(diff: str) -> str:
         if line.startswith("diff --git "):
             in_private_key, keys = False, {}
         elif line.startswith(("+++ ", "--- ")):
-            code = line.rstrip('\t"').endswith(_CODE)
+            code, prose = (line.rstrip('\t"').endswith(kind) for kind in (_CODE, _PROSE))
         elif in_hunk_head:  # names the line that the hunk is below
             keys = {}
         in_private_key |= "-----BEGIN" in line and "PRIVATE KEY" in line
@@ -105,8 +109,9 @@ def clean_diff(diff: str) -> str:
             text = _QUOTED.sub(_mask_quoted, text)
             for file in files if not is_blank else "":
                 keys.pop(file, None)
-            if not code:
-                text = _INNER.sub(lambda m: m[1] + MASK if is_secret(m[2]) else m[0], text)
+            if not code and not prose:
+                for kind in (_FLOW, _COMMENT) if "{" in text else (_COMMENT,):
+                    text = kind.sub(lambda m: m[1] + MASK if is_secret(m[2]) else m[0], text)
             if not code and (match := _PLAIN.match(text)) and is_secret(match[2]):
                 text = match[1] + (MASK if match[3] else "")
                 keys |= dict.fromkeys(files, column)

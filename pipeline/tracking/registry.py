@@ -2,8 +2,8 @@
 
 The alias `champion` moves only when a version is better on the same test examples by McNemar's
 exact test (McNemar 1947: of the examples that one of the two gets right and the other wrong, are
-there more on one side than chance would give?), or when the test data changed and the profile
-caps nothing.
+there more on one side than chance would give?), or when the data changed and the profile caps
+nothing.
 """
 
 import tempfile
@@ -87,7 +87,8 @@ def register(
             client.set_model_version_tag(name, version, key, value)
         if champion and str(champion.version) != version:
             client.set_model_version_tag(name, champion.version, f"decision.{version}", why)
-        client.set_registered_model_alias(name, "candidate", version)
+        newest = max(int(one.version) for one in client.search_model_versions(f"name = '{name}'"))
+        client.set_registered_model_alias(name, "candidate", str(newest))
         if moves:
             client.set_registered_model_alias(name, "champion", version)
     return version
@@ -110,14 +111,17 @@ def _decide(
     if champion.tags.get("data.digest") != record["data"]:
         if record["capped"]:
             return False, f"version {before} stays champion: {version} is of a capped profile", {}
-        return True, f"version {version} follows {before} as champion: the test data changed", {}
+        return True, f"version {version} follows {before} as champion: the data changed", {}
     with tempfile.TemporaryDirectory() as folder:
         try:
             theirs = store.client.download_artifacts(
                 champion.tags["evaluated_by"], champion.tags["predictions"], folder
             )
             found = compare(predictions, Path(theirs))
-        except (KeyError, FileNotFoundError):
+        except (KeyError, FileNotFoundError, MlflowException) as error:
+            code = getattr(error, "error_code", "RESOURCE_DOES_NOT_EXIST")
+            if code != "RESOURCE_DOES_NOT_EXIST":
+                raise
             return False, f"version {before} stays champion: its predictions are gone", {}
     numbers = (
         f"on {found.better} test examples only {version} is right, on {found.worse} only {before}, "

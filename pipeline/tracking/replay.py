@@ -14,8 +14,8 @@ import yaml
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 from mlflow.exceptions import MlflowException
 
-from pipeline.tracking.journal import Journal, Record, State, flat, read
-from pipeline.tracking.lineage import NOTE, link, open_parent
+from pipeline.tracking.journal import Journal, Record, State, flat, journals, read
+from pipeline.tracking.lineage import NOTE, abandon, link, open_parent
 from pipeline.tracking.masking import clean
 from pipeline.tracking.store import PARAM, RunGoneError, Store
 
@@ -24,6 +24,10 @@ BATCH = 10.0, 100_000  # seconds and bytes of metrics that are sent together whi
 
 class SupersededError(Exception):
     """The run was started again: the sender of that start goes on."""
+
+
+class WaitingError(Exception):
+    """What is looked for is in another journal, which the store does not have yet."""
 
 
 class Replay:
@@ -44,6 +48,8 @@ class Replay:
         self.store = store
         self.begin = begin
         self.state = journal.state()
+        if self.state.uri != begin["uri"]:  # another store knows nothing of what the first one has
+            self.state = State(uri=begin["uri"])
         self._ask_others = ask_others
         self._flushed = 0.0
         self._read = self.state.sent
@@ -79,18 +85,14 @@ class Replay:
             if due and self.state.run_id:
                 self._send_observed()
         except Exception as error:
-            if isinstance(error, RunGoneError):
+            if self._is_gone(error):
                 # wiped or replaced: begin again, the journal still has everything
-                self._save(State())
+                self._save(State(uri=self.begin["uri"]))
             self._metrics.clear()
             self._tags.clear()
             self._read = self.state.sent
             raise
         return before != (self.state.sent, self.state.observed)
-
-    def behind(self) -> bool:
-        """Whether the journal has more than what is read of it."""
-        return self.journal.path.exists() and self.journal.path.stat().st_size > self._read
 
     def close_killed(self) -> None:
         """Close the run of a process that died without closing it."""
@@ -145,6 +147,15 @@ class Replay:
         self.state.error = ""
         self._save(self.state)
 
+    def _is_gone(self, error: Exception) -> bool:
+        """Whether the store has lost the run."""
+        if isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            try:
+                self.store.client.get_run(self._own)
+            except MlflowException as again:
+                return bool(again.error_code == error.error_code)
+        return isinstance(error, RunGoneError)
+
     def _save(self, state: State) -> None:
         self.state = state
         self.journal.save(state)
@@ -181,11 +192,34 @@ class Replay:
         return self.store.find_or_create(self._experiment(), "journal", key, name, start, tags)
 
     def find(self, tag: str, value: str) -> str | None:
-        """Id of the newest run with that tag, other than this one."""
+        """Id of the newest run with that tag, other than this one.
+
+        Raises:
+            WaitingError: the run that will have it is not in the store yet.
+        """
         while True:
             runs = [run for run in self.store.find(tag, value) if run.info.run_id != self._own]
-            if runs or not self._ask_others():
-                return runs[-1].info.run_id if runs else None
+            if runs:
+                return str(runs[-1].info.run_id)
+            if not self._ask_others():
+                self._wait_for(tag, value)
+                return None
+
+    def _wait_for(self, tag: str, value: str) -> None:
+        tagged = json.dumps({tag: value}, separators=(",", ":"))[1:-1]
+        for other in journals(self.journal.folder.parent):
+            begin = other.begin()
+            if (
+                begin
+                and other.id != self.journal.id
+                and begin["uri"] == self.begin["uri"]
+                and not other.is_complete(begin)
+                and any(
+                    record["op"] == "tags" and tagged in json.dumps(record, separators=(",", ":"))
+                    for record, _ in read(other.path, limit=1 << 62)
+                )
+            ):
+                raise WaitingError(f"the run of {other.id} is not in the store yet")
 
     # operations
 
@@ -196,6 +230,9 @@ class Replay:
         parent = self._part(
             "parent", lambda: open_parent(self.store, experiment, record, provenance)
         )
+        before = self.state.targets.get("parent", parent)
+        if before != parent:
+            self._part("parent before", lambda: abandon(self.store, before, start))
         if parent:
             self.state.targets["parent"] = tags["mlflow.parentRunId"] = parent
         name = record["dvc"].get("stage") or record["stage"]
@@ -313,6 +350,8 @@ class Replay:
         trained = self._run_id(f"trained:{record['weights']}")
         predictions = self.journal.files / record["file"]
         version = register(self.store, self._own, trained, predictions, record)
+        if not version:
+            self._wait_for("weights.md5", record["weights"])
         found = version or "not registered: the model is not on this store"
         self._tag("self", **{f"registered.{record['name']}": found})
 
@@ -327,7 +366,7 @@ class Replay:
     def _close(self, status: str, end: int) -> None:
         beside = [run for name, run in self.state.targets.items() if name.startswith("beside:")]
         for run_id in [*beside, self._own]:
-            self.store.client.set_terminated(run_id, status, end)
+            self.store.close(run_id, status, end)
         self.state.complete, self.state.status = self.begin["count"], status
 
     # what is collected into batches

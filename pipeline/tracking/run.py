@@ -323,7 +323,9 @@ class JournaledRun(Run):
         if state.complete >= self._count:
             return
         pending = sum(1 for _ in read(self._journal.path, state.sent, limit=1 << 62))
-        log = (self._journal.folder / "send.log").read_text(errors="replace").splitlines()
+        log = []
+        with contextlib.suppress(OSError):  # there is none if no sender could be started
+            log = (self._journal.folder / "send.log").read_text(errors="replace").splitlines()
         why = state.error or (log[-1] if log else "")
         _warn(
             f"{pending} records of this run are not in the store yet ({why or 'no answer'}); "

@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 from pipeline.tracking import provenance
 from pipeline.tracking.graph import Graph
 from pipeline.tracking.journal import Journal, Log, Record, journals, read
-from pipeline.tracking.lineage import changes, duty, dvc_lives, family
+from pipeline.tracking.lineage import changes, duty, dvc_lives, family, parent_key
 from pipeline.tracking.sending import LOOK, POLL, Senders, Sending, locked, quiet
 from pipeline.tracking.system import Sampler
 
@@ -71,6 +71,7 @@ def main(folder: str) -> None:
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
         senders.send_leftovers(patience=0)
+        senders.tidy()
         return
 
 
@@ -93,6 +94,7 @@ class Sender:
         """Return when the dvc process is gone and everything is sent, or nothing moves."""
         import pipeline.tracking.replay  # noqa: F401 (before threads want it at the same time)
 
+        graph: Record | None = None
         try:
             while True:
                 self._sent.clear()
@@ -100,21 +102,27 @@ class Sender:
                 if self._start_threads() and not (self._sweep and self._sweep.is_alive()):
                     self._sweep = Thread(target=self._senders.send_leftovers, args=(0, 0))
                     self._sweep.start()
-                self._graph.look()
+                if graph is None:
+                    self._graph.look()
+                    # later the user may have changed the files, or have begun another repro
+                    graph = None if alive else self._end()
                 if not alive and not self._sending:
                     break
                 # the next stage begins when this one has ended
                 self._sent.wait(LOOK if self._sending else POLL)
-            left = self._senders.leftovers(of=self._family)
-            graph = {"end": int(time.time() * 1000), **(self._graph.found() if left else {})}
-            for journal, begin in left:
+            for journal, begin in self._senders.leftovers(of=self._family):
                 with suppress(OSError):  # another has just sent it and cleared it away
-                    journal.keep_graph(begin, graph)
+                    journal.keep_graph(begin, graph or {})
             self._senders.send_leftovers(patience=0, of=self._family)
         finally:
             self._over.set()
         for thread in self._threads.values():
             thread.join()
+
+    def _end(self) -> Record:
+        """What the run of the dvc process is told, which has just ended."""
+        graph = {"end": int(time.time() * 1000)}
+        return {**graph, **self._graph.found()} if parent_key(self._begin) else graph
 
     def _start_threads(self) -> bool:
         """Begin to send what has appeared; returns whether anything has."""

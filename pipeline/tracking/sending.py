@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.tracking.replay import Replay
     from pipeline.tracking.store import Store
 
-POLL = 0.2  # seconds between two looks at the journal's size
+POLL = 0.2  # seconds between two looks at the journal
 LOOK = 1.0  # seconds between two looks at what nobody waits for: each holds up a core that trains
 BACKOFF = 5.0  # seconds, the longest pause between two attempts
 
@@ -83,6 +83,15 @@ class Senders:
         state.closed = begin["count"]
         journal.save(state)
         journal.tidy()
+
+    def tidy(self) -> None:
+        """Delete what was kept of runs that were cut short, a month on."""
+        for journal in journals(self.folder):
+            begin = journal.begin()
+            if begin and journal.state().closed >= begin["count"] and not journal.is_live(begin):
+                with locked(journal, wait=0) as mine:
+                    if mine:
+                        journal.tidy()
 
     def send_leftovers(
         self, wait: float = 0, patience: float | None = None, of: str | None = None
@@ -153,14 +162,9 @@ class Sending:
                 continue
             if time.monotonic() - moved > patience:
                 return
-            self._rest(pause, alive)
-
-    def _rest(self, pause: float, alive: bool) -> None:
-        """Sleep; on, up to LOOK, while a live stage appends nothing."""
-        until = time.monotonic() + LOOK
-        time.sleep(pause)
-        while alive and self._replay and not self._replay.behind() and time.monotonic() < until:
-            time.sleep(pause)
+            # A stage waits at its end for the next look: for a fiftieth of its time at most.
+            age = time.time() - self._begin["t"] / 1000 if alive else 0
+            time.sleep(max(pause, min(age / 50, LOOK)))
 
     def _step(self, alive: bool) -> bool:
         from pipeline.tracking.replay import Replay, SupersededError

@@ -148,6 +148,14 @@ class Store:
             return [line for item in items for line in self._batch(run_id, kind, [item])]
         return []
 
+    def close(self, run_id: str, status: str, end: int) -> None:
+        """End a run, unless somebody has deleted it meanwhile."""
+        try:
+            self.client.set_terminated(run_id, status, end)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+
     def text(self, run_id: str, text: str, name: str) -> None:
         """Write a text artifact."""
         self.client.log_text(run_id, text, name)

@@ -14,6 +14,7 @@ import psutil
 from pipeline.tracking.journal import Log, Thinning
 
 MB = 1e6
+TREE = 5  # samples between two looks for new processes, which read of every process there is
 
 
 class Sampler:
@@ -35,6 +36,7 @@ class Sampler:
         self._gpus = _gpus()
         self._network = psutil.net_io_counters()
         self._cpu_seconds: dict[int, float] = {}
+        self._tree: list[psutil.Process] = []
         self._time = time.monotonic()
         self._processes()
         threading.Thread(target=self._run, name="system-metrics", daemon=True).start()
@@ -81,14 +83,14 @@ class Sampler:
         memory, used = 0.0, 0.0
         now, seconds = time.monotonic(), dict[int, float]()
         try:
-            stage = psutil.Process(self._pid)
-            tree = [stage, *stage.children(recursive=True)]
+            if not self._tree or self._step % TREE == 0:
+                stage, own = psutil.Process(self._pid), psutil.Process().pid
+                tree = [stage, *stage.children(recursive=True)]
+                self._tree = [process for process in tree if process.pid != own]
         except psutil.NoSuchProcess:
             return {}
-        for process in tree:
+        for process in self._tree:
             try:
-                if process.pid == psutil.Process().pid:
-                    continue
                 with process.oneshot():
                     cpu = process.cpu_times()
                     seconds[process.pid] = cpu.user + cpu.system

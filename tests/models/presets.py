@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
 import yaml
 from pydantic import TypeAdapter
 
@@ -19,3 +21,12 @@ def names(group: str) -> list[str]:
 def preset(group: str, name: str, /, **changes: object) -> Any:
     values = yaml.safe_load((CONF / group / f"{name}.yaml").read_text(encoding="utf-8"))
     return TypeAdapter(KINDS[group]).validate_python({**values, **changes})
+
+
+def fused_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have transformers built as on a GPU; what that registers is forgotten after the test."""
+    from transformers import AttentionMaskInterface
+
+    masks = AttentionMaskInterface._global_mapping
+    monkeypatch.setitem(masks, "sdpa", masks["sdpa"])
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)

@@ -14,7 +14,7 @@ from torch import nn
 from pipeline.errors import PipelineError
 from pipeline.models import transformer
 from tests.models.conftest import inputs, settings
-from tests.models.presets import names, preset
+from tests.models.presets import fused_attention, names, preset
 
 CLASSES = ["negative", "positive"]
 
@@ -207,7 +207,8 @@ class TestModel:
     @pytest.mark.parametrize("attention", ["eager", "sdpa"])
     @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
     def test_padding_does_not_change_the_logits(self, encoder, precision, attention, monkeypatch):
-        monkeypatch.setattr(torch.accelerator, "is_available", lambda: attention == "sdpa")
+        if attention == "sdpa":
+            fused_attention(monkeypatch)
         model, tokenizer = transformer.build(settings(encoder), CLASSES)
         assert model.eval().config._attn_implementation == attention
         texts = ["a film", "a good book . a bad film . a good film ."]

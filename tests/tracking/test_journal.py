@@ -220,19 +220,27 @@ def test_secrets_inside_a_line_of_settings_are_masked() -> None:
 +++ b/conf.yaml
 +hub: {user: me, token: hunter2, "api_key": hunter2 x, max_tokens: 5}
 +list: [{password: hunter2}, {name: x}]
-+lr: 0.1  # password: hunter2, again
-+# with max_tokens: 5, a note about tokens
++more: {password: hunter2#x, tokens: [1], api_key: [hunter2, hunter2]}
++lr: 0.1  # password: hunter2,x{
++# export DB_PASSWORD=hunter2
++# - token: hunter2
++# token: how to get one, with max_tokens: 5
++++ b/notes.md
++# Token: hunter
 """
-    assert (
-        clean_diff(diff)
-        == """\
+    masked = """\
 +++ b/conf.yaml
 +hub: {user: me, token: ***, "api_key": ***, max_tokens: 5}
 +list: [{password: ***}, {name: x}]
-+lr: 0.1  # password: ***, again
-+# with max_tokens: 5, a note about tokens
++more: {password: ***, tokens: [1], api_key: ***}
++lr: 0.1  # password: ***
++# export DB_PASSWORD=***
++# - token: ***
++# token: how to get one, with max_tokens: 5
++++ b/notes.md
++# Token: hunter
 """
-    )
+    assert clean_diff(diff) == masked
 
 
 def test_what_is_below_a_secret_key_is_masked_in_the_old_and_in_the_new_file() -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import wave
@@ -289,10 +290,32 @@ class TestRegistry:
         assert tags["decision"] == "version 4 stays champion: 5 is of a capped profile"
         tags = self.evaluate(store, tmp_path, "five", set(range(50)), "b")
         assert self.alias(store) == "6"
-        assert "the test data changed" in tags["decision"]
+        assert "the data changed" in tags["decision"]
         model = store.client.get_logged_model(tags["model"].removeprefix("models:/"))
         assert {metric.key: metric.value for metric in model.metrics} == {"test/accuracy": 0.5}
         assert len(store.client.search_model_versions(f"name = '{self.name}'")) == 6
+
+    def test_an_older_model_evaluated_again_is_no_candidate_and_lost_predictions_no_obstacle(
+        self, store: Store, tmp_path: Path
+    ) -> None:
+        self.name = "lost"
+        first = self.evaluate(store, tmp_path, "one", set(range(20)), "a")
+        tags = self.evaluate(store, tmp_path, "two", set(range(30)), "a")
+        record = {
+            "name": self.name, "weights": "one", "data": "a", "metrics": {}, "promote": True,
+            "capped": False,
+        }  # fmt: skip
+        again = store.client.create_run(store.experiment("registry")).info.run_id
+        assert register(store, again, first["trained_by"], tmp_path / "one.parquet", record) == "1"
+        assert (self.alias(store), self.alias(store, "candidate")) == ("1", "2")
+        place = store.client.get_run(again).info.artifact_uri
+        shutil.rmtree(place.removeprefix("file://"))
+        record["weights"] = "two"
+        table = tmp_path / "two.parquet"
+        run_id = store.client.create_run(store.experiment("registry")).info.run_id
+        assert register(store, run_id, tags["trained_by"], table, record) == "2"
+        decision = store.client.get_model_version(self.name, "2").tags["decision"]
+        assert decision == "version 1 stays champion: its predictions are gone"
 
 
 @pytest.mark.parametrize("kind", ["file", pytest.param("server", marks=pytest.mark.slow)])

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline.tracking.journal import journals
+from pipeline.tracking.journal import journals, read
 from tests.tracking.conftest import Flaky, Server, fill, points, runs, sync, wait_for
 from tests.workspace import BARE, QUICK, Nursery, outputs
 
@@ -164,6 +164,19 @@ def check_curve(found: list[tuple[int, float]], curve: Path) -> None:
         assert losses / (last - first) == pytest.approx(float(row["train_loss"]))
         first = last
     assert max(step for step, _ in found) == first
+
+
+def test_what_was_logged_is_forced_to_the_disk_at_the_end_of_each_epoch(
+    nursery: Nursery, own_workspace: Path
+) -> None:
+    """The second time, by when the journal has the second epoch's validation, it is killed."""
+    ended = train(nursery, own_workspace, kill="pipeline.tracking.journal:Log.sync:before:2").wait()
+    assert ended.status == -signal.SIGKILL, ended.output
+    (journal,) = journals(own_workspace / ".tracking")
+    logged = [record for record, _ in read(journal.path) if record["op"] == "metrics"]
+    assert sum("validation/loss" in record["values"] for record in logged) == 2
+    assert "validation/loss" in logged[-1]["values"]
+    wait_for(lambda: not senders(own_workspace), 90)
 
 
 @pytest.mark.slow

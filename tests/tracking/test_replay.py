@@ -1,0 +1,161 @@
+"""What a sender does about a store in an odd state: each journal is sent in this process."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import tracking
+from pipeline.settings import Tracking
+from pipeline.tracking.journal import Journal
+from pipeline.tracking.run import JournaledRun
+from pipeline.tracking.sending import Senders, Sending
+from tests.tracking.conftest import points, runs
+
+Start = Callable[..., tuple[tracking.Run, Journal]]
+
+
+@pytest.fixture
+def start(workspace: Path, settings: Tracking, monkeypatch: pytest.MonkeyPatch) -> Start:
+    """Begins runs that nobody sends until the test does."""
+    monkeypatch.setattr(JournaledRun, "_start_sender", lambda self: None)
+    impatient = settings.model_copy(update={"flush_seconds": 0.0})
+
+    def start(**how: Any) -> tuple[tracking.Run, Journal]:
+        run = tracking.start("train_cnn", impatient, {"lr": 0.1}, {}, **how)
+        assert run.id
+        journal = Journal(workspace / ".tracking" / run.id)
+        journal.note(journal.begin() or {}, {})
+        return run, journal
+
+    return start
+
+
+def send(journal: Journal) -> bool:
+    """Send for as long as something moves; returns whether the store has all of it."""
+    begin = journal.begin()
+    assert begin
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    begin = {**begin, "pid": dead.pid}  # of a stage that is over
+    Sending(journal, begin, Senders(journal.folder.parent), lambda: False).run(0)
+    return journal.is_complete(begin)
+
+
+def curve(client: Any, run: Any) -> list[int]:
+    return [step for step, _ in points(client, run.info.run_id, "train/loss")]
+
+
+def test_without_patience_all_is_sent_that_can_be(start: Start, client: Any, settings: Tracking):
+    run, journal = start()
+    for step in range(4000):
+        run.metrics({"train/loss": 1.0, "train/a long name of a metric": 2.0, "x": 3.0}, step=step)
+    run.end()
+    assert journal.path.stat().st_size > 500_000  # more than is read at once
+    assert send(journal)
+    (found,) = runs(client, settings.experiment)
+    assert found.info.status == "FINISHED"
+    assert len(curve(client, found)) == 4000
+
+
+def test_what_is_in_a_journal_not_sent_yet_is_waited_for(
+    start: Start, client: Any, settings: Tracking
+):
+    training, first = start()
+    training.tags({"weights.md5": "abc"})
+    training.end()
+    evaluation, second = start()
+    evaluation.metrics({"test/accuracy": 0.9}, target="trained:abc")
+    evaluation.end()
+    assert not send(second)
+    assert f"the run of {training.id} is not in the store yet" in second.state().error
+    assert send(first)
+    assert send(second)
+    trained, evaluated = runs(client, settings.experiment)
+    assert trained.data.metrics == {"test/accuracy": 0.9}
+    assert evaluated.data.tags["trained_by"] == trained.info.run_id
+
+
+def test_weights_that_nobody_knows_are_not_waited_for(
+    start: Start, client: Any, settings: Tracking
+):
+    pending, _ = start()  # is about other weights
+    pending.tags({"weights.md5": "other"})
+    evaluation, journal = start()
+    evaluation.metrics({"test/accuracy": 0.9}, target="trained:unknown")
+    evaluation.end()
+    assert send(journal)
+    (found,) = runs(client, settings.experiment)
+    assert found.data.tags["trained_by"] == "not found"
+    pending.end()
+
+
+def test_a_run_that_was_deleted_in_the_ui_is_done(start: Start, client: Any, settings: Tracking):
+    run, journal = start()
+    run.metrics({"train/loss": 1.0})
+    assert not send_begin(journal)
+    (found,) = runs(client, settings.experiment)
+    client.delete_run(found.info.run_id)
+    run.metrics({"train/loss": 2.0}, step=1)
+    run.end()
+    assert send(journal)
+    assert runs(client, settings.experiment) == []
+
+
+def test_a_store_that_was_wiped_before_the_end_gets_everything_again(
+    start: Start, client: Any, settings: Tracking, workspace: Path
+):
+    run, journal = start()
+    for step in range(5):
+        run.metrics({"train/loss": 1.0}, step=step)
+    assert not send_begin(journal)
+    (found,) = runs(client, settings.experiment)
+    wipe(client, workspace, found.info.run_id)
+    run.end()  # all else is in the store that was
+    assert send(journal)
+    (found,) = runs(client, settings.experiment)
+    assert found.info.status == "FINISHED"
+    assert curve(client, found) == list(range(5))
+
+
+def test_a_run_that_goes_on_with_another_store_is_whole_there(
+    start: Start, client: Any, settings: Tracking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from mlflow.tracking import MlflowClient
+
+    run, journal = start()
+    run.metrics({"train/loss": 1.0}, step=0)
+    assert not send_begin(journal)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    again, _ = start(id=run.id)
+    again.metrics({"train/loss": 1.0}, step=1)
+    again.end()
+    assert send(journal)
+    other = MlflowClient(f"sqlite:///{tmp_path}/other.db")
+    (found,) = runs(other, settings.experiment)
+    assert found.info.status == "FINISHED"
+    assert curve(other, found) == [0, 1]
+    assert len(runs(client, settings.experiment)) == 1
+
+
+def send_begin(journal: Journal) -> bool:
+    """Send what a live stage has journaled so far."""
+    begin = journal.begin()
+    assert begin
+    assert begin["pid"] == os.getpid()
+    sending = Sending(journal, begin, Senders(journal.folder.parent), lambda: False)
+    while sending._step(alive=True) or journal.state().sent < journal.path.stat().st_size:
+        pass
+    return journal.is_complete(begin)
+
+
+def wipe(client: Any, workspace: Path, run_id: str) -> None:
+    """Take a run out of the database, as if the store had been replaced."""
+    client.delete_run(run_id)
+    uri = f"sqlite:///{workspace}/mlflow.db"
+    command = ["mlflow", "gc", "--backend-store-uri", uri, "--tracking-uri", uri]
+    subprocess.run([sys.executable, "-m", *command, "--run-ids", run_id], check=True)
