@@ -37,9 +37,7 @@ from pipeline.tracking.system import Sampler
 
 def main(folder: str) -> None:
     """Watch a stage, and send its journal and its family's unless another process does."""
-    os.nice(10)
-    if hasattr(os, "SCHED_BATCH"):  # waking up, it does not interrupt what trains
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    _give_way()
     quiet()
     journal = Journal(Path(folder))
     begin = journal.begin()
@@ -73,6 +71,16 @@ def main(folder: str) -> None:
         senders.send_leftovers(patience=0)
         senders.tidy()
         return
+
+
+def _give_way() -> None:
+    """Let what trains go first."""
+    os.nice(10)
+    if hasattr(os, "SCHED_BATCH"):  # waking up, it interrupts nobody
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    if os.getsid(0) == os.getpid():  # where sessions share the cores, `nice` counts within one
+        with suppress(OSError):
+            Path("/proc/self/autogroup").write_text("10")  # sched(7)
 
 
 class Sender:
