@@ -1,7 +1,7 @@
 """Row 12: what tracking costs a training, per call and as a share of its time.
 
 The tracker is the real one: journal, sender process, sqlite store. Inside a DVC stage, where one
-warm sender serves all runs, two long trainings, one tracked and one not, take turns of 5 epochs:
+warm sender serves all runs, pairs of trainings, one tracked and one not, take turns of 5 epochs:
 while one runs, the other and what belongs to it is stopped, so that both meet the same moods of the
 machine. (The clocks of what is stopped run on, so it samples and sends up to twice as often for a
 second of training as otherwise: the ratio is rather too high.) By hand, where each run has a sender
@@ -45,8 +45,9 @@ from pipeline.training import fit
 
 CALLS = 5000
 EPOCHS = 60
-TURN, TURNS, TOGETHER = 5, 60, 10
-"""Epochs of a turn, turns of each training, and how many of them make one ratio."""
+TURN, TURNS, PAIRS = 5, 6, 6
+"""Epochs of a turn, turns of each training, and pairs of trainings: no two processes are equally
+fast, if only by where their memory lies."""
 
 
 def measure(quick: bool) -> list[Row]:
@@ -60,7 +61,7 @@ def measure(quick: bool) -> list[Row]:
     typical = [statistics.median(some) for some in milliseconds]
     rare = [some[-max(1, len(some) // 100)] for some in milliseconds]
     cold = [on - off for (on, _), (off, _) in zip(by_hand["on"], by_hand["off"], strict=True)]
-    on, off = ([sum(some) for some in _parts(found[side])] for side in ("tracked", "bare"))
+    on, off = ([pair[side] for pair in found["pairs"]] for side in ("tracked", "bare"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     shares = [100 * cpu / (seconds * (cores or 1)) for seconds, cpu in found["whole"]]
     synced = [1000 * call for call in found["syncs"]]
@@ -86,12 +87,12 @@ def inside(quick: bool) -> dict[str, Any]:
         "calls": [metrics for metrics, _ in calls],
         "syncs": [sync for _, some in calls for sync in some],
         "whole": whole,
-        **in_turns(1 if quick else TURNS),
+        "pairs": [in_turns(1 if quick else TURNS) for _ in range(1 if quick else PAIRS)],
     }
 
 
-def in_turns(turns: int) -> dict[str, list[float]]:
-    """Seconds of each turn of a tracked training and of one that is not."""
+def in_turns(turns: int) -> dict[str, float]:
+    """Seconds that the turns of a tracked training took, and those of one that is not."""
     spawn = multiprocessing.get_context("spawn")
     ends, processes = {}, []
     for name in ("tracked", "bare"):
@@ -101,19 +102,19 @@ def in_turns(turns: int) -> dict[str, list[float]]:
         processes[-1].start()
         other.close()  # so that a process that fails ends the wait for it
     found: dict[str, list[float]] = {name: [] for name in ends}
-    for turn in range(turns + 1):
+    for turn in range(turns + 2):
         for name in ends if turn % 2 else reversed(ends):
             with contextlib.nullcontext() if name == "tracked" else _stopped_senders():
                 ends[name].send("go")
                 found[name].append(ends[name].recv())
     for process in processes:
         process.join()
-    return {name: some[1:] for name, some in found.items()}  # the first has begin and warm-up
+    return {name: sum(some[1:-1]) for name, some in found.items()}  # without begin and end
 
 
 def _take_turns(controls: Connection, tracked: bool, turns: int) -> None:
     """Train as a stage does; after each turn say how long it took and wait for the next."""
-    epochs = TURN * (turns + 1)
+    epochs = TURN * (turns + 2)
     one = job("cnn", Path(os.environ["DVC_ROOT"]), f"training.epochs={epochs}")
     run, epoch = _start(one, tracked), 0
     controls.recv()
@@ -148,10 +149,6 @@ def _stopped_senders() -> Iterator[None]:
         for sender in senders:
             with contextlib.suppress(psutil.NoSuchProcess):
                 sender.resume()
-
-
-def _parts(turns: list[float]) -> list[list[float]]:
-    return [turns[first : first + TOGETHER] for first in range(0, len(turns), TOGETHER)]
 
 
 def sides(one: Job, steps: int | None, rounds: int) -> dict[str, list[tuple[float, float]]]:
