@@ -89,6 +89,8 @@ class TestServer:
             log = own_workspace / ".tracking" / running.stdout.readline().strip() / "send.log"
             client = MlflowClient(server.uri)
             wait_for(lambda: runs(client, "killed"))
+            # the next stage sends what was left
+            wait_for(lambda: [run.info.status for run in runs(client, "absent")] == ["FINISHED"])
             server.kill()
             time.sleep(2)
             server.start()

@@ -134,6 +134,12 @@ def test_whatever_the_store_does_the_weights_are_the_same_and_it_gets_the_curve_
     assert run.info.status == "FINISHED"
     assert "refused" not in run.data.tags
     check_curve(loss(), folder / "curve.csv")
+    assert run.data.params["training.epochs"] == "4"
+    (data,) = run.inputs.dataset_inputs
+    assert data.dataset.name.endswith("data/audio")
+    client, made_by = MlflowClient(trouble.uri), f"source_run_id = '{run.info.run_id}'"
+    (model,) = client.search_logged_models([run.info.experiment_id], made_by)
+    assert model.status == "READY"
     assert not journal.folder.exists()
 
 
