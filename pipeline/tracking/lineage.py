@@ -134,12 +134,15 @@ def close_parent(store: "Store", parent: str, graph: dict[str, Any]) -> None:
     }
     needs, stages = graph.get("needs", {}), graph.get("stages", {})
     known = store.client.get_run(parent).data
-    whole = bool(WHOLE.fullmatch(known.tags.get("dvc.command", "")))
+    command = known.tags.get("dvc.command", "")
+    whole = bool(WHOLE.fullmatch(command))
+    of_targets = not whole and "exec-run" not in command  # a queue's worker does not say
     failed = any(run.info.status in ("FAILED", "KILLED") for run in children.values())
     old = outdated(needs, stages)
     failed = failed or bool(whole and graph.get("final", False) and old)
     # dvc.lock still has what an earlier repro made of the stages that this one did not come to
-    reused = passed(needs, {*children}, whole) if failed else {*stages} - old
+    partial = failed or of_targets
+    reused = passed(needs, {*children}, whole) if partial else {*stages} - old
     rows: list[str] = []
     metrics: dict[str, float] = {}
     for name in dict.fromkeys([*(needs or stages), *children]):
