@@ -202,11 +202,11 @@ class Replay:
             if runs:
                 return str(runs[-1].info.run_id)
             if not self._ask_others():
-                self._wait_for(tag, value)
+                self._refuse_if_coming(tag, value)
                 return None
 
-    def _wait_for(self, tag: str, value: str) -> None:
-        tagged = json.dumps({tag: value}, separators=(",", ":"))[1:-1]
+    def _refuse_if_coming(self, tag: str, value: str) -> None:
+        """Raise WaitingError if another journal is about to give a run that tag."""
         for other in journals(self.journal.folder.parent):
             begin = other.begin()
             if (
@@ -215,7 +215,7 @@ class Replay:
                 and begin["uri"] == self.begin["uri"]
                 and not other.is_complete(begin)
                 and any(
-                    record["op"] == "tags" and tagged in json.dumps(record, separators=(",", ":"))
+                    record["op"] == "tags" and record["values"].get(tag) == value
                     for record, _ in read(other.path, limit=1 << 62)
                 )
             ):
@@ -351,7 +351,7 @@ class Replay:
         predictions = self.journal.files / record["file"]
         version = register(self.store, self._own, trained, predictions, record)
         if not version:
-            self._wait_for("weights.md5", record["weights"])
+            self._refuse_if_coming("weights.md5", record["weights"])
         found = version or "not registered: the model is not on this store"
         self._tag("self", **{f"registered.{record['name']}": found})
 
