@@ -140,7 +140,7 @@ def _stopped_senders() -> Iterator[None]:
     senders = []
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):  # a zombie too
-            if "pipeline.tracking.send" in child.cmdline():
+            if "pipeline.tracking.sender" in child.cmdline():
                 child.suspend()
                 senders.append(child)
     try:

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from filelock import FileLock, Timeout
 
-from pipeline.errors import PipelineError
 from pipeline.files import digest, explained, new_file, write_json
 
 KEEP = 2
@@ -76,26 +76,28 @@ class Checkpoints:
 
 @contextmanager
 def checkpoints(
-    root: Path, stage: str, identity: dict[str, Any], leads: bool = True, wait: bool = False
+    root: Path, stage: str, identity: dict[str, Any], leads: bool = True
 ) -> Iterator[Checkpoints]:
-    """The states of a training, locked against a second process and removed on success.
+    """The states of a training, removed on success.
+
+    A second process with the same identity waits: it goes on from the states that the first one
+    leaves when it dies, or finds what the first one remembers when that succeeds.
 
     Args:
         root: folder of all training states.
         stage: name of the stage.
         identity: JSON-like values that decide the result: config, digests of data and code.
         leads: False for all but the first process of a data-parallel training: they only read.
-        wait: for another process that is training with the same identity.
 
     Raises:
-        PipelineError: there is such a process and `wait` is False; the folder can't be written.
+        PipelineError: the folder can't be written.
     """
     text = json.dumps(identity, sort_keys=True)
     folder = root / f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     if not leads:
         yield Checkpoints(folder)
         return
-    lock = _lock(folder, stage, wait)
+    lock = _lock(folder, stage)
     try:
         with explained(folder):
             (folder / "pid").write_text(str(os.getpid()))
@@ -106,6 +108,8 @@ def checkpoints(
             _say_why_new(root, stage, identity)
             saved.remember("identity", identity)
         yield saved
+        if any(psutil.pid_exists(int(one.suffix[1:])) for one in folder.glob("waiting.*")):
+            return
         # Under another name first: one who waits would make the lock anew in a half-empty folder.
         gone = folder.with_name(f".{folder.name}.gone")
         shutil.rmtree(gone, ignore_errors=True)  # of a process that was killed right here
@@ -114,25 +118,25 @@ def checkpoints(
         lock.release()
 
 
-def _lock(folder: Path, stage: str, wait: bool) -> FileLock:
-    """Make the folder and hold its lock."""
-    said = False
-    while True:
+def _lock(folder: Path, stage: str) -> FileLock:
+    """Make the folder and hold its lock; who waits for it leaves a file there meanwhile."""
+    lock, waiting = FileLock(folder / "lock"), folder / f"waiting.{os.getpid()}"
+    try:
         with explained(folder):
-            # again: who held the lock may have removed the folder at its end
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / "lock")
-            with suppress(Timeout, FileNotFoundError):
-                lock.acquire(timeout=1 if said else 0)
-                return lock
-            owner = folder / "pid"
-            who = f" (process {owner.read_text().strip()})" if owner.is_file() else ""
-        line = f"another process{who} is running {stage} with this config"
-        if not wait:
-            raise PipelineError(f"{line} and writes {folder}; wait until it ends, or end it")
-        if not said:
-            print(f"{line}; waiting for its end", flush=True)
-        said = True
+            while True:
+                # again: who held the lock may have removed the folder at its end
+                folder.mkdir(parents=True, exist_ok=True)
+                with suppress(Timeout, FileNotFoundError):
+                    lock.acquire(timeout=1 if waiting.exists() else 0)
+                    return lock
+                with suppress(FileNotFoundError):
+                    if not waiting.exists():
+                        owner = (folder / "pid").read_text()
+                        who = f"another process ({owner}) is running {stage} with this config"
+                        print(f"{who}; waiting for its end", flush=True)
+                    waiting.touch()
+    finally:
+        waiting.unlink(missing_ok=True)
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

@@ -141,7 +141,7 @@ def _tensors(before: Path, after: Path) -> dict[str, float]:
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """What the results depend on and the two device cards say differently."""
     from pipeline.machine import NUMERICS
-    from pipeline.tracking.journal import flat
+    from pipeline.tracking.operations import flat
 
     ours, theirs = (flat({name: card.get(name) for name in NUMERICS}) for card in (before, after))
     found = [

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 from pipeline import config, interrupts, machine, tracking
 from pipeline.data.prepared import read_card
 from pipeline.settings import Stage, Train
+from pipeline.tracking.content import dvc_md5
 
 if TYPE_CHECKING:
     from pipeline.checkpoint import Checkpoints
@@ -95,7 +96,7 @@ def _execute(
     # torchrun and accelerate start one process per device; the first of them keeps the records.
     leads = os.environ.get("RANK", "0") == "0"
     with ExitStack() as stack:
-        states, hardware, journal = None, None, tracking.new_id(name)
+        states, hardware, journal, done = None, None, tracking.new_id(name), None
         if isinstance(settings, Train):
             from pipeline.checkpoint import checkpoints
 
@@ -105,10 +106,8 @@ def _execute(
                 "code": _digest_of_code(),
             }
             folder = tracking.root() / ".checkpoints"
-            # two queued experiments may have a training in common
-            wait = tracking.root() != config.ROOT
-            states = stack.enter_context(checkpoints(folder, name, identity, leads, wait))
-            journal = states.recall("journal") or journal
+            states = stack.enter_context(checkpoints(folder, name, identity, leads))
+            journal, done = states.recall("journal") or journal, states.recall("finished")
             if leads:  # before the run begins: a kill in between must not leave a second run
                 states.remember("journal", journal)
         if computes:
@@ -118,10 +117,8 @@ def _execute(
             facts = card(hardware)
         else:
             facts = machine.card()
-        if not leads or (states and states.recall("finished")):
-            # Killed between the end of its run and its own: only the outputs are missing.
-            run = tracking.Run()
-        else:
+        run = tracking.Run()
+        if leads:
             run = tracking.start(
                 stage=name,
                 settings=settings.tracking,
@@ -132,15 +129,27 @@ def _execute(
         try:
             if swallowed := interrupts.pending():
                 raise interrupts.Interrupted(swallowed)
-            result = body(settings, Context(run, states, hardware))
+            if done and done["outputs"] == _digests(settings):
+                print(f"{name}: another process has just done this; its outputs are taken")
+                result = done["result"]
+            else:
+                # the run of one that was killed at its very end has everything but this end
+                log = tracking.Run() if done else run
+                result = body(settings, Context(log, states, hardware))
         except BaseException as error:
             ended = isinstance(error, interrupts.Interrupted | KeyboardInterrupt)
             run.end("KILLED" if ended else "FAILED", error=f"{type(error).__name__}: {error}")
             raise
         if states and leads:
-            states.remember("finished", True)
+            states.remember("finished", {"result": result, "outputs": _digests(settings)})
         run.end("FINISHED")
         return result
+
+
+def _digests(settings: Stage) -> dict[str, str]:
+    """The md5 of each output of a training that is there."""
+    paths = [Path(getattr(settings, key)) for key in ("output", "curve")]
+    return {str(path): dvc_md5(path) for path in paths if path.exists()}
 
 
 def _digest_of_code() -> str:

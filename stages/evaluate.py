@@ -52,9 +52,7 @@ def main(settings: Evaluate, context: Context) -> float:
     tested = {f"test/{name}": value for name, value in numbers.items()}
     run.metrics(tested)
     run.metrics(tested, target=f"trained:{md5}")
-    run.metrics(
-        {f"{settings.model}/{name}": value for name, value in tested.items()}, target="parent"
-    )
+    run.tags({"summary": settings.model})
     for name, value in numbers.items():
         if baseline := re.fullmatch(r"baseline/(.+)/accuracy", name):
             beside = f"beside:{settings.model} baseline: {baseline[1]}"

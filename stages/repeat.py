@@ -47,10 +47,7 @@ def main(settings: Repeat, context: Context) -> float:
     tested = {f"test/{name}": value for name, value in numbers.items()}
     run.metrics(tested)
     run.metrics(tested, target=f"trained:{digest(again / models.WEIGHTS)}")
-    run.metrics(
-        {f"{settings.model}/seed-{settings.again}/{name}": v for name, v in tested.items()},
-        target="parent",
-    )
+    run.tags({"summary": f"{settings.model}/seed-{settings.again}"})
     # MLflow has the model; what is kept here are the numbers.
     shutil.rmtree(again.parent)
     print(

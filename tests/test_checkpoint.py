@@ -4,13 +4,13 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
 from pipeline.checkpoint import KEEP, Checkpoints, checkpoints
-from pipeline.errors import PipelineError
 
 IDENTITY = {"config": {"optimizer": {"lr": 0.1}}, "data": "abc", "code": "def"}
 
@@ -82,34 +82,44 @@ def test_another_config_starts_anew_and_says_why(tmp_path, capsys):
     assert "(config.optimizer.lr: 0.1 → 0.2) and is left alone; starting anew" in said
 
 
-def test_a_second_process_is_refused_and_told_who_has_it(tmp_path):
-    code = (
-        "import sys; from pathlib import Path; from pipeline.checkpoint import checkpoints\n"
-        f"with checkpoints(Path({str(tmp_path)!r}), 'train', {IDENTITY!r}):\n"
-        "    print('ready', flush=True); sys.stdin.read()"
-    )
-    root = Path(__file__).parents[1]
-    first = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root
-    )
-    try:
-        assert first.stdout.readline() == b"ready\n"
-        with (
-            pytest.raises(PipelineError, match=rf"process {first.pid}\) is running train"),
-            checkpoints(tmp_path, "train", IDENTITY),
-        ):
-            pass
-    finally:
-        first.kill()
-        first.wait()
-    with checkpoints(tmp_path, "train", IDENTITY) as saved:  # a dead owner does not block
-        assert saved.load() is None
+OWNER = """
+import sys
+import threading
+from pathlib import Path
+from pipeline.checkpoint import checkpoints
+with checkpoints(Path({folder!r}), "train", {identity!r}) as saved:
+    saved.remember("begun", 1)
+    print("ready", flush=True)
+    sys.stdin.read()
+    saved.remember("finished", 2)
+"""
 
 
-def test_one_of_several_trains_at_a_time_where_they_wait(tmp_path):
+@pytest.mark.parametrize(("dies", "found"), [(True, (1, None)), (False, (1, 2))])
+def test_a_second_process_waits_and_goes_on_or_finds_what_the_first_remembers(
+    tmp_path, capsys, dies, found
+):
+    code = OWNER.format(folder=str(tmp_path), identity=IDENTITY)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    first = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[1], **pipes)
+    assert first.stdout.readline() == b"ready\n"
+    over = threading.Timer(0.5, first.kill if dies else first.stdin.close)
+    over.start()
+    with checkpoints(tmp_path, "train", IDENTITY) as saved:
+        assert (saved.recall("begun"), saved.recall("finished")) == found
+    first.wait()
+    said = capsys.readouterr().out
+    assert (
+        said
+        == f"another process ({first.pid}) is running train with this config; waiting for its end\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_of_several_trains_at_a_time(tmp_path):
     code = (
         "import time; from pathlib import Path; from pipeline.checkpoint import checkpoints\n"
-        f"with checkpoints(Path({str(tmp_path)!r}), 'train', {IDENTITY!r}, wait=True) as saved:\n"
+        f"with checkpoints(Path({str(tmp_path)!r}), 'train', {IDENTITY!r}) as saved:\n"
         "    (saved.folder / 'alone').mkdir(); time.sleep(0.3); (saved.folder / 'alone').rmdir()"
     )
     command = [sys.executable, "-c", code]

@@ -1,5 +1,6 @@
 """Is one model better than another? Paired, on the same examples."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -54,3 +55,20 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
     pairs = only_first + only_second
     return float(binomtest(only_first, pairs, 0.5).pvalue) if pairs else 1.0
+
+
+def compare_files(first: Path, second: Path) -> Comparison:
+    """Compare two tables of predictions, columns `label` and `prediction`, example by example.
+
+    Raises:
+        ValueError: they are not of the same examples.
+        KeyError: a column is missing.
+    """
+    import pyarrow.parquet
+
+    tables = [pyarrow.parquet.read_table(path) for path in (first, second)]
+    labels, others = (table["label"].to_numpy() for table in tables)
+    if not np.array_equal(labels, others):
+        raise ValueError(f"{first} and {second} are not of the same examples")
+    rights = [table["prediction"].to_numpy() == labels for table in tables]
+    return compare(*rights)

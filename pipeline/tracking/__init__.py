@@ -4,12 +4,12 @@
     run.metrics({"train/loss": 0.31}, step=10)
     run.end("FINISHED")
 
-Every call appends to a local journal (`journal`); a sender process of its own (`send`) replays
-the journal into the MLflow store. The stage never imports mlflow and never waits for the store,
+Every call appends an operation to a local journal; one process (`sender`) sends the journals of
+a workspace to the MLflow store. The stage never imports mlflow and never waits for the store,
 except at its end, and there only as long as the store makes progress.
 """
 
 from pipeline.tracking.journal import root
-from pipeline.tracking.run import Run, new_id, start
+from pipeline.tracking.run import Run, finish, new_id, start
 
-__all__ = ["Run", "new_id", "root", "start"]
+__all__ = ["Run", "finish", "new_id", "root", "start"]

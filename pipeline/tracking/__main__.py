@@ -1,36 +1,60 @@
 """The tracking store by hand.
 
 python -m pipeline.tracking sync              send what stages could not send (`make sync`)
+python -m pipeline.tracking drop URI          delete what is pending for a store that is gone
 python -m pipeline.tracking ui [--port N]     open the store in MLflow's UI (`make ui`)
 """
 
 import argparse
 import os
+import shutil
 import socket
 import sys
 from typing import NoReturn
 from urllib.parse import urlsplit
 
-from pipeline.tracking.journal import root
+from pipeline.tracking.journal import Journal, root
 from pipeline.tracking.masking import clean
-from pipeline.tracking.sending import Senders, quiet
+from pipeline.tracking.processes import credentials, quiet
+from pipeline.tracking.run import default_uri
+from pipeline.tracking.sender import leftovers
+from pipeline.tracking.sender import sync as send
 
 
 def sync() -> int:
     """Send what dead processes left; returns the exit status, 0 when the store has everything."""
     quiet()
-    senders = Senders(root() / ".tracking")
-    sent = senders.send_leftovers(wait=60)
-    left = senders.leftovers()
+    folder = root() / ".tracking"
+    sent = send(folder)
+    left = leftovers(folder)
     print(f"{sent} run(s) sent, {len(left)} pending")
     for journal, begin in left:
-        print(f"{journal.folder} for {begin['uri']}: {journal.state().error or 'not sent'}")
-    return 1 if left else 0
+        missing = {*begin.credentials} - {*credentials(begin.uri)}
+        needs = f"set {', '.join(sorted(missing))}" if missing else ""
+        print(f"{journal.folder} for {begin.uri}: {needs or journal.state().error or 'not sent'}")
+    foreign = [
+        path.parent for path in folder.glob("*/begin.json") if not Journal(path.parent).begin()
+    ]
+    for place in foreign:
+        print(f"{place} is of another version of this project, which has to send it")
+    return 1 if left or foreign else 0
+
+
+def drop(uri: str) -> int:
+    """Delete the journals of dead processes for a store that will not come back."""
+    found = [
+        journal for journal, begin in leftovers(root() / ".tracking") if begin.uri == clean(uri)
+    ]
+    for journal in found:
+        shutil.rmtree(journal.folder)
+        print(f"{journal.folder} is deleted")
+    print(f"{len(found)} journal(s) for {clean(uri)} deleted")
+    return 0 if found else 1
 
 
 def ui(host: str, port: int) -> None:
     """Become MLflow's server on this workspace's store; a store that is a server has a UI."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root() / 'mlflow.db'}"
+    uri = default_uri()
     if urlsplit(uri).scheme in ("http", "https"):
         print(f"the store is a server; open {clean(uri)}")
         return
@@ -77,12 +101,15 @@ def main(arguments: list[str]) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("sync")
+    commands.add_parser("drop").add_argument("uri", help="as `sync` names it")
     server = commands.add_parser("ui")
     server.add_argument("--host", default="127.0.0.1", help="the UI asks nobody for a password")
     server.add_argument("--port", type=int, default=5000)
     given = parser.parse_args(arguments)
     if given.command == "sync":
         return sync()
+    if given.command == "drop":
+        return drop(given.uri)
     ui(given.host, given.port)
     return 0
 

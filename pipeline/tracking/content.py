@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,13 @@ def described(path: Path) -> dict[str, Any]:
     }
 
 
-def dvc_md5(path: Path) -> str:
-    """The md5 that dvc.lock has for an output, a file or a folder."""
+def dvc_md5(path: Path, ignored: Callable[[Path], bool] | None = None) -> str:
+    """The md5 that dvc.lock has for a file or folder, but for what a .dvcignore leaves out."""
     if not path.is_dir():
         return digest(path)
-    files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+    found = [file for file in path.rglob("*") if file.is_file()]
+    kept = [file for file in found if not (ignored and ignored(file))]
+    files = {file.relative_to(path).as_posix(): file for file in kept}
     listed = [{"md5": digest(files[name]), "relpath": name} for name in sorted(files)]
     text = json.dumps(listed, sort_keys=True).encode()
     return hashlib.md5(text, usedforsecurity=False).hexdigest() + ".dir"

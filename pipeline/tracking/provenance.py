@@ -1,16 +1,15 @@
-"""What exactly made a run: the commit, the changes on top of it, and the dvc process above it."""
+"""What exactly made a run: the commit and the changes on top of it."""
 
-import getpass
 import os
 import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 
-from pipeline.tracking.masking import MASK, clean, clean_diff, is_secret
+from pipeline.tracking.masking import clean, clean_diff, masked
+from pipeline.tracking.operations import flat, text
 
 DIFF_BYTES = 1_000_000
 UNTRACKED = 500  # names listed
@@ -60,54 +59,21 @@ def written_by_dvc(folder: Path) -> list[str]:
     return names
 
 
-def head_file(folder: Path, name: str) -> str:
-    """A file as HEAD has it, empty when it has none."""
-    return _git(folder, "show", f"HEAD:{name}")
-
-
-def dvc() -> dict[str, Any]:
-    """Names that DVC gives to a stage, and the dvc process that runs it; empty outside DVC.
-
-    No variable of DVC names one `dvc repro`; the nearest dvc process above this one does.
-    """
-    stage = os.environ.get("DVC_STAGE")
-    if not stage:
-        return {}
-    found: dict[str, Any] = {
-        "stage": stage,
-        "experiment": os.environ.get("DVC_EXP_NAME", ""),
-        "baseline": os.environ.get("DVC_EXP_BASELINE_REV", ""),
-    }
-    for process in psutil.Process().parents():
-        try:
-            arguments = process.cmdline()
-            if any(Path(argument).name == "dvc" for argument in arguments[:3]):
-                found["process"] = {"pid": process.pid, "created": process.create_time()}
-                found["command"] = " ".join(["dvc", *map(_clean, _after_dvc(arguments))])
-                break
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found
-
-
-def user() -> str:
-    """Login name, `unknown` where the system has none for this user id."""
+def changes(folder: Path) -> list[str]:
+    """What params.yaml says differently from HEAD, as `train_cnn.optimizer.lr=0.1`."""
     try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"
-
-
-def _after_dvc(arguments: list[str]) -> list[str]:
-    names = [Path(argument).name for argument in arguments]
-    return arguments[names.index("dvc") + 1 :]
-
-
-def _clean(argument: str) -> str:
-    key, equals, value = argument.partition("=")
-    if key.startswith("--") and "=" in value:
-        return f"{key}={_clean(value)}"
-    return f"{key}={MASK}" if equals and is_secret(key) else clean(argument)
+        now = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+        before = yaml.safe_load(_git(folder, "show", "HEAD:params.yaml"))
+    except (OSError, yaml.YAMLError):
+        return []
+    new, old = (
+        flat(masked(values)) if isinstance(values, dict) else {} for values in (now, before)
+    )
+    return [
+        f"{key}={text(new.get(key))}"
+        for key in sorted(new.keys() | old.keys())
+        if new.get(key) != old.get(key)
+    ]
 
 
 def _git(folder: Path, *arguments: str) -> str:

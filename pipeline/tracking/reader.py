@@ -1,7 +1,6 @@
 """Reads from the MLflow store what runs left there."""
 
 import json
-import os
 import tempfile
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,8 @@ import yaml
 
 from pipeline.errors import PipelineError
 from pipeline.tracking.journal import root
+from pipeline.tracking.processes import quiet
+from pipeline.tracking.run import default_uri
 
 if TYPE_CHECKING:
     from pipeline.tracking.store import Store
@@ -58,12 +59,10 @@ class Reader:
     """
 
     def __init__(self, uri: str = "") -> None:
-        default = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root() / 'mlflow.db'}"
-        self.uri = uri or default
+        self.uri = uri or default_uri()
 
     @cached_property
     def _store(self) -> "Store":
-        from pipeline.tracking.sending import quiet
         from pipeline.tracking.store import Store
 
         quiet()

@@ -2,21 +2,23 @@
 
 import base64
 import contextlib
+import dataclasses
+import importlib.metadata
 import os
 import re
 import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from typing_extensions import override
-
 from pipeline.errors import PipelineError
-from pipeline.tracking import provenance
+from pipeline.tracking import operations as op
+from pipeline.tracking import processes
 from pipeline.tracking.content import described, dvc_md5, identity
-from pipeline.tracking.journal import Journal, Log, Record, Thinning, read, root, this_process
+from pipeline.tracking.journal import Journal, Log, State, Thinning, read, root
 from pipeline.tracking.masking import clean, masked
 
 if TYPE_CHECKING:
@@ -24,7 +26,22 @@ if TYPE_CHECKING:
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
+SHIPPED = ("__init__.py", "errors.py", "files.py", "settings.py", "models")
+"""What of `pipeline` a model needs to be loaded."""
+
+NEEDED = {
+    "image": ("pillow", "torchvision"),
+    "text": ("transformers", "tokenizers"),
+    "audio": ("scipy",),
+}
+ALWAYS = ("mlflow", "numpy", "torch", "pydantic", "safetensors")
+
 _KEY = re.compile(r"[^\w\-. :/]")  # what MLflow refuses in names
+
+
+def default_uri() -> str:
+    """The store that the environment names, or that of the workspace."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root() / 'mlflow.db'}"
 
 
 def start(
@@ -49,28 +66,26 @@ def start(
     """
     if not settings.enabled:
         return Run()
-    folder = root() / ".tracking"
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root() / 'mlflow.db'}"
-    journal = Journal(folder / (id or new_id(stage)))
-    begin = {
-        "op": "begin",
-        "t": _now(),
-        "stage": stage,
-        **this_process(),
-        "uri": clean(uri),
-        "root": str(root()),
-        "code": str(Path.cwd()),
-        "experiment": settings.experiment,
-        "config": masked(config),
-        "card": masked(card),
-        "dvc": provenance.dvc(),
-        "user": provenance.user(),
-        "flush": settings.flush_seconds,
-        "system": settings.system_seconds,
-    }
+    journal, uri = Journal(root() / ".tracking" / (id or new_id(stage))), clean(default_uri())
+    begin = op.Begin(
+        start=1,
+        stage=stage,
+        **processes.this_process(),
+        uri=uri,
+        credentials=processes.credentials(uri),
+        root=str(root()),
+        code=str(Path.cwd()),
+        experiment=settings.experiment,
+        config=masked(config),
+        card=masked(card),
+        dvc=processes.dvc(),
+        user=processes.user(),
+        flush=settings.flush_seconds,
+        system=settings.system_seconds,
+    )
     try:
         journal.folder.mkdir(parents=True, exist_ok=True)
-        return JournaledRun(journal, begin)
+        return Run(journal, begin)
     except OSError as error:
         raise PipelineError(
             f"{journal.folder} can't be written ({error.strerror or error}); mend that, or run "
@@ -83,11 +98,37 @@ def new_id(stage: str) -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{stage}-{uuid.uuid4().hex[:8]}"
 
 
-class Run:
-    """A run that nobody records; `JournaledRun` is the other kind. Both take the same calls."""
+def finish(id: str) -> None:  # noqa: A002
+    """Close a run as finished whose process was killed after the last it had to log."""
+    journal = Journal(root() / ".tracking" / id)
+    logged = [operation for operation, _ in read(journal.path)]
+    if logged and not (isinstance(logged[-1], op.End) and logged[-1].status == "FINISHED"):
+        log = Log(journal.path)
+        log.append(op.End(t=max(one.t for one in logged), status="FINISHED", error=""))
+        log.close()
+        _start_sender(journal)
 
-    id: str | None = None
-    """What `start(id=…)` takes to continue this run."""
+
+class Run:
+    """The run of one stage execution; without a journal one that nobody records."""
+
+    def __init__(self, journal: Journal | None = None, begin: op.Begin | None = None) -> None:
+        self.id = journal.id if journal else None
+        """What `start(id=…)` takes to continue this run."""
+        self._journal = journal
+        self._thinning: dict[tuple[str, str], Thinning] = {}
+        self._journaled: dict[tuple[str, str], int] = {}
+        self._sender: subprocess.Popen[bytes] | None = None
+        if journal is None or begin is None:
+            return
+        before = self._remember(journal)
+        self._begin = dataclasses.replace(begin, start=1 + before)
+        self._log = Log(journal.path)
+        if journal.state().sent > self._log.size:  # the disk lost the end in a power cut
+            journal.save(State())
+        journal.write_begin(self._begin)
+        self._log.append(self._begin)
+        self._sender = _start_sender(journal)
 
     def metrics(self, values: dict[str, float], step: int = 0, target: str = "self") -> None:
         """Log one point of each metric.
@@ -95,19 +136,35 @@ class Run:
         Args:
             values: name, such as `train/loss`, and value.
             step: the x value.
-            target: `self`; `parent`, the run that stands for this `dvc repro`; `trained:<md5>`,
-                the run that wrote the weights of that md5; or `beside:<name>`, a run of that name
-                next to this one.
+            target: `self`; `trained:<md5>`, the run that wrote the weights of that md5; or
+                `beside:<name>`, a run of that name next to this one.
         """
+        kept = {
+            key: float(value)
+            for key, value in _named(values).items()
+            # up to there it was logged before an interruption, with the same value
+            if step > self._journaled.get((target, key), step - 1)
+            and self._thinning.setdefault((target, key), Thinning()).keeps(step)
+        }
+        if kept:
+            self._append(op.Metrics(values=kept, step=step, target=target))
 
     def params(self, values: dict[str, Any]) -> None:
         """Log parameters besides the config's, which `start` logs; nested ones are flattened."""
+        self._append(op.Params(values=masked(values)))
 
-    def tags(self, values: dict[str, Any], target: str = "self") -> None:
-        """Set tags."""
+    def tags(self, values: dict[str, Any]) -> None:
+        """Set tags. `summary` is the prefix of the run's test metrics on the dvc process's run."""
+        self._append(op.Tags(values=_named(masked(values))))
 
     def artifact(self, path: Path, folder: str = "", target: str = "self") -> None:
-        """Keep a file or folder as it is now, under `folder` in the run's artifacts."""
+        """Keep a file or folder as it is now, under `folder` in the run's artifacts.
+
+        `target` may be `parent`: the run that stands for this `dvc repro`.
+        """
+        self._append_of(
+            path, lambda keep: op.Artifact(file=keep(path), folder=folder, target=target)
+        )
 
     def input(self, path: Path, name: str, context: str = "", **facts: Any) -> None:
         """Log what the stage reads: links to the run that made it, and a data set as such.
@@ -120,13 +177,30 @@ class Run:
                 type), `profile`, as JSON.
         """
 
+        def made(_keep: Callable[[Path], str]) -> op.Operation:
+            tag, md5 = identity(path) or (f"output.{path.as_posix()}", dvc_md5(path))
+            told = described(path) | facts if tag == "data.md5" else facts
+            return op.Input(
+                name=name, path=str(path), tag=tag, digest=md5, context=context, facts=masked(told)
+            )
+
+        self._append_of(path, made)
+
     def output(self, path: Path) -> None:
         """Tag the run with the md5 of what it wrote, so that later stages find it by content."""
+
+        def made(_keep: Callable[[Path], str]) -> op.Operation:
+            tags = {f"output.{path.as_posix()}": dvc_md5(path)}
+            return op.Tags(values=tags | dict([found] if (found := identity(path)) else []))
+
+        self._append_of(path, made)
 
     def model(
         self, folder: Path, task: str, classes: list[str], example: str | bytes, **facts: Any
     ) -> None:
         """Log the trained model as an MLflow model that takes raw inputs.
+
+        The code that loads it and the versions it needs are kept as they are now.
 
         Args:
             folder: what `pipeline.models.save` wrote.
@@ -135,6 +209,20 @@ class Run:
             example: one raw input: PNG bytes, a sentence, WAV bytes.
             facts: go to the model's metadata.
         """
+        given = example if isinstance(example, str) else base64.b64encode(example).decode()
+        version, source = importlib.metadata.version, Path(__file__).parents[1]
+        self._append_of(
+            folder,
+            lambda keep: op.Model(
+                file=keep(folder),
+                code=[keep(source / name) for name in SHIPPED],
+                server=keep(Path(__file__).with_name("served.py")),
+                packages=[f"{name}=={version(name)}" for name in (*ALWAYS, *NEEDED[task])],
+                task=task,
+                example=given,
+                metadata=masked({"task": task, "classes": classes, **facts}),
+            ),
+        )
 
     def register(
         self,
@@ -158,195 +246,116 @@ class Run:
             capped: whether training or data were cut short; such a version never takes over
                 because the data changed.
         """
+        self._append_of(
+            predictions,
+            lambda keep: op.Register(
+                name=name,
+                weights=weights,
+                data=data,
+                file=keep(predictions),
+                metrics=_named(metrics),
+                promote=promote,
+                capped=capped,
+            ),
+        )
 
     def sync(self) -> None:
         """Make what was logged so far survive a power cut; called at the end of an epoch."""
+        if self._journal:
+            self._log.sync()
+            self._see_to_a_sender(self._journal)
 
     def end(self, status: Status = "FINISHED", error: str | None = None) -> None:
         """Close the run and wait until the store has it, as long as it makes progress."""
-
-
-class JournaledRun(Run):
-    """A run whose calls append to a journal. Not one of them talks to the store."""
-
-    def __init__(self, journal: Journal, begin: Record) -> None:
-        self.id = journal.id
-        self._journal = journal
-        self._flush = float(begin["flush"])
-        self._thinning: dict[tuple[str, str], Thinning] = {}
-        self._journaled: dict[tuple[str, str], int] = {}
-        self._count = 1 + self._remember()
-        self._log = Log(journal.path)
-        self._ended = False
-        begin = {**begin, "count": self._count}
-        journal.write_begin(begin)
-        self._log.append(begin)
-        self._sender: subprocess.Popen[bytes] | None = None
-        self._start_sender()
-
-    @override
-    def metrics(self, values: dict[str, float], step: int = 0, target: str = "self") -> None:
-        kept = {
-            key: float(value)
-            for key, value in _named(values).items()
-            if self._keeps(target, key, step)
-        }
-        if kept:
-            self._append("metrics", target, step=step, values=kept)
-
-    @override
-    def params(self, values: dict[str, Any]) -> None:
-        self._append("params", values=masked(values))
-
-    @override
-    def tags(self, values: dict[str, Any], target: str = "self") -> None:
-        self._append("tags", target, values=_named(masked(values)))
-
-    @override
-    def artifact(self, path: Path, folder: str = "", target: str = "self") -> None:
-        with self._harmless(path):
-            self._append("artifact", target, file=self._journal.keep(path), folder=folder)
-
-    @override
-    def input(self, path: Path, name: str, context: str = "", **facts: Any) -> None:
-        with self._harmless(path):
-            tag, md5 = identity(path) or (f"output.{path.as_posix()}", dvc_md5(path))
-            if tag == "data.md5":
-                facts = described(path) | facts
-            self._append(
-                "input", name=name, path=str(path), tag=tag, digest=md5, context=context,
-                facts=masked(facts),
-            )  # fmt: skip
-
-    @override
-    def output(self, path: Path) -> None:
-        with self._harmless(path):
-            tags = {f"output.{path.as_posix()}": dvc_md5(path)}
-            if found := identity(path):
-                tags[found[0]] = found[1]
-            self._append("tags", values=tags)
-
-    @override
-    def model(
-        self, folder: Path, task: str, classes: list[str], example: str | bytes, **facts: Any
-    ) -> None:
-        with self._harmless(folder):
-            given = example if isinstance(example, str) else base64.b64encode(example).decode()
-            self._append(
-                "model", file=self._journal.keep(folder), task=task, classes=classes,
-                example=given, facts=masked(facts),
-            )  # fmt: skip
-
-    @override
-    def register(
-        self,
-        name: str,
-        weights: str,
-        data: str,
-        predictions: Path,
-        metrics: dict[str, float],
-        promote: bool,
-        capped: bool,
-    ) -> None:
-        with self._harmless(predictions):
-            self._append(
-                "register", name=name, weights=weights, data=data, metrics=_named(metrics),
-                file=self._journal.keep(predictions), promote=promote, capped=capped,
-            )  # fmt: skip
-
-    @override
-    def sync(self) -> None:
-        self._log.sync()
-        if self._sender is not None and self._sender.poll() is not None:
-            self._start_sender()
-
-    @override
-    def end(self, status: Status = "FINISHED", error: str | None = None) -> None:
-        if self._ended:
+        if not self._journal:
             return
-        self._ended = True
-        self._append("end", status=status, error=clean(error or ""))
-        self.sync()
+        self._append(op.End(status=status, error=clean(error or "")))
+        self._log.sync()
         if self._log.unwritten or self._log.lost:
             _warn(f"the disk is full: a part of what {self._journal.folder} should hold is lost")
         self._log.close()
-        self._drain()
+        journal, self._journal = self._journal, None
+        self._drain(journal)
 
-    def _append(self, op: str, target: str = "self", **record: Any) -> None:
-        self._log.append({"op": op, "t": _now(), "target": target, **record})
+    def _append(self, operation: op.Operation) -> None:
+        if self._journal:
+            self._log.append(operation)
 
-    def _keeps(self, target: str, key: str, step: int) -> bool:
-        if step <= self._journaled.get((target, key), step - 1):
-            return False  # logged before the interruption, with the same value
-        return self._thinning.setdefault((target, key), Thinning()).keeps()
-
-    def _remember(self) -> int:
-        """Take in what an earlier process journaled; returns how often the run was started."""
-        count = 0
-        for record, _ in read(self._journal.path, limit=1 << 62):
-            count += record["op"] == "begin"
-            for key in record["values"] if record["op"] == "metrics" else ():
-                name = (record["target"], key)
-                self._journaled[name] = max(self._journaled.get(name, 0), record["step"])
-                self._thinning.setdefault(name, Thinning()).kept += 1
-        return count
-
-    def _start_sender(self) -> None:
-        try:
-            with (self._journal.folder / "send.log").open("ab") as log:
-                self._sender = subprocess.Popen(
-                    [sys.executable, "-m", "pipeline.tracking.send", str(self._journal.folder)],
-                    cwd=Path(__file__).parents[2],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=log,
-                    # Ctrl-C is for the stage, which then says how it ended
-                    start_new_session=True,
-                )
-        except OSError as error:
-            _warn(f"the sender did not start ({error})")
-
-    def _drain(self) -> None:
-        before, patience = None, time.monotonic() + self._flush
-        while True:
-            state = self._journal.state()
-            if state.complete >= self._count or not self._journal.path.exists():
-                return
-            progress = (state.sent, len(state.parts))
-            if progress != before:
-                before, patience = progress, time.monotonic() + self._flush
-            dead = self._sender is None or self._sender.poll() is not None
-            if time.monotonic() > patience or dead:
-                break
-            time.sleep(0.02)
-        state = self._journal.state()
-        if state.complete >= self._count:
+    def _append_of(self, path: Path, made: Callable[[Callable[[Path], str]], op.Operation]) -> None:
+        """Append what `made` reads from `path`; it is handed what keeps a file."""
+        if not self._journal:
             return
-        pending = sum(1 for _ in read(self._journal.path, state.sent, limit=1 << 62))
-        log = []
-        with contextlib.suppress(OSError):  # there is none if no sender could be started
-            log = (self._journal.folder / "send.log").read_text(errors="replace").splitlines()
-        why = state.error or (log[-1] if log else "")
-        _warn(
-            f"{pending} records of this run are not in the store yet ({why or 'no answer'}); "
-            f"they are kept in {self._journal.folder}, and the next stage or `make sync` sends them"
-        )
-
-    @contextlib.contextmanager
-    def _harmless(self, path: Path) -> Any:
         try:
-            yield
+            self._log.append(made(self._journal.keep))
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             # also a file that is not what its name says: whoever needs it will tell the user
             _warn(f"{path} is not logged ({getattr(error, 'strerror', None) or error})")
 
+    def _remember(self, journal: Journal) -> int:
+        """Take in what earlier processes journaled; returns how often the run was started."""
+        starts = 0
+        for operation, _ in read(journal.path):
+            starts += isinstance(operation, op.Begin)
+            if isinstance(operation, op.Metrics):
+                for key in operation.values:
+                    name = (operation.target, key)
+                    last = self._journaled.get(name, operation.step)
+                    self._journaled[name] = max(last, operation.step)
+                    self._thinning.setdefault(name, Thinning()).add(operation.step)
+        return starts
+
+    def _see_to_a_sender(self, journal: Journal) -> None:
+        if self._sender is None or self._sender.poll() is not None:
+            with processes.held(processes.lock(journal.folder.parent, self._begin.uri)) as free:
+                pass
+            if free:
+                self._sender = _start_sender(journal)
+
+    def _drain(self, journal: Journal) -> None:
+        before, patience, look = None, time.monotonic() + self._begin.flush, 0.0
+        while not journal.is_complete() and journal.path.exists():
+            state = journal.state()
+            if (progress := (state.sent, len(state.parts))) != before:
+                before, patience = progress, time.monotonic() + self._begin.flush
+            if time.monotonic() > patience:
+                break
+            if time.monotonic() > look:
+                self._see_to_a_sender(journal)
+                look = time.monotonic() + 0.5
+            time.sleep(0.02)
+        else:
+            return
+        state = journal.state()
+        pending = sum(1 for _ in read(journal.path, state.sent))
+        log = []
+        with contextlib.suppress(OSError):  # there is none if no sender could be started
+            log = (journal.folder / "send.log").read_text(errors="replace").splitlines()
+        why = state.error or (log[-1] if log else "")
+        _warn(
+            f"{pending} records of this run are not in the store yet ({why or 'no answer'}); "
+            f"they are kept in {journal.folder}, and the next stage or `make sync` sends them"
+        )
+
+
+def _start_sender(journal: Journal) -> subprocess.Popen[bytes] | None:
+    try:
+        with (journal.folder / "send.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "pipeline.tracking.sender", str(journal.folder)],
+                cwd=Path(__file__).parents[2],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                # Ctrl-C is for the stage, which then says how it ended
+                start_new_session=True,
+            )
+    except OSError as error:
+        _warn(f"the sender did not start ({error})")
+        return None
+
 
 def _named(values: dict[str, Any]) -> dict[str, Any]:
     return {_KEY.sub("_", key)[:250]: value for key, value in values.items()}
-
-
-def _now() -> int:
-    return int(time.time() * 1000)
 
 
 def _warn(text: str) -> None:

@@ -1,5 +1,6 @@
 """The MLflow store, made safe for several processes. Only sender processes come here."""
 
+import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 import mlflow.store.db.utils
 from filelock import FileLock
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -49,7 +50,6 @@ class Store:
         else:
             name = "".join(c if c.isalnum() else "-" for c in uri)
             self._lock = FileLock(Path(root) / ".tracking" / f"{name[:100]}.lock")
-        self._experiments: dict[str, str] = {}
         mlflow.set_tracking_uri(self.uri)
         with self.locked():  # of several first users all but one would crash in the migrations
             if self._database and not self._database.exists():
@@ -63,27 +63,30 @@ class Store:
         with self._lock.acquire(timeout=60):
             yield
 
+    def answers(self) -> bool:
+        """Whether the store can be reached at all."""
+        try:
+            self.client.search_experiments(max_results=1)
+        except Exception:  # whatever it is: the caller has the error that counts
+            return False
+        return True
+
     def experiment(self, name: str) -> str:
         """Id of the experiment, created if it is missing, restored if it was deleted."""
-        if name not in self._experiments:
-            with self.locked():
-                found = self.client.get_experiment_by_name(name)
-                if found is None:
-                    # absolute: a relative one would die with a temporary copy of the workspace
-                    place = self._database and str(self._database.parent / "mlartifacts")
-                    try:
-                        made = self.client.create_experiment(name, artifact_location=place or None)
-                    except MlflowException:
-                        found = self.client.get_experiment_by_name(name)  # another machine did
-                        if found is None:
-                            raise
-                        made = found.experiment_id
-                    self._experiments[name] = made
-                else:
-                    if found.lifecycle_stage == "deleted":
-                        self.client.restore_experiment(found.experiment_id)
-                    self._experiments[name] = found.experiment_id
-        return self._experiments[name]
+        with self.locked():
+            found = self.client.get_experiment_by_name(name)
+            if found is None:
+                # absolute: a relative one would die with a temporary copy of the workspace
+                place = self._database and str(self._database.parent / "mlartifacts")
+                try:
+                    return self.client.create_experiment(name, artifact_location=place or None)
+                except MlflowException:
+                    found = self.client.get_experiment_by_name(name)  # another machine did
+                    if found is None:
+                        raise
+            if found.lifecycle_stage == "deleted":
+                self.client.restore_experiment(found.experiment_id)
+            return str(found.experiment_id)
 
     def find(self, tag: str, value: str, experiment: str | None = None) -> list[Run]:
         """Runs with that tag, the oldest first; in all experiments unless one is given."""
@@ -145,6 +148,8 @@ class Store:
                 raise
             if len(items) == 1:
                 return [f"{items[0].key}: {clean(str(error))[:300]}"]
+            if self.client.get_run(run_id).info.lifecycle_stage == "deleted":
+                return [f"{kind}: run {run_id} is deleted"]
             return [line for item in items for line in self._batch(run_id, kind, [item])]
         return []
 
@@ -156,9 +161,33 @@ class Store:
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
 
-    def text(self, run_id: str, text: str, name: str) -> None:
-        """Write a text artifact."""
-        self.client.log_text(run_id, text, name)
+    def untag(self, run_id: str, tag: str) -> None:
+        """Take a tag away from a run, if it has it and nobody has deleted the run."""
+        run = self.client.get_run(run_id)
+        if tag in run.data.tags and run.info.lifecycle_stage == "active":
+            self.client.delete_tag(run_id, tag)
+
+    def data(
+        self, run_id: str, path: str, digest: str, context: str, facts: dict[str, Any]
+    ) -> None:
+        """Log a data set that a run reads; `facts` are those of `content.described`."""
+        columns = [{"name": k, "type": v} for k, v in facts.get("schema", {}).items()]
+        data = Dataset(
+            name=path,
+            digest=digest,
+            source_type="local",
+            source=json.dumps({"uri": path, **facts.get("source", {})}),
+            schema=json.dumps({"mlflow_colspec": columns}),
+            profile=json.dumps(facts.get("profile", {})),
+        )
+        tags = [InputTag("mlflow.data.context", context)]
+        self.client.log_inputs(run_id, [DatasetInput(data, tags)])
+
+    @staticmethod
+    def link(run: Run) -> str:
+        """Markdown that opens a run in MLflow's UI."""
+        place = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+        return f"[{run.info.run_name}]({place})"
 
     def file(self, run_id: str, path: Path, folder: str) -> None:
         """Write an artifact, a file or a folder with what is in it."""

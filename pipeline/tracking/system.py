@@ -1,10 +1,9 @@
 """System metrics under MLflow's own names, sampled beside the stage and journaled like its own.
 
 MLflow's monitor samples every 10 s inside the training process and sends through the client, so
-short stages get nothing and a dead server stops it. This one runs in the process beside it.
+short stages get nothing and a dead server stops it. This one runs in the sender.
 """
 
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,50 +11,46 @@ from typing import Any
 import psutil
 
 from pipeline.tracking.journal import Log, Thinning
+from pipeline.tracking.operations import Begin, Metrics
 
 MB = 1e6
 TREE = 5  # samples between two looks for new processes, which read of every process there is
 
 
 class Sampler:
-    """A thread that samples while it is wanted, first after 0.1 s, then every `seconds`.
+    """Samples for one stage: first after 0.1 s, then every `begin.system` seconds.
 
     `system/cpu_utilization_percentage` and so on are of the machine, `system/process_…` of the
-    stage and its children. `before` are the steps of samples that an earlier process took.
+    stage and its children. `before` are the steps of samples that an earlier process took. All
+    samplers of a process have to be called by one thread: psutil counts the CPU's use for each.
     """
 
-    def __init__(
-        self, log: Log, pid: int, seconds: float, before: list[int], wanted: Callable[[], bool]
-    ) -> None:
+    def __init__(self, log: Log, begin: Begin, before: list[int]) -> None:
         self._log = log
-        self._wanted = wanted
-        self._pid = pid
-        self._seconds = seconds
+        self._pid = begin.pid
+        self._seconds = begin.system
         self._step = before[-1] + 1 if before else 0
-        self._thinning = Thinning(len(before))
+        self._thinning = Thinning()
+        for step in before:
+            self._thinning.add(step)
         self._gpus = _gpus()
         self._network = psutil.net_io_counters()
         self._cpu_seconds: dict[int, float] = {}
         self._tree: list[psutil.Process] = []
         self._time = time.monotonic()
+        psutil.cpu_percent()  # the first call answers 0
         self._processes()
-        threading.Thread(target=self._run, name="system-metrics", daemon=True).start()
+        self._due = self._time + min(0.1, self._seconds)
 
-    def _run(self) -> None:
-        psutil.cpu_percent()  # of each thread the first call answers 0
-        time.sleep(min(0.1, self._seconds))
-        while self._wanted():
-            if self._thinning.keeps():
-                self._log.append(
-                    {
-                        "op": "metrics",
-                        "t": int(time.time() * 1000),
-                        "step": self._step,
-                        "values": self.sample(),
-                    }
-                )
-            self._step += 1
-            time.sleep(self._seconds)
+    def sample_if_due(self) -> float:
+        """Journal a sample if it is time; returns the seconds until the next."""
+        if (left := self._due - time.monotonic()) > 0:
+            return left
+        if self._thinning.keeps(self._step):
+            self._log.append(Metrics(values=self.sample(), step=self._step))
+        self._step += 1
+        self._due = time.monotonic() + self._seconds
+        return self._seconds
 
     def sample(self) -> dict[str, float]:
         """One value of every metric."""

@@ -15,13 +15,15 @@ from pipeline.tracking import provenance
 from pipeline.tracking.content import dvc_md5
 from pipeline.tracking.journal import Journal, Log, Thinning, read
 from pipeline.tracking.masking import clean, clean_diff, is_secret, masked
+from pipeline.tracking.operations import Metrics, Operation, Params
 from pipeline.tracking.provenance import written_by_dvc
 from tests.tracking.conftest import REPOSITORY, git
 
-RECORDS = [{"op": "metrics", "t": t, "values": {"a": t / 3}} for t in range(5)]
+RECORDS: list[Operation] = [Metrics(t=t, values={"a": t / 3}, step=t) for t in range(5)]
+NEXT = Params(t=9, values={"next": 1})
 
 
-@given(cut=st.integers(0, 400))
+@given(cut=st.integers(0, 500))
 def test_whatever_a_kill_leaves_every_whole_record_is_read_and_the_next_one_too(
     tmp_path_factory: pytest.TempPathFactory, cut: int
 ) -> None:
@@ -37,12 +39,12 @@ def test_whatever_a_kill_leaves_every_whole_record_is_read_and_the_next_one_too(
     kept = RECORDS[:whole]
     # a cut right before the line break leaves a record that is whole but for that
     last = path.read_bytes().rpartition(b"\n")[2]
-    if not ends_whole and last.endswith(b"}}"):
+    if not ends_whole and last.endswith(b'"self"}'):
         kept = RECORDS[: whole + 1]
     again = Log(path)
-    again.append({"op": "next"})
+    again.append(NEXT)
     again.close()
-    assert [record for record, _ in read(path)] == [*kept, {"op": "next"}]
+    assert [record for record, _ in read(path)] == [*kept, NEXT]
 
 
 @given(limit=st.integers(1, 300))
@@ -90,24 +92,37 @@ def test_what_a_full_disk_refuses_waits_and_is_written_later_and_then_made_durab
 @given(calls=st.integers(1, 100_000))
 def test_a_thinned_series_is_whole_at_first_and_stays_under_its_cap(calls: int) -> None:
     thinning = Thinning()
-    kept = [step for step in range(calls) if thinning.keeps()]
+    kept = [step for step in range(calls) if thinning.keeps(step)]
     assert kept[:4000] == list(range(min(calls, 4000)))
     assert len(kept) < 10_000
-    assert calls - kept[-1] <= thinning.stride
+    assert calls - kept[-1] <= (2 << (len(kept) - 4000) // 500 if calls > 4000 else 1)
 
 
 def test_thinning_two_million_points_stays_under_ten_thousand() -> None:
     thinning = Thinning()
-    assert sum(thinning.keeps() for _ in range(2_000_000)) < 10_000
+    assert sum(thinning.keeps(step) for step in range(2_000_000)) < 10_000
 
 
-@given(split=st.integers(1, 20_000))
-def test_a_resumed_series_keeps_the_same_points(split: int) -> None:
+@given(
+    cut=st.integers(1, 12_000),
+    saved=st.integers(0, 12_000),
+    every=st.integers(1, 20),
+    epoch=st.integers(1, 500),
+)
+def test_a_resumed_series_keeps_the_same_points(
+    cut: int, saved: int, every: int, epoch: int
+) -> None:
+    """A point every few steps and at each epoch's end; the state that is resumed is older."""
+    steps = [step for step in range(12_000) if step % every == 0 or step % epoch == 0]
     whole, first, second = Thinning(), Thinning(), Thinning()
-    expected = [step for step in range(20_000) if whole.keeps()]
-    kept = [step for step in range(split) if first.keeps()]
-    second.kept = len(kept)  # what the journal tells; it goes on after the last point kept
-    kept += [step for step in range(kept[-1] + 1, 20_000) if second.keeps()]
+    for thinning in (whole, first, second):
+        thinning.WHOLE, thinning.SHARE = 400, 50
+    expected = [step for step in steps if whole.keeps(step)]
+    kept = [step for step in steps if step < cut and first.keeps(step)]
+    for step in kept:  # what the journal tells
+        second.add(step)
+    resumed = [step for step in steps if step >= min(saved, cut)]
+    kept += [step for step in resumed if step > kept[-1] and second.keeps(step)]
     assert kept == expected
 
 
@@ -353,7 +368,7 @@ def test_the_diff_of_a_run_applies_whatever_git_is_configured_to_show_and_is_cut
 
 
 def test_the_command_line_of_dvc_keeps_no_secret(tmp_path: Path) -> None:
-    code = "from pipeline.tracking import provenance; print(provenance.dvc()['command'])"
+    code = "from pipeline.tracking import processes; print(*processes.dvc()['command'])"
     script = tmp_path / "dvc"
     script.write_text(
         f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {code!r}], check=True)"

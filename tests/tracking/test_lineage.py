@@ -1,5 +1,6 @@
 """One `dvc repro`, one story: real dvc in a real clone."""
 
+import json
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import psutil
 import pytest
 import yaml
 
-from pipeline.tracking.graph import Graph
+from pipeline.tracking.parents import Graph
 from tests.conftest import copy_of_the_repository
 from tests.tracking.conftest import Server, git, runs, wait_for
 
@@ -63,6 +64,7 @@ if stage == "evaluate":
     accuracy = 1 - lr
     weights = identity(Path("models/cnn"))[1]
     run.metrics({"test/accuracy": accuracy})
+    run.tags({"summary": "cnn"})
     run.metrics({"test/accuracy": accuracy}, target=f"trained:{weights}")
     run.metrics({"test/accuracy": 0.1}, target="beside:cnn baseline: majority class")
     Path("metrics").mkdir(exist_ok=True)
@@ -249,10 +251,10 @@ def test_a_repro_that_failed_tells_what_it_reused_and_what_it_did_not_come_to(fo
     assert [[row[1] for row in rows] for rows in tables] == [
         ["ran", "ran", "failed", "not run", "not run"],
         ["reused", "reused", "ran", "ran", "ran"],
-        ["reused", "reused", "failed", "not run", "not run"],
-        # of one target: DVC came to what that needs
-        ["not run", "reused", "failed", "not run", "not run"],
-        ["reused", "reused", "failed", "not run", "not run"],
+        # of what DVC did not come to: what is as it would have made it, and what is not
+        ["reused", "reused", "failed", "not run", "reused"],
+        ["reused", "reused", "failed", "not run", "reused"],
+        ["reused", "reused", "failed", "not run", "reused"],
     ]
     made = [[row[2:4] for row in rows] for rows in tables]
     assert made[2][:2] == made[4][:2] == made[1][:2] == made[0][:2]
@@ -279,9 +281,8 @@ def test_a_repro_that_stopped_where_no_run_tells_of_it_failed(forked: Path) -> N
     assert [[row[1] for row in table(parent)] for parent in parents] == [
         ["ran", "ran", "not run", "not run", "not run"],
         ["reused", "reused", "ran", "ran", "ran"],
-        ["reused", "ran", "not run", "not run", "not run"],
-        # whatever dvc.lock knows of the others, nobody looked at them
-        ["not run", "ran", "not run", "not run", "not run"],
+        ["reused", "ran", "not run", "not run", "reused"],
+        ["reused", "ran", "not run", "not run", "reused"],
     ]
     assert [one.data.metrics for one in parents] == [{}, {"cnn/test/accuracy": 0.5}, {}, {}]
 
@@ -316,18 +317,18 @@ def test_a_repro_that_was_killed_with_all_its_processes_is_closed_by_the_next(
     assert after.data.tags["mlflow.parentRunId"] == second.info.run_id
 
 
-def test_the_stages_are_in_the_order_in_which_dvc_comes_to_them(tmp_path: Path) -> None:
+def test_the_stages_are_those_of_dvc_yaml_each_foreach_and_matrix_expanded(tmp_path: Path) -> None:
     folder = copy_of_the_repository(tmp_path)
     params = folder / "params.yaml"
     params.write_text(params.read_text().replace("seeds: []", "seeds: [1, 2]"))
     graph = Graph(folder)
     graph.look()
-    needs = graph.found()["needs"]
-    order = re.findall(r"Running stage '(.+)'", dvc(folder, "repro", "--dry", "--force"))
-    assert list(needs) == order
-    assert "repeat@cnn-2" in order
-    assert needs["evaluate@cnn"] == ["prepare@image", "train_cnn"]
-    assert "prepare@image" in needs["repeat@cnn-2"]
+    names = graph.found()["names"]
+    assert names[:3] == ["prepare@image", "prepare@text", "prepare@audio"]
+    assert "repeat@cnn-2" in names
+    assert sorted(names) == sorted(
+        re.findall(r"Running stage '(.+)'", dvc(folder, "repro", "--dry", "--force"))
+    )
     assert not graph.found()["final"]
     (folder / "dvc.lock").touch()
     assert graph.found()["final"]
@@ -335,7 +336,26 @@ def test_the_stages_are_in_the_order_in_which_dvc_comes_to_them(tmp_path: Path) 
     graph = Graph(folder)
     graph.look()
     # DVC can't resolve ${common.profile} either
-    assert graph.found() == {"needs": {}, "stages": {}, "final": True}
+    assert graph.found() == {"names": [], "stages": {}, "unchanged": [], "final": True}
+
+
+def test_a_stage_is_unchanged_while_dvc_lock_has_its_values_and_sources(project: Path) -> None:
+    (project / "rows").write_text("4")
+    (project / "params.yaml").write_text("train_cnn:\n  lr: 1e-2\n")
+    dvc(project, "repro")
+
+    def unchanged() -> list[str]:
+        graph = Graph(project)
+        graph.look()
+        return list(graph.found()["unchanged"])
+
+    assert unchanged() == ["evaluate@cnn", "prepare", "train_cnn"]
+    (project / "params.yaml").write_text("train_cnn:\n  lr: 0.01\nother: 1\n")
+    assert unchanged() == ["evaluate@cnn", "prepare", "train_cnn"]
+    (project / "params.yaml").write_text("train_cnn:\n  lr: 0.02\n")
+    assert unchanged() == ["evaluate@cnn", "prepare"]
+    (project / "rows").write_text("5")
+    assert unchanged() == ["evaluate@cnn"]
 
 
 @pytest.mark.slow
@@ -372,7 +392,13 @@ def test_a_parent_that_waited_for_the_store_tells_of_the_whole_graph_too(
         (project / "params.yaml").write_text("train_cnn:\n  lr: 0.25\n")
         monkeypatch.setenv("PATIENCE", "1")
         dvc(project, "repro")
-        wait_for(lambda: list((project / ".tracking").glob("*/graph.json")))
+        wait_for(
+            lambda: [
+                one
+                for path in (project / ".tracking").glob("dvc-*")
+                if (one := json.loads(path.read_text())["end"])
+            ]
+        )
         ended = 1000 * time.time()
         server.start()
         sync(project)

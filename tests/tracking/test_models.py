@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import wave
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
-from scipy.stats import binomtest
 
 from pipeline import models, tracking
 from pipeline.files import digest
 from pipeline.settings import RNN, SimpleCNN, Tracking, Transformer
-from pipeline.tracking.registry import Comparison, register
+from pipeline.tracking.models import register
+from pipeline.tracking.operations import Register
 from pipeline.tracking.store import Store
 from tests.tracking.conftest import runs
 
@@ -249,14 +248,15 @@ class TestRegistry:
         guesses = [1 - label if row in wrong else label for row, label in enumerate(labels)]
         table = folder / f"{weights}.parquet"
         pa.parquet.write_table(pa.table({"label": labels, "prediction": guesses}), table)
-        record = {
-            "name": self.name,
-            "weights": weights,
-            "data": data,
-            "metrics": {"test/accuracy": 1 - len(wrong) / 100},
-            "promote": promote,
-            "capped": capped,
-        }
+        record = Register(
+            name=self.name,
+            weights=weights,
+            data=data,
+            file="",
+            metrics={"test/accuracy": 1 - len(wrong) / 100},
+            promote=promote,
+            capped=capped,
+        )
         version = register(store, run_id, trained, table, record)
         # the answer may have been lost: asked again it changes nothing
         assert register(store, run_id, trained, table, record) == version
@@ -301,16 +301,15 @@ class TestRegistry:
         self.name = "lost"
         first = self.evaluate(store, tmp_path, "one", set(range(20)), "a")
         tags = self.evaluate(store, tmp_path, "two", set(range(30)), "a")
-        record = {
-            "name": self.name, "weights": "one", "data": "a", "metrics": {}, "promote": True,
-            "capped": False,
-        }  # fmt: skip
+        record = Register(
+            name=self.name, weights="one", data="a", file="", metrics={}, promote=True, capped=False
+        )
         again = store.client.create_run(store.experiment("registry")).info.run_id
         assert register(store, again, first["trained_by"], tmp_path / "one.parquet", record) == "1"
         assert (self.alias(store), self.alias(store, "candidate")) == ("1", "2")
         place = store.client.get_run(again).info.artifact_uri
         shutil.rmtree(place.removeprefix("file://"))
-        record["weights"] = "two"
+        record = replace(record, weights="two")
         table = tmp_path / "two.parquet"
         run_id = store.client.create_run(store.experiment("registry")).info.run_id
         assert register(store, run_id, tags["trained_by"], table, record) == "2"
@@ -338,10 +337,3 @@ def test_a_version_is_of_its_store_whichever_store_was_opened_last(
     place = store.client.get_logged_model(tags["model"].removeprefix("models:/")).artifact_location
     assert store.client.get_model_version_download_uri("elsewhere", "1") == place
     assert version.run_id == tags["trained_by"]
-
-
-@given(better=st.integers(0, 200), worse=st.integers(0, 200))
-def test_the_exact_mcnemar_test_is_the_binomial_test(better: int, worse: int) -> None:
-    p = Comparison(better, worse).p
-    total = better + worse
-    assert p == pytest.approx(binomtest(better, total).pvalue if total else 1.0)

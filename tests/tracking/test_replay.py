@@ -1,6 +1,5 @@
 """What a sender does about a store in an odd state: each journal is sent in this process."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,9 +10,9 @@ import pytest
 
 from pipeline import tracking
 from pipeline.settings import Tracking
+from pipeline.tracking import run as tracking_run
 from pipeline.tracking.journal import Journal
-from pipeline.tracking.run import JournaledRun
-from pipeline.tracking.sending import Senders, Sending
+from pipeline.tracking.sender import Sender
 from tests.tracking.conftest import points, runs
 
 Start = Callable[..., tuple[tracking.Run, Journal]]
@@ -22,28 +21,39 @@ Start = Callable[..., tuple[tracking.Run, Journal]]
 @pytest.fixture
 def start(workspace: Path, settings: Tracking, monkeypatch: pytest.MonkeyPatch) -> Start:
     """Begins runs that nobody sends until the test does."""
-    monkeypatch.setattr(JournaledRun, "_start_sender", lambda self: None)
+    monkeypatch.setattr(tracking_run, "_start_sender", lambda journal: None)
     impatient = settings.model_copy(update={"flush_seconds": 0.0})
 
     def start(**how: Any) -> tuple[tracking.Run, Journal]:
         run = tracking.start("train_cnn", impatient, {"lr": 0.1}, {}, **how)
         assert run.id
         journal = Journal(workspace / ".tracking" / run.id)
-        journal.note(journal.begin() or {}, {})
+        begin = journal.begin()
+        assert begin
+        journal.note_source(begin, {})
         return run, journal
 
     return start
 
 
-def send(journal: Journal) -> bool:
-    """Send for as long as something moves; returns whether the store has all of it."""
+def send(journal: Journal, *, dead: bool = True) -> bool:
+    """Send for as long as something moves; returns whether the store has all of it.
+
+    Nobody else's journal is looked at, but for what it will have; `dead`: its stage is over.
+    """
     begin = journal.begin()
     assert begin
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    begin = {**begin, "pid": dead.pid}  # of a stage that is over
-    Sending(journal, begin, Senders(journal.folder.parent), lambda: False).run(0)
-    return journal.is_complete(begin)
+    sender = Sender(journal.folder.parent, begin.uri)
+    sender.pending = lambda: [] if is_sent() else [(journal, begin)]  # type: ignore[method-assign]
+
+    def is_sent() -> bool:
+        return journal.is_complete() or not journal.path.exists()
+
+    if dead:
+        journal.is_live = lambda begin: False  # type: ignore[method-assign]
+    while sender.step():
+        pass
+    return is_sent()
 
 
 def curve(client: Any, run: Any) -> list[int]:
@@ -97,7 +107,7 @@ def test_weights_that_nobody_knows_are_not_waited_for(
 def test_a_run_that_was_deleted_in_the_ui_is_done(start: Start, client: Any, settings: Tracking):
     run, journal = start()
     run.metrics({"train/loss": 1.0})
-    assert not send_begin(journal)
+    assert not send(journal, dead=False)
     (found,) = runs(client, settings.experiment)
     client.delete_run(found.info.run_id)
     run.metrics({"train/loss": 2.0}, step=1)
@@ -112,7 +122,7 @@ def test_a_store_that_was_wiped_before_the_end_gets_everything_again(
     run, journal = start()
     for step in range(5):
         run.metrics({"train/loss": 1.0}, step=step)
-    assert not send_begin(journal)
+    assert not send(journal, dead=False)
     (found,) = runs(client, settings.experiment)
     wipe(client, workspace, found.info.run_id)
     run.end()  # all else is in the store that was
@@ -129,7 +139,7 @@ def test_a_run_that_goes_on_with_another_store_is_whole_there(
 
     run, journal = start()
     run.metrics({"train/loss": 1.0}, step=0)
-    assert not send_begin(journal)
+    assert not send(journal, dead=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
     again, _ = start(id=run.id)
     again.metrics({"train/loss": 1.0}, step=1)
@@ -140,17 +150,6 @@ def test_a_run_that_goes_on_with_another_store_is_whole_there(
     assert found.info.status == "FINISHED"
     assert curve(other, found) == [0, 1]
     assert len(runs(client, settings.experiment)) == 1
-
-
-def send_begin(journal: Journal) -> bool:
-    """Send what a live stage has journaled so far."""
-    begin = journal.begin()
-    assert begin
-    assert begin["pid"] == os.getpid()
-    sending = Sending(journal, begin, Senders(journal.folder.parent), lambda: False)
-    while sending._step(alive=True) or journal.state().sent < journal.path.stat().st_size:
-        pass
-    return journal.is_complete(begin)
 
 
 def wipe(client: Any, workspace: Path, run_id: str) -> None:

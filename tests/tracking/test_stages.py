@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from pipeline.tracking.journal import journals, read
+from pipeline.tracking.operations import Metrics
 from tests.tracking.conftest import Flaky, Server, fill, points, runs, sync, wait_for
 from tests.workspace import BARE, QUICK, Nursery, outputs
 
@@ -96,7 +97,7 @@ def test_whatever_the_store_does_the_weights_are_the_same_and_it_gets_the_curve_
         return points(client, found[0].info.run_id, "train/loss") if found else []
 
     def error() -> list[str]:
-        return [text for one in journals(folder / ".tracking") if (text := one.state().error)]
+        return [text for one, _ in journals(folder / ".tracking") if (text := one.state().error)]
 
     stage = train(
         nursery, folder, f"tracking.experiment={experiment}", "tracking.flush_seconds=1",
@@ -121,11 +122,11 @@ def test_whatever_the_store_does_the_weights_are_the_same_and_it_gets_the_curve_
     assert outputs(folder) == untracked
     (warning,) = (line for line in ended.output.splitlines() if line.startswith("tracking:"))
     assert re.search(r"tracking: [1-9]\d* records of this run are not in the store yet", warning)
-    (journal,) = journals(folder / ".tracking")
+    ((journal, _),) = journals(folder / ".tracking")
     assert f"they are kept in {journal.folder}, and the next stage or `make sync`" in warning
 
     wait_for(lambda: not senders(folder), 90)
-    assert journal.state().complete == 0
+    assert not journal.is_complete()
     trouble.ends()
     if before:
         assert loss() == before
@@ -178,10 +179,10 @@ def test_what_was_logged_is_forced_to_the_disk_at_the_end_of_each_epoch(
     """The second time, by when the journal has the second epoch's validation, it is killed."""
     ended = train(nursery, own_workspace, kill="pipeline.tracking.journal:Log.sync:before:2").wait()
     assert ended.status == -signal.SIGKILL, ended.output
-    (journal,) = journals(own_workspace / ".tracking")
-    logged = [record for record, _ in read(journal.path) if record["op"] == "metrics"]
-    assert sum("validation/loss" in record["values"] for record in logged) == 2
-    assert "validation/loss" in logged[-1]["values"]
+    ((journal, _),) = journals(own_workspace / ".tracking")
+    logged = [one for one, _ in read(journal.path) if isinstance(one, Metrics)]
+    assert sum("validation/loss" in one.values for one in logged) == 2
+    assert "validation/loss" in logged[-1].values
     wait_for(lambda: not senders(own_workspace), 90)
 
 

@@ -1,13 +1,14 @@
 """What is read of GPUs, with NVIDIA's interface in place of a driver."""
 
+import os
 import sys
-import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from pipeline.tracking.journal import Log, read
+from pipeline.tracking.operations import Metrics
 from pipeline.tracking.system import Sampler
 
 
@@ -41,14 +42,17 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def sample(folder: Path) -> dict[str, float]:
     """The first that a sampler writes; of GPUs only."""
-    path = folder / "observed.jsonl"
-    end = time.monotonic() + 5
-    Sampler(Log(path), 1, 0.01, [], lambda: not path.stat().st_size)
-    while not list(read(path)):
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    ((record, _), *_) = read(path)
-    return {key: value for key, value in record["values"].items() if "gpu" in key}
+    (metrics,) = samples(folder / "observed.jsonl", [], 1)
+    return {key: value for key, value in metrics.values.items() if "gpu" in key}
+
+
+def samples(path: Path, before: list[int], count: int) -> list[Metrics]:
+    """What a sampler writes that is asked so many times."""
+    begin = SimpleNamespace(pid=os.getpid(), system=0.0)
+    sampler = Sampler(Log(path), begin, before)
+    for _ in range(count):
+        sampler.sample_if_due()
+    return [one for one, _ in read(path) if isinstance(one, Metrics)]
 
 
 def test_memory_use_and_power_of_each_gpu_are_sampled(nvml: ModuleType, tmp_path: Path) -> None:
@@ -73,12 +77,6 @@ def test_without_a_driver_there_are_none(nvml: ModuleType, tmp_path: Path) -> No
 
 
 def test_a_second_sampler_goes_on_where_the_first_was_ended(tmp_path: Path) -> None:
-    path = tmp_path / "observed.jsonl"
-    end = time.monotonic() + 5
-    wanted = iter([True, True, False])
-    Sampler(Log(path), 1, 0.01, [*range(3998), 5000], lambda: next(wanted))
-    while not list(read(path)):
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    ((record, _),) = read(path)  # of the second only every second is kept from 4,000 on
-    assert record["step"] == 5001
+    # from 4,000 on only every second is kept
+    found = samples(tmp_path / "observed.jsonl", list(range(3999)), 4)
+    assert [one.step for one in found] == [3999, 4001]

@@ -1,0 +1,299 @@
+"""What a stage can log: each kind is written, read and sent here and nowhere else.
+
+A line of a journal is `{"op": "metrics", "t": …, …}`: the name of a class below and its fields.
+"""
+
+import json
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import yaml
+from typing_extensions import override
+
+if TYPE_CHECKING:
+    from pipeline.tracking.replay import Replay
+
+FORMAT = 2
+"""Of the journals; one of another format is for the code that wrote it."""
+
+NOTE = "mlflow.note.content"
+
+
+def now() -> int:
+    """Milliseconds since the epoch, as MLflow wants them."""
+    return int(time.time() * 1000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation(ABC):
+    """One call of a stage."""
+
+    waits: ClassVar[bool] = False
+    """Whether it is sent with others of its kind."""
+
+    t: int = field(default_factory=now)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The line of the journal."""
+        return {"op": type(self).__name__.lower(), **vars(self)}
+
+    @abstractmethod
+    def send(self, to: "Replay") -> None:
+        """Do it in the store; done again, it changes nothing."""
+
+
+def parse(record: dict[str, Any]) -> Operation:
+    """The operation of a line.
+
+    Raises:
+        KeyError, TypeError: it is none.
+    """
+    return OPERATIONS[record["op"]](**{k: v for k, v in record.items() if k != "op"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begin(Operation):
+    """The stage has started.
+
+    Attributes:
+        start: 1, or how often the run was started, when it goes on.
+        pid, created: of the stage's process, see `journal.this_process`.
+        uri: of the store, without credentials.
+        credentials: the variables that hold them.
+        root: the workspace with store and journals.
+        code: where the stage runs, which may be a temporary copy of it.
+        dvc: see `provenance.dvc`.
+        flush: seconds without progress that the stage waits at its end.
+        system: seconds between two samples of the machine.
+    """
+
+    format: int = FORMAT
+    start: int
+    stage: str
+    host: str
+    pid: int
+    created: float
+    uri: str
+    credentials: list[str]
+    root: str
+    code: str
+    experiment: str
+    config: dict[str, Any]
+    card: dict[str, Any]
+    dvc: dict[str, Any]
+    user: str
+    flush: float
+    system: float
+
+    @property
+    def parent(self) -> str | None:
+        """What names the dvc process above; None outside DVC."""
+        process = self.dvc.get("process")
+        # hundredths of a second, as the kernel counts them: a clock that is set changes nothing
+        return process and f"{self.host}:{process['pid']}:{round(process['created'] * 100)}"
+
+    @override
+    def send(self, to: "Replay") -> None:
+        to.begin = self
+        source = to.journal.source(self)
+        experiment = to.store.experiment(self.experiment)
+        name, tags = self.dvc.get("stage") or self.stage, {"stage": self.stage}
+        if parent := to.part("parent", lambda: to.open_parent(experiment, source)):
+            to.state.targets["parent"] = tags["mlflow.parentRunId"] = parent
+        to.state.run_id = to.part(
+            "run",
+            lambda: to.store.find_or_create(
+                experiment, "journal", to.journal.id, name, self.t, tags
+            ),
+        )
+        to.write("config.yaml", yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
+        to.write("device.json", json.dumps(self.card, indent=2) + "\n")
+        if self.start > 1:
+            to.part("status", to.reopen)
+            tags["resumed"] = str(self.start - 1)
+        if source.get("dirty"):
+            to.write("source/uncommitted.diff", source["diff"])
+            to.write("source/untracked.txt", "\n".join(source["untracked"]) + "\n")
+        facts: dict[str, Any] = {
+            "host": self.host,
+            "dvc.stage": self.dvc.get("stage"),
+            "dvc.experiment": self.dvc.get("experiment"),
+            "mlflow.user": self.user,
+            "mlflow.source.type": "LOCAL",
+            "mlflow.source.name": f"stages.{self.stage}",
+            "mlflow.source.git.commit": source.get("commit"),
+            "mlflow.source.git.branch": source.get("branch"),
+            "mlflow.source.git.repoURL": source.get("remote"),
+            "mlflow.source.git.dirty": source.get("dirty"),
+            **{f"device.{key}": value for key, value in flat(self.card).items()},
+        }
+        to.tag(**tags, **{k: text(v) for k, v in facts.items() if v not in (None, "")})
+        to.part("params", lambda: to.params(self.config))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics(Operation):
+    """One point of each metric."""
+
+    waits: ClassVar[bool] = True
+
+    values: dict[str, float]
+    step: int
+    target: str = "self"
+
+    @override
+    def send(self, to: "Replay") -> None:
+        to.points(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params(Operation):
+    """Parameters besides the config's."""
+
+    values: dict[str, Any]
+
+    @override
+    def send(self, to: "Replay") -> None:
+        to.params(self.values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tags(Operation):
+    """Tags of the run."""
+
+    waits: ClassVar[bool] = True
+
+    values: dict[str, Any]
+
+    @override
+    def send(self, to: "Replay") -> None:
+        to.tag(**{key: text(value) for key, value in self.values.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact(Operation):
+    """A file or folder that the journal keeps, and its folder in the run."""
+
+    file: str
+    folder: str
+    target: str
+
+    @override
+    def send(self, to: "Replay") -> None:
+        if run_id := to.target(self.target):
+            to.store.file(run_id, to.journal.files / self.file, self.folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input(Operation):
+    """What the stage reads: `tag` and `digest` find the run that made it."""
+
+    name: str
+    path: str
+    tag: str
+    digest: str
+    context: str
+    facts: dict[str, Any]
+
+    @override
+    def send(self, to: "Replay") -> None:
+        if self.tag == "data.md5":
+            to.store.data(to.run_id, self.path, self.digest, self.context or "input", self.facts)
+        found = to.find(self.tag, self.digest)
+        made_by = found.info.run_id if found else "not found"
+        to.tag(**{f"input.{self.name}.md5": self.digest, f"input.{self.name}.run_id": made_by})
+        maker = to.store.link(found) if found else "no run on this store"
+        to.state.notes[self.name] = f"- `{self.path}` ({self.digest[:8]}), made by {maker}"
+        to.tag(**{NOTE: "Inputs\n\n" + "\n".join(to.state.notes.values())})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(Operation):
+    """The trained model.
+
+    Attributes:
+        file: its folder among the journal's files.
+        code: files and folders of `pipeline` that load it, likewise.
+        server: the file that MLflow runs to answer, likewise.
+        packages: what it needs, at the versions it was trained with.
+        example: one raw input.
+        metadata: of the MLflow model.
+    """
+
+    file: str
+    code: list[str]
+    server: str
+    packages: list[str]
+    task: str
+    example: str
+    metadata: dict[str, Any]
+
+    @override
+    def send(self, to: "Replay") -> None:
+        from pipeline.tracking.models import log_model  # a second
+
+        log_model(to.store, to.run_id, to.journal.files, self, to.begin)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Register(Operation):
+    """An evaluated model; see `Run.register`."""
+
+    name: str
+    weights: str
+    data: str
+    file: str
+    metrics: dict[str, float]
+    promote: bool
+    capped: bool
+
+    @override
+    def send(self, to: "Replay") -> None:
+        from pipeline.tracking.models import register
+
+        trained = to.target(f"trained:{self.weights}")
+        predictions = to.journal.files / self.file
+        version = register(to.store, to.run_id, trained, predictions, self)
+        if not version:
+            to.refuse_if_coming("weights.md5", self.weights)
+        found = version or "not registered: the model is not on this store"
+        to.tag(**{f"registered.{self.name}": found})
+
+
+@dataclass(frozen=True, kw_only=True)
+class End(Operation):
+    """The stage has ended."""
+
+    status: str
+    error: str
+
+    @override
+    def send(self, to: "Replay") -> None:
+        if self.error:
+            to.tag(error=self.error)
+        to.close(self.status, self.t)
+
+
+OPERATIONS: dict[str, type[Operation]] = {
+    kind.__name__.lower(): kind
+    for kind in (Begin, Metrics, Params, Tags, Artifact, Input, Model, Register, End)
+}
+
+
+def text(value: Any) -> str:
+    """A tag's or param's value."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with dotted keys; lists stay values."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found

@@ -1,0 +1,321 @@
+"""One `dvc repro`, one story: the run that stands for a dvc process, above those of its stages.
+
+It is opened with the first stage below that process and closed when the process is gone: then
+dvc.lock says what became of every stage. A file `.tracking/dvc-<…>.json` stands for it until then,
+whichever sender comes to close it.
+"""
+
+import dataclasses
+import hashlib
+import json
+import socket
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from pathspec import GitIgnoreSpec
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline.tracking.content import dvc_md5
+from pipeline.tracking.journal import replace
+from pipeline.tracking.operations import NOTE, Begin, now
+from pipeline.tracking.processes import is_alive
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+    from pipeline.tracking.store import Store
+
+MAIN_METRICS = ("test/accuracy", "validation/accuracy")
+HASHED = 50_000_000  # bytes; a larger folder is taken for unchanged if it has its size
+
+Stages = dict[str, dict[str, Any]]
+"""`stages` of dvc.lock."""
+
+
+@dataclass
+class Parent:
+    """What has to be known to close the run of a dvc process.
+
+    Attributes:
+        begin: of its first stage.
+        uri: of the store, as journals carry it.
+        run_id: of the run; empty until it is opened.
+        end: when dvc was gone, in ms; 0 while it runs, or if nobody saw its end.
+        graph: what `Graph.found` found then.
+    """
+
+    begin: dict[str, Any]
+    uri: str
+    run_id: str = ""
+    end: int = 0
+    graph: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def first(self) -> Begin:
+        """The start of its first stage."""
+        return Begin(**self.begin)
+
+    def lives(self) -> bool:
+        """Whether the dvc process still runs."""
+        process = self.first.dvc["process"]
+        return is_alive(process["pid"], process["created"])
+
+    def save(self, path: Path) -> None:
+        """Write the file that stands for the open run."""
+        replace(path, asdict(self))
+
+
+def parent_file(folder: Path, begin: Begin) -> Path:
+    """Stands for the dvc process above a stage, while that or its run is not over."""
+    mark = hashlib.sha256(f"{begin.parent} {begin.uri}".encode()).hexdigest()[:16]
+    return folder / f"dvc-{mark}.json"
+
+
+def read_parents(folder: Path, uri: str = "") -> list[tuple[Path, Parent]]:
+    """The open runs of this host's dvc processes below `{root}/.tracking`, of one store or all."""
+    found = []
+    for path in sorted(folder.glob("dvc-*.json")):
+        with suppress(OSError, ValueError, TypeError):  # of another format, or just closed
+            found.append((path, Parent(**json.loads(path.read_text()))))
+    host = socket.gethostname()
+    return [(path, one) for path, one in found if uri in ("", one.uri) and one.first.host == host]
+
+
+def open_parent(
+    store: "Store", experiment: str, begin: Begin, source: dict[str, Any], folder: Path
+) -> str | None:
+    """Id of the run that stands for the dvc process, created by its first stage."""
+    if begin.parent is None:
+        return None
+    commit = source.get("commit", "")[:7] + ("*" if source.get("dirty") else "")
+    name = begin.dvc.get("experiment") or " ".join(filter(None, [source.get("branch"), commit]))
+    changed = source.get("changes", [])
+    more = f" +{len(changed) - 3}" if len(changed) > 3 else ""
+    tags = {
+        "stage": "dvc",
+        "host": begin.host,
+        "dvc.command": " ".join(begin.dvc.get("command", [])),
+        "dvc.experiment": begin.dvc.get("experiment", ""),
+        "mlflow.user": begin.user,
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.name": "dvc.yaml",
+        "mlflow.source.git.commit": source.get("commit", ""),
+        "mlflow.source.git.branch": source.get("branch", ""),
+        "params.changed": "\n".join(changed),
+    }
+    run_id = store.find_or_create(
+        experiment,
+        "dvc.process",
+        begin.parent,
+        " · ".join(filter(None, [name or "dvc", ", ".join(changed[:3]) + more]))[:250],
+        begin.t,
+        {key: value for key, value in tags.items() if value},
+    )
+    store.client.update_run(run_id, "RUNNING")
+    path = parent_file(folder, begin)
+    known = dict(read_parents(folder)).get(path) or Parent(vars(begin), begin.uri)
+    dataclasses.replace(known, run_id=run_id).save(path)
+    return run_id
+
+
+class Graph:
+    """What DVC reads and writes, as it was last seen: a temporary copy may be gone at the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._seen: dict[str, tuple[tuple[int, int], bytes]] = {}
+        self._unchanged: set[str] = set()
+        self.watched = False
+
+    def look(self) -> None:
+        """Read what has changed; parsing it here would take a fifth of a core."""
+        for name in ("dvc.yaml", "params.yaml", "dvc.lock"):
+            with suppress(OSError):
+                now = (self._folder / name).stat()
+                version = now.st_mtime_ns, now.st_size
+                if name not in self._seen or self._seen[name][0] != version:
+                    self._seen[name] = version, (self._folder / name).read_bytes()
+        if not self.watched:  # now: the user may edit files while DVC runs
+            self.watched = True
+            stages = self._stages()
+            self._unchanged = {name for name in stages if _unchanged(self._folder, stages, name)}
+
+    def found(self) -> dict[str, Any]:
+        """What came of it, half a second of work.
+
+        `names`: the stages in the order of dvc.yaml; `stages`: those of dvc.lock; `unchanged`: of
+        which values and sources were, as dvc began, what dvc.lock has; `final`: whether dvc.lock
+        is still there. What can't be read is left out: the files may be broken.
+        """
+        names: list[str] = []
+        with suppress(Exception):  # DVC's insides, which nobody promises, may move
+            names = self._names()
+        return {
+            "names": names,
+            "stages": self._stages(),
+            "unchanged": sorted(self._unchanged),
+            "final": (self._folder / "dvc.lock").exists(),
+        }
+
+    def _stages(self) -> Stages:
+        with suppress(YAMLError, KeyError, TypeError):
+            return dict(YAML(typ="safe").load(self._seen["dvc.lock"][1])["stages"])
+        return {}
+
+    def _names(self) -> list[str]:
+        from dvc.repo import Repo
+
+        with TemporaryDirectory() as folder:  # as they were seen, and no lock is taken
+            for name in ("dvc.yaml", "params.yaml"):
+                (Path(folder) / name).write_bytes(self._seen[name][1])
+            (Path(folder) / ".dvc").mkdir()
+            with Repo(folder, config={"core": {"no_scm": True, "site_cache_dir": folder}}) as repo:
+                return [stage.name for stage in repo.index.stages]
+
+
+def _unchanged(folder: Path, stages: Stages, name: str) -> bool:
+    """Whether a stage's values and sources are what dvc.lock has; what others made is not seen."""
+    outs = [out["path"] for stage in stages.values() for out in stage.get("outs", [])]
+    ignore = folder / ".dvcignore"
+    lines = ignore.read_text(encoding="utf-8").splitlines() if ignore.exists() else []
+    spec = GitIgnoreSpec.from_lines(lines)
+
+    def ignored(file: Path) -> bool:
+        return spec.match_file(file.relative_to(folder))
+
+    for dep in stages[name].get("deps", []):
+        if any(_same_place(dep["path"], out) for out in outs) or dep.get("size", 0) > HASHED:
+            continue
+        try:
+            if dvc_md5(folder / dep["path"], ignored) != dep.get("md5"):
+                return False
+        except OSError:
+            return False
+    for file, values in stages[name].get("params", {}).items():
+        try:
+            content = YAML(typ="safe").load(folder / file)  # as DVC reads it
+        except (OSError, YAMLError):
+            return False
+        for key, value in values.items():
+            at = content
+            for step in key.split("."):
+                at = at.get(step) if isinstance(at, dict) else None
+            if at != value:
+                return False
+    return True
+
+
+def _same_place(one: str, other: str) -> bool:
+    return one == other or one.startswith(f"{other}/") or other.startswith(f"{one}/")
+
+
+def reused(graph: dict[str, Any], ran: dict[str, bool]) -> set[str]:
+    """The stages without a run below this dvc process whose outputs are what it would have made.
+
+    Args:
+        graph: of `Graph.found`.
+        ran: the stages with a run, and whether it finished.
+    """
+    stages: Stages = graph.get("stages", {})
+    known: dict[str, bool] = {}
+
+    def holds(name: str) -> bool:
+        if name not in known:
+            known[name] = False  # for a circle, which DVC would have refused
+            known[name] = ran.get(name, name in graph["unchanged"] and fits(name))
+        return known[name]
+
+    def fits(name: str) -> bool:
+        return all(
+            holds(other) and (dep["path"] != out["path"] or dep.get("md5") == out.get("md5"))
+            for dep in stages[name].get("deps", [])
+            for other, stage in stages.items()
+            for out in stage.get("outs", [])
+            if other != name and _same_place(dep["path"], out["path"])
+        )
+
+    return {name for name in stages if name not in ran and holds(name)}
+
+
+def close_parent(store: "Store", parent: Parent) -> None:
+    """Give the parent its table, the test metrics of all models, and its status."""
+    from mlflow.entities import Metric
+
+    below, graph = store.find("mlflow.parentRunId", parent.run_id), parent.graph
+    # not what an evaluation put beside itself; of two runs of a stage the later one is a training
+    # that the stage started
+    children = {run.data.tags["dvc.stage"]: run for run in reversed(below) if _is_stage(run)}
+    ran = {name: run.info.status == "FINISHED" for name, run in children.items()}
+    again, stages = reused(graph, ran) if graph else set(), graph.get("stages", {})
+    names = list(dict.fromkeys([*graph.get("names", []), *stages, *children]))
+    rows, metrics = [], dict[str, float]()
+    for name in names:
+        outs = stages.get(name, {}).get("outs", [])
+        if name not in ran and name not in again:
+            rows.append(f"| {name} | not run | | | | |")
+            continue
+        run = children.get(name) or _maker(store, outs)
+        what = ("ran" if ran[name] else "failed") if name in ran else "reused"
+        rows.append(_row(store, name, what, outs, run))
+        if run and (prefix := run.data.tags.get("summary")):
+            own = {k: v for k, v in run.data.metrics.items() if k.startswith("test/")}
+            metrics |= {f"{prefix}/{key}": value for key, value in own.items()}
+    head = "| stage | what | run | output | metric | seconds |\n|---|---|---|---|---|---:|\n"
+    ends = [run.info.end_time for run in children.values() if run.info.end_time]
+    end = parent.end or max(ends, default=now())
+    known = store.client.get_run(parent.run_id).data.metrics
+    points = [Metric(k, v, end, 0) for k, v in sorted(metrics.items()) if known.get(k) != v]
+    store.log(parent.run_id, points, tags={NOTE: head + "\n".join(rows)})
+    store.close(parent.run_id, _status(parent, ran, {*names} - {*ran} - again), end)
+
+
+def _is_stage(run: "Run") -> bool:
+    return "dvc.stage" in run.data.tags and "beside" not in run.data.tags
+
+
+def _status(parent: Parent, ran: dict[str, bool], left: set[str]) -> str:
+    """How a dvc process ended: its own exit status only its parent process knows."""
+    if not parent.end and not (ran and all(ran.values())):
+        return "KILLED"
+    if not all(ran.values()):
+        return "FAILED"
+    # one that died before it could log, where all were asked for
+    stopped = parent.graph.get("final") and left and not _targets(parent.first)
+    return "FAILED" if stopped else "FINISHED"
+
+
+def _targets(begin: Begin) -> list[str]:
+    """The stages that dvc was asked for; none stands for all."""
+    from dvc.cli import DvcParserError, parse_args
+
+    try:
+        given = parse_args(begin.dvc["command"][1:])
+    except (DvcParserError, SystemExit):
+        return ["?"]
+    return getattr(given, "targets", ["?"])  # a queue's worker does not say
+
+
+def _row(
+    store: "Store", name: str, what: str, outs: list[dict[str, Any]], run: "Run | None"
+) -> str:
+    output = ", ".join(f"`{out['path']}` {out.get('md5', '')[:8]}" for out in outs[:2])
+    metric = seconds = ""
+    if run:
+        main = [key for key in MAIN_METRICS if key in run.data.metrics]
+        metric = f"{main[0]} {run.data.metrics[main[0]]:.4f}" if main else ""
+        if run.info.end_time:
+            seconds = f"{(run.info.end_time - run.info.start_time) / 1000:.1f}"
+    shown = store.link(run) if run else "not on this store"
+    return f"| {name} | {what} | {shown} | {output} | {metric} | {seconds} |"
+
+
+def _maker(store: "Store", outs: list[dict[str, Any]]) -> "Run | None":
+    """The newest run that wrote one of the outputs, byte for byte."""
+    for out in outs:
+        if found := store.find(f"output.{out['path']}", out.get("md5", "")):
+            return found[-1]
+    return None

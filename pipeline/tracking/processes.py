@@ -1,0 +1,138 @@
+"""Who lives, who asks, who sends: processes of this machine and the lock of the sender."""
+
+import getpass
+import logging
+import os
+import re
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+from filelock import FileLock, Timeout
+
+from pipeline.tracking.masking import MASK, clean, is_secret
+
+_CREDENTIAL = re.compile(
+    r"MLFLOW_TRACKING_(USERNAME|PASSWORD|TOKEN|AWS_SIGV4|CLIENT_CERT_PATH)|DATABRICKS_TOKEN"
+    r"|AWS_(ACCESS_KEY_ID|PROFILE)|AZURE_STORAGE_\w+|GOOGLE_APPLICATION_CREDENTIALS"
+)
+
+
+def created(process: psutil.Process) -> float:
+    """When a process was created, in a count that setting the clock does not change."""
+    # psutil adds the boot time, which moves with the clock
+    before = psutil.boot_time() if sys.platform == "linux" else 0.0
+    return process.create_time() - before
+
+
+def this_process() -> dict[str, Any]:
+    """What tells a live process from a dead one: host, pid and when it was created."""
+    process = psutil.Process()
+    return {"host": socket.gethostname(), "pid": process.pid, "created": created(process)}
+
+
+def is_alive(pid: int, when: float) -> bool:
+    """Whether the process of this host that was created then still runs."""
+    try:
+        process = psutil.Process(pid)
+        return abs(created(process) - when) < 0.5 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def dvc() -> dict[str, Any]:
+    """Names that DVC gives to a stage, and the dvc process that runs it; empty outside DVC.
+
+    No variable of DVC names one `dvc repro`; the nearest dvc process above this one does.
+    """
+    stage = os.environ.get("DVC_STAGE")
+    if not stage:
+        return {}
+    found: dict[str, Any] = {
+        "stage": stage,
+        "experiment": os.environ.get("DVC_EXP_NAME", ""),
+        "command": [],
+    }
+    for process in psutil.Process().parents():
+        try:
+            arguments = process.cmdline()
+            names = [Path(argument).name for argument in arguments[:3]]
+            if "dvc" in names:
+                found["process"] = {"pid": process.pid, "created": created(process)}
+                found["command"] = ["dvc", *map(_clean, arguments[names.index("dvc") + 1 :])]
+                break
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def user() -> str:
+    """Login name, `unknown` where the system has none for this user id."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
+
+
+def credentials(uri: str) -> list[str]:
+    """Names of this process's variables that hold credentials for a store, `uri` without them."""
+    if uri.startswith("sqlite"):
+        return []
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
+    inside = ["MLFLOW_TRACKING_URI"] if given != uri == clean(given) else []
+    return inside + sorted(name for name in os.environ if _CREDENTIAL.fullmatch(name))
+
+
+def lock(folder: Path, uri: str) -> FileLock:
+    """What the sender of a workspace and store holds; `folder` is `{root}/.tracking`."""
+    name = re.sub(r"\W+", "-", uri)[-100:]
+    return FileLock(folder / f"{name}.lock")
+
+
+@contextmanager
+def held(one: FileLock, wait: float = 0) -> Iterator[bool]:
+    """Hold a lock; False if another process has it after `wait` seconds."""
+    try:
+        one.acquire(timeout=wait)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        one.release()
+
+
+def give_way() -> None:
+    """Let what trains go first."""
+    os.nice(10)
+    if hasattr(os, "SCHED_BATCH"):  # waking up, it interrupts nobody
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    if os.getsid(0) == os.getpid():  # where sessions share the cores, `nice` counts within one
+        with suppress(OSError):
+            Path("/proc/self/autogroup").write_text("10")  # sched(7)
+
+
+def quiet() -> None:
+    """Make mlflow in this process silent, impatient and deaf to what the user exported."""
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
+        os.environ.pop(name, None)
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+    # a file that was replaced meanwhile is opened anew
+    os.environ["MLFLOW_SQLALCHEMYSTORE_POOLCLASS"] = "NullPool"
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    logging.disable(logging.CRITICAL)
+
+
+def _clean(argument: str) -> str:
+    key, equals, value = argument.partition("=")
+    if key.startswith("--") and "=" in value:
+        return f"{key}={_clean(value)}"
+    return f"{key}={MASK}" if equals and is_secret(key) else clean(argument)

@@ -1,0 +1,283 @@
+"""The process that sends: `python -m pipeline.tracking.sender <journal folder>`.
+
+Each stage starts one, niced. It notes what the stage runs from (git, before the user edits on) and
+then, if nobody sends for this workspace and store yet, it takes the lock and is the sender:
+
+* It sends all journals of the store, the oldest first, and looks again until nobody can add more.
+* A thread of its own samples the machine for each stage that runs, whatever the store does.
+* It closes runs of stages that died, and the run of a dvc process when that is gone.
+* When it dies, the system releases the lock, and the next stage or epoch starts another.
+
+The stage never waits for it except at its end. It is a process because a thread would hold the
+GIL while it imports mlflow (a second), and small training steps would wait for it.
+"""
+
+import os
+import shutil
+import socket
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from threading import Event, Thread
+from typing import TYPE_CHECKING
+
+from pipeline.tracking import provenance
+from pipeline.tracking.journal import Journal, Log, journals, read
+from pipeline.tracking.masking import clean
+from pipeline.tracking.operations import Begin, Metrics, now
+from pipeline.tracking.parents import Graph, Parent, close_parent, parent_file, read_parents
+from pipeline.tracking.processes import credentials, give_way, held, lock, quiet
+from pipeline.tracking.system import Sampler
+
+if TYPE_CHECKING:
+    from pipeline.tracking.replay import Replay
+    from pipeline.tracking.store import Store
+
+POLL = 0.2  # seconds between two looks at the journals
+LOOK = 1.0  # seconds between two looks at what nobody waits for: each holds up a core that trains
+BACKOFF = 5.0  # seconds, the longest pause between two attempts
+NOTED = 30  # seconds in which a stage's source is noted, or its process has died
+
+
+def main(folder: str) -> None:
+    """Note what a stage runs from, and send if nobody else does."""
+    give_way()
+    quiet()
+    journal = Journal(Path(folder))
+    begin = journal.begin()
+    if begin is None:
+        return
+    if not journal.source(begin):
+        found = {**provenance.git(Path.cwd()), "changes": provenance.changes(Path.cwd())}
+        journal.note_source(begin, found)
+    os.chdir(begin.root)  # a temporary copy goes with dvc, and DVC's library needs a folder
+    place, alone = journal.folder.parent, lock(journal.folder.parent, begin.uri)
+    while journal.path.exists() and not journal.is_complete():
+        with held(alone, POLL) as mine:  # a stage may be asking whether it is free
+            if mine:
+                Sender(place, begin.uri).run()
+                return
+        if begin.credentials == [] or journal.state().run_id:
+            return  # who sends will send this too
+        time.sleep(LOOK)  # the sender lacks the credentials
+
+
+class Sender:
+    """Sends the journals of one store. Whoever calls it holds `lock`.
+
+    Args:
+        folder: `{root}/.tracking`.
+        uri: of the store, as journals carry it.
+    """
+
+    def __init__(self, folder: Path, uri: str) -> None:
+        self._folder = folder
+        self._uri = uri
+        self._store: Store | None = None
+        self._credentials = set(credentials(uri))
+        self._replays: dict[tuple[str, int], Replay] = {}
+        self._graphs: dict[Path, Graph] = {}
+        self._complete: dict[str, tuple[Begin, int]] = {}
+        self.failed = False
+        """Whether something could not be sent in the last step."""
+
+    def run(self) -> None:
+        """Send until there is nothing left and nobody who could add more, or nothing moves."""
+        over, woken = Event(), Event()
+        sampling = Thread(target=self._sample, args=(over, woken), name="samples", daemon=True)
+        sampling.start()
+        # seconds; and before the folder of the code may be gone
+        import pipeline.tracking.models
+        import pipeline.tracking.replay  # noqa: F401
+
+        moved, pause, known = time.monotonic(), POLL, set[str]()
+        try:
+            while True:
+                progress = self.step()
+                pending, parents = self.pending(), read_parents(self._folder, self._uri)
+                ages = {j.id: (now() - b.t) / 1000 for j, b in pending if j.is_live(b)}
+                if ages.keys() - known:
+                    woken.set()
+                known = {*ages}
+                patience = max((begin.flush for _, begin in pending), default=0)
+                if progress or ages or any(parent.lives() for _, parent in parents):
+                    moved = time.monotonic()
+                elif not (pending or parents) or time.monotonic() - moved > patience:
+                    return
+                if self.failed and not progress:
+                    pause = min(2 * max(pause, 0.25), BACKOFF)
+                else:
+                    # A stage waits at its end for the next look: for a fiftieth of its time
+                    pause = min(LOOK, max(POLL, min(ages.values(), default=0) / 50))
+                if not progress:
+                    time.sleep(pause)
+        finally:
+            over.set()
+            woken.set()
+
+    def step(self) -> bool:
+        """Send what there is, the oldest journal first; returns whether anything moved."""
+        from pipeline.tracking.replay import WaitingError
+
+        moved = self.failed = False
+        self._watch()
+        for journal, begin in self.pending():
+            before = _progress(journal)
+            try:
+                self._send(journal, begin)
+            except WaitingError as error:
+                self._note(journal, error)
+            except Exception as error:  # whatever the store does, the journal stays
+                self._note(journal, error)
+                if not (self._store and self._store.answers()):
+                    return moved  # the others would only wait for it as long
+            finally:
+                moved = moved or _progress(journal) != before
+        return self._close_parents() or moved
+
+    def pending(self) -> list[tuple[Journal, Begin]]:
+        """Journals that the store does not have all of, or whose run is still open."""
+        found = []
+        for journal, begin in journals(self._folder):
+            if begin.uri != self._uri or not self._credentials >= {*begin.credentials}:
+                continue
+            size = journal.path.stat().st_size if journal.path.exists() else 0
+            if self._complete.get(journal.id) == (begin, size):
+                continue
+            if not journal.is_complete():
+                found.append((journal, begin))
+            else:
+                self._complete[journal.id] = begin, size
+                journal.tidy()
+        return found
+
+    def _send(self, journal: Journal, begin: Begin) -> None:
+        alive = journal.is_live(begin)
+        if next(read(journal.path), None) is None:
+            if not alive:  # killed before it could write its first line
+                shutil.rmtree(journal.folder, ignore_errors=True)
+            return
+        if alive and not journal.source(begin) and now() - begin.t < NOTED * 1000:
+            return
+        store = self._open(begin)
+        if (key := (journal.id, begin.start)) not in self._replays:
+            from pipeline.tracking.replay import Replay
+
+            self._replays[key] = Replay(journal, begin, store)
+        replay = self._replays[key]
+        if not replay.step(patient=alive) and not alive and not journal.is_complete():
+            replay.close_killed()
+
+    def _open(self, begin: Begin) -> "Store":
+        from pipeline.tracking.store import Store
+
+        if self._store is None:
+            self._store = Store(self._uri, Path(begin.root))
+        return self._store
+
+    def _watch(self) -> None:
+        """Keep what each dvc process reads and writes, and when it was gone."""
+        for _, begin in self.pending():
+            if begin.parent and not (path := parent_file(self._folder, begin)).exists():
+                Parent(vars(begin), begin.uri).save(path)
+        for path, parent in read_parents(self._folder, self._uri):
+            graph = self._graphs.setdefault(path, Graph(Path(parent.first.code)))
+            if parent.lives():
+                graph.look()
+            elif graph.watched and not parent.end:
+                # later the user may have changed the files, or have begun another repro
+                parent.end, parent.graph = now(), graph.found()
+                parent.save(path)
+
+    def _close_parents(self) -> bool:
+        """Close the run of each dvc process that is gone, after all of its stages."""
+        closed = False
+        for path, parent in read_parents(self._folder, self._uri):
+            mine = [begin for _, begin in self.pending() if begin.parent == parent.first.parent]
+            if mine or parent.lives():
+                continue
+            try:
+                if parent.run_id:
+                    close_parent(self._open(parent.first), parent)
+            except Exception as error:  # as with a journal: the file stays
+                if getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
+                    self.failed = True
+                    _say(error)
+                    continue
+            path.unlink()
+            closed = True
+        return closed
+
+    def _sample(self, over: Event, woken: Event) -> None:
+        """Sample the machine for each stage of this host that runs."""
+        samplers: dict[tuple[str, int], Sampler] = {}
+        while not over.is_set():
+            pause = LOOK
+            for journal, begin in journals(self._folder):
+                here = begin.uri == self._uri and begin.host == socket.gethostname()
+                if not here or not journal.is_live(begin) or journal.is_complete():
+                    continue
+                if (key := (journal.id, begin.start)) not in samplers:
+                    seen = [one for one, _ in read(journal.observed) if isinstance(one, Metrics)]
+                    before = [one.step for one in seen]
+                    samplers[key] = Sampler(Log(journal.observed), begin, before)
+                pause = min(pause, samplers[key].sample_if_due())
+            woken.wait(pause)
+            woken.clear()
+
+    def _note(self, journal: Journal, error: Exception) -> None:
+        """Remember why the store did not take something, for the stage's warning and the log."""
+        self.failed = True
+        state, text = journal.state(), _say(error)
+        if state.error != text:
+            state.error = text
+            with suppress(OSError):  # the disk is full here too
+                journal.save(state)
+
+
+def leftovers(folder: Path) -> list[tuple[Journal, Begin]]:
+    """Journals of dead processes that the store does not have all of."""
+    return [
+        (journal, begin)
+        for journal, begin in journals(folder)
+        if not journal.is_complete() and not journal.is_live(begin)
+    ]
+
+
+def sync(folder: Path, wait: float = 60) -> int:
+    """Send what dead processes left behind; returns how many runs the store has now.
+
+    One attempt for each store, after `wait` seconds at most for a sender that is at work.
+    """
+    before, end = leftovers(folder), time.monotonic() + wait
+    uris = {begin.uri for _, begin in before}
+    for uri in sorted(uris | {parent.uri for _, parent in read_parents(folder)}):
+        while time.monotonic() < end:
+            with held(lock(folder, uri)) as mine:
+                if mine:
+                    sender = Sender(folder, uri)
+                    while sender.step():
+                        pass
+                    break
+            parents = [parent for _, parent in read_parents(folder, uri) if not parent.lives()]
+            if not parents and all(begin.uri != uri for _, begin in leftovers(folder)):
+                break
+            time.sleep(POLL)
+    return sum(journal.is_complete() or not journal.path.exists() for journal, _ in before)
+
+
+def _progress(journal: Journal) -> tuple[int, int, int, int]:
+    state = journal.state()
+    return state.sent, state.closed, state.observed, len(state.parts)
+
+
+def _say(error: Exception) -> str:
+    """Write one line to the log; returns it without the time."""
+    text = clean(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
+    print(time.strftime("%FT%TZ", time.gmtime()), text, file=sys.stderr, flush=True)
+    return text
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
