@@ -1,4 +1,4 @@
-"""docs/tracking.md, "A server for a team": PostgreSQL, served artifacts, two clones, an analyst."""
+"""docs/server.md: PostgreSQL, served artifacts, two clones, an analyst."""
 
 import json
 import os
