@@ -22,25 +22,25 @@ _CREDENTIAL = re.compile(
 )
 
 
-def created(process: psutil.Process) -> float:
+def created(pid: int) -> float:
     """When a process was created, in a count that setting the clock does not change."""
-    # psutil adds the boot time, which moves with the clock
-    before = psutil.boot_time() if sys.platform == "linux" else 0.0
-    return process.create_time() - before
+    if sys.platform != "linux":
+        return psutil.Process(pid).create_time()
+    # psutil would add the boot time, which moves with the clock
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def this_process() -> dict[str, Any]:
     """What tells a live process from a dead one: host, pid and when it was created."""
-    process = psutil.Process()
-    return {"host": socket.gethostname(), "pid": process.pid, "created": created(process)}
+    return {"host": socket.gethostname(), "pid": os.getpid(), "created": created(os.getpid())}
 
 
 def is_alive(pid: int, when: float) -> bool:
     """Whether the process of this host that was created then still runs."""
     try:
-        process = psutil.Process(pid)
-        return abs(created(process) - when) < 0.5 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+        return created(pid) == when and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except (psutil.NoSuchProcess, OSError):
         return False
 
 
@@ -62,10 +62,10 @@ def dvc() -> dict[str, Any]:
             arguments = process.cmdline()
             names = [Path(argument).name for argument in arguments[:3]]
             if "dvc" in names:
-                found["process"] = {"pid": process.pid, "created": created(process)}
+                found["process"] = {"pid": process.pid, "created": created(process.pid)}
                 found["command"] = ["dvc", *map(_clean, arguments[names.index("dvc") + 1 :])]
                 break
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
+        except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
             continue
     return found
 

@@ -100,7 +100,8 @@ class Sender:
                 if ages.keys() - known:
                     woken.set()
                 known = {*ages}
-                patience = max((begin.flush for _, begin in pending), default=0)
+                begun = [begin for _, begin in pending] + [parent.first for _, parent in parents]
+                patience = max((begin.flush for begin in begun), default=0)
                 if progress or ages or any(parent.lives() for _, parent in parents):
                     moved = time.monotonic()
                 elif not (pending or parents) or time.monotonic() - moved > patience:
@@ -121,8 +122,9 @@ class Sender:
         from pipeline.tracking.replay import WaitingError
 
         moved = self.failed = False
-        self._watch()
-        for journal, begin in self.pending():
+        pending = self.pending()
+        self._watch(pending)  # before a journal is sent: its stage waits for that, and dvc for it
+        for journal, begin in pending:
             before = _progress(journal)
             try:
                 self._send(journal, begin)
@@ -176,9 +178,9 @@ class Sender:
             self._store = Store(self._uri, Path(begin.root))
         return self._store
 
-    def _watch(self) -> None:
+    def _watch(self, pending: list[tuple[Journal, Begin]]) -> None:
         """Keep what each dvc process reads and writes, and when it was gone."""
-        for _, begin in self.pending():
+        for _, begin in pending:
             if begin.parent and not (path := parent_file(self._folder, begin)).exists():
                 Parent(vars(begin), begin.uri).save(path)
         for path, parent in read_parents(self._folder, self._uri):
