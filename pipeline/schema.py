@@ -3,9 +3,29 @@
 import difflib
 import types
 import typing
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
+
+M = TypeVar("M")
+
+
+def places(settings: BaseModel, mark: type[M]) -> Iterator[tuple[str, Path, M]]:
+    """Key, path and mark of every file or folder in settings whose type has such a mark."""
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, BaseModel):
+            yield from ((f"{name}.{key}", path, one) for key, path, one in places(value, mark))
+        for one in field.metadata:
+            if isinstance(one, mark):
+                named = value if isinstance(value, dict) else {"": value}
+                yield from (
+                    (f"{name}.{key}".rstrip("."), Path(path), one)
+                    for key, path in named.items()
+                    if path is not None
+                )
 
 
 def unknown(path: list[str], schema: type[BaseModel]) -> str:

@@ -8,12 +8,16 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from pipeline import config, interrupts, machine, tracking
 from pipeline.data.prepared import read_card
-from pipeline.settings import Stage, Train
+from pipeline.errors import PipelineError
+from pipeline.files import refuse_endless, refuse_foreign
+from pipeline.schema import places
+from pipeline.settings import Input, Output, Stage, Train
 
 if TYPE_CHECKING:
     from pipeline.checkpoint import Checkpoints
@@ -89,9 +93,33 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
+def check_places(settings: Stage) -> None:
+    """Make sure that what a stage would replace is its own, and that what it reads has an end.
+
+    Raises:
+        PipelineError: an output is there already and is no earlier one, or anything else that the
+            settings name lies in it; an input is or has a device, a FIFO or a socket.
+    """
+    outputs, inputs = list(places(settings, Output)), list(places(settings, Input))
+    try:
+        for key, path, mark in outputs:
+            refuse_foreign(path, mark.kind, mark.mark)
+        for key, path, _ in inputs:
+            refuse_endless(path)
+    except PipelineError as error:
+        raise PipelineError(f"{key}: {error}") from error
+    for (key, path, _), (other, inside, _) in product(outputs, [*outputs, *inputs]):
+        if key != other and _place(inside).is_relative_to(_place(path)):
+            raise PipelineError(
+                f"{other}: {inside} is in {path}, which the stage replaces ({key}); "
+                "name another place"
+            )
+
+
 def _execute(
     name: str, settings: S, body: Callable[[S, Context], float | None], computes: bool
 ) -> float | None:
+    check_places(settings)
     # torchrun and accelerate start one process per device; the first of them keeps the records.
     leads = os.environ.get("RANK", "0") == "0"
     with ExitStack() as stack:
@@ -141,6 +169,11 @@ def _execute(
             states.remember("finished", True)
         run.end("FINISHED")
         return result
+
+
+def _place(path: Path) -> Path:
+    """Where an entry stands, whatever a link there leads to."""
+    return path.parent.resolve() / path.name
 
 
 def _digest_of_code() -> str:
