@@ -6,6 +6,7 @@ python -m stages.repeat model=cnn again=1
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline import config, models
@@ -52,12 +53,20 @@ def main(settings: Repeat, context: Context) -> float:
         target="parent",
     )
     # MLflow has the model; what is kept here are the numbers.
-    shutil.rmtree(again.parent)
+    shutil.rmtree(again)
+    _curve(settings).unlink()
+    with suppress(OSError):  # of what is not the training's it has more
+        again.parent.rmdir()
     print(
         f"seed {settings.again}: test accuracy {numbers['accuracy']:.4f}, "
         f"{numbers['difference']:+.4f} against seed {settings.seed}"
     )
     return numbers["accuracy"]
+
+
+def _curve(settings: Repeat) -> Path:
+    """Beside the model."""
+    return Path(settings.trained).parent / f"{models.STAGES[settings.model]}.csv"
 
 
 def _train(settings: Repeat) -> None:
@@ -67,7 +76,7 @@ def _train(settings: Repeat) -> None:
         "seed": settings.again,
         "data": settings.data,
         "output": settings.trained,
-        "curve": Path(settings.trained).parent / f"{name}.csv",
+        "curve": _curve(settings),
         "device": settings.device,
         "precision": settings.precision,
         "threads": settings.threads,
