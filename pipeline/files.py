@@ -19,7 +19,10 @@ import psutil
 
 from pipeline.errors import PipelineError
 
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
+UNWRITABLE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
+    errno.ELOOP, errno.ENAMETOOLONG, errno.EBUSY,
+)  # fmt: skip
 FULL = {
     errno.ENOSPC: ("the disk is full", "free some space"),
     errno.EDQUOT: ("the disk quota is used up", "free some space"),
@@ -142,7 +145,11 @@ def refuse_endless(path: Path) -> None:
     """
     below = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
     for file in (path, *below):
-        if file.exists() and not file.is_file() and not file.is_dir():
+        try:
+            mode = file.stat().st_mode
+        except OSError:
+            continue  # whoever reads it says why it can't be read
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             raise PipelineError(
                 f"{file} is a device, a FIFO or a socket; put a regular file there or remove it"
             )
@@ -151,7 +158,13 @@ def refuse_endless(path: Path) -> None:
 def in_dvc_cache(path: Path) -> bool:
     """Whether a link leads into the cache of the working directory's DVC repository."""
     folder = _dvc_cache(Path.cwd())
-    return folder is not None and path.resolve().is_relative_to(folder)
+    return folder is not None and lies_in(path, folder)
+
+
+def lies_in(path: Path, folder: Path) -> bool:
+    """Whether what is at `path` is in a folder, wherever links on the way lead."""
+    # Path.resolve raises RuntimeError for a link to itself
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -189,16 +202,17 @@ def explained(path: Path, needs: int | None = None) -> Iterator[None]:
         yield
     except Exception as error:
         if full := _full(error):
-            reason, help = full
+            reason, remedy = full
             free = shutil.disk_usage(_existing(path)).free
             need = f"about {needs:,} bytes needed" if needs else "more needed"
             raise PipelineError(
                 f"{path} can't be written: {reason} ({free:,} bytes free, {need}); "
-                f"{help} and run the stage again"
+                f"{remedy} and run the stage again"
             ) from error
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             raise PipelineError(
-                f"{path} can't be written ({error.strerror}); check its owner and permissions"
+                f"{path} can't be written ({error.strerror}); "
+                "check the path, its owner and permissions"
             ) from error
         raise
 
@@ -218,13 +232,13 @@ def _prefix(path: Path) -> str:
 
 @cache
 def _dvc_cache(folder: Path) -> Path | None:
-    from dvc.exceptions import NotDvcRepoError  # 0.3 s, and most stages meet no link
+    from dvc.exceptions import DvcException  # 0.3 s, and most stages meet no link
     from dvc.repo import Repo
 
     try:
         with Repo(folder) as repo:
-            return Path(repo.cache.local_cache_dir).resolve()
-    except NotDvcRepoError:
+            return Path(repo.cache.local_cache_dir)
+    except DvcException:
         return None
 
 

@@ -33,7 +33,6 @@ class Input:
 
 
 InputPath = Annotated[str, Input()]
-Prepared = Annotated[str, Output("folder", "dataset.json")]
 Trained = Annotated[str, Output("folder", "model.json")]
 Metrics = Annotated[str, Output("file", '{\n  "accuracy": ')]
 
@@ -150,7 +149,7 @@ class Prepare(Stage):
     image: ImageSource
     text: TextSource
     audio: AudioSource
-    output: Prepared
+    output: Annotated[str, Output("folder", "dataset.json")]
     """Folder of the prepared data set."""
     plots: Annotated[str, Output("folder", "findings.json")]
     """Folder of the data report: balance, sizes, duplicates, a sheet of samples."""

@@ -100,16 +100,19 @@ def check_places(settings: Stage) -> None:
         PipelineError: an output is there already and is no earlier one, or anything else that the
             settings name lies in it; an input is or has a device, a FIFO or a socket.
     """
-    outputs, inputs = list(places(settings, Output)), list(places(settings, Input))
-    try:
-        for key, path, mark in outputs:
-            refuse_foreign(path, mark.kind, mark.mark)
-        for key, path, _ in inputs:
-            refuse_endless(path)
-    except PipelineError as error:
-        raise PipelineError(f"{key}: {error}") from error
-    for (key, path, _), (other, inside, _) in product(outputs, [*outputs, *inputs]):
-        if key != other and _place(inside).is_relative_to(_place(path)):
+    named: list[tuple[str, Path, Output | Input]]
+    named = [*places(settings, Output), *places(settings, Input)]
+    for key, path, mark in named:
+        try:
+            if isinstance(mark, Output):
+                refuse_foreign(path, mark.kind, mark.mark)
+            else:
+                refuse_endless(path)
+        except PipelineError as error:
+            raise PipelineError(f"{key}: {error}") from error
+    for (key, path, mark), (other, inside, _) in product(named, named):
+        replaced = isinstance(mark, Output) and key != other
+        if replaced and _place(inside).is_relative_to(_place(path)):
             raise PipelineError(
                 f"{other}: {inside} is in {path}, which the stage replaces ({key}); "
                 "name another place"
@@ -173,7 +176,7 @@ def _execute(
 
 def _place(path: Path) -> Path:
     """Where an entry stands, whatever a link there leads to."""
-    return path.parent.resolve() / path.name
+    return Path(os.path.realpath(path.parent)) / path.name
 
 
 def _digest_of_code() -> str:

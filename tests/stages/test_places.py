@@ -18,8 +18,14 @@ from pipeline.schema import places
 from pipeline.settings import Input, Output, Stage
 from pipeline.stage import check_places
 
-CLASSES = {kind.__name__.lower(): kind for kind in vars(settings).values() if isinstance(kind, type)}
-NEEDED = {"prepare": ["modality=text"], "evaluate": ["model=cnn"], "repeat": ["model=cnn", "again=1"]}
+CLASSES = {
+    kind.__name__.lower(): kind for kind in vars(settings).values() if isinstance(kind, type)
+}
+NEEDED = {
+    "prepare": ["modality=text"],
+    "evaluate": ["model=cnn"],
+    "repeat": ["model=cnn", "again=1"],
+}
 STAGES = sorted(path.stem for path in (config.ROOT / "stages").glob("[!_]*.py"))
 
 
@@ -70,8 +76,12 @@ def link_to_nothing(path: Path) -> None:
     path.symlink_to("nothing")
 
 
+def link_to_itself(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
 ENDLESS = [device, os.mkfifo, unix_socket]
-FOREIGN = [file, folder, *ENDLESS, link_to_file, link_to_folder, link_to_nothing]
+FOREIGN = [file, folder, *ENDLESS, link_to_file, link_to_folder, link_to_nothing, link_to_itself]
 
 
 def seen(folder: Path) -> dict[str, tuple[int, int, int]]:
@@ -98,11 +108,15 @@ class TestOutputs:
                 path = tmp_path / f"{key}-{number}" / "out"
                 path.parent.mkdir()
                 make(path)
-                for name in (path, path / "..", path / "..") if path.is_dir() else (path,):
+                for name in (path, path / "..") if path.is_dir() else (path,):
                     before = seen(tmp_path)
                     said = refusal(chosen.model_copy(update={key: str(name)}))
                     assert said.startswith(f"{key}: {name} "), said
                     assert seen(tmp_path) == before
+            (tmp_path / "loop").unlink(missing_ok=True)
+            link_to_itself(tmp_path / "loop")
+            said = refusal(chosen.model_copy(update={key: f"{tmp_path}/loop/out"}))
+            assert f"{key}: {tmp_path}/loop/out can't be written" in said
             for name in ("..", ".", "/", ""):
                 assert f"names no {mark.kind}" in refusal(chosen.model_copy(update={key: name}))
 
@@ -203,26 +217,13 @@ def changed(model: settings.Settings, key: str, value: str) -> Stage:
 class TestLinksThatDvcMade:
     """With `cache.type symlink` and a cache outside the workspace."""
 
-    @pytest.fixture
-    def add(self, tmp_path, monkeypatch):
-        """Put a file or folder of a new workspace, the working directory, into its cache."""
-        from dvc.repo import Repo
-
-        workspace = tmp_path / "workspace"
-        workspace.mkdir()
-        monkeypatch.chdir(workspace)
-        with Repo.init(no_scm=True) as repo, repo.config.edit() as edited:
-            edited["cache"] = {"type": ["symlink"], "dir": str(tmp_path / "cache")}
-        with Repo() as repo:
-            yield lambda path: repo.add(str(path))
-
-    def test_are_replaced_and_their_targets_stay(self, add, tmp_path):
+    def test_are_replaced_and_their_targets_stay(self, linked, tmp_path):
         Path("models/cnn/more").mkdir(parents=True)
         Path("plots").mkdir()
         for name in ("models/cnn/model.json", "models/cnn/more/x", "plots/train_cnn.csv"):
             Path(name).write_text(f"epoch,step,{name}")
-        add("models/cnn")
-        add("plots/train_cnn.csv")
+        linked("models/cnn")
+        linked("plots/train_cnn.csv")
         links = [Path(name) for name in ("models/cnn/model.json", "plots/train_cnn.csv")]
         assert all(link.resolve().is_relative_to(tmp_path / "cache") for link in links)
         before = seen(tmp_path / "cache")
@@ -236,10 +237,10 @@ class TestLinksThatDvcMade:
         assert os.listdir("models/cnn") == ["model.json"]
         assert seen(tmp_path / "cache") == before
 
-    def test_an_output_folder_may_be_such_a_link(self, add, tmp_path):
+    def test_an_output_folder_may_be_such_a_link(self, linked, tmp_path):
         Path("models").mkdir()
         Path("models/cnn").write_text("was a file")
-        add("models/cnn")
+        linked("models/cnn")
         before = seen(tmp_path / "cache")
         check_places(composed("train_cnn"))
         with new_directory(Path("models/cnn"), "model.json") as made:
@@ -247,7 +248,7 @@ class TestLinksThatDvcMade:
         assert not Path("models/cnn").is_symlink()
         assert seen(tmp_path / "cache") == before
 
-    def test_a_link_to_anywhere_else_is_refused_there_too(self, add, tmp_path):
+    def test_a_link_to_anywhere_else_is_refused_there_too(self, linked, tmp_path):
         (tmp_path / "elsewhere").mkdir()
         Path("models").mkdir()
         Path("models/cnn").symlink_to(tmp_path / "elsewhere")
