@@ -140,7 +140,9 @@ class Reader:
         if not found:
             return None
         source = f"models:/{found[0].model_id}"
-        got = mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder))
+        got = mlflow.artifacts.download_artifacts(
+            artifact_uri=source, dst_path=str(folder), tracking_uri=self.uri
+        )
         return next(Path(got).rglob("model.safetensors"), None)
 
     def _text(self, run_id: str, name: str) -> str:
