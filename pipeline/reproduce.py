@@ -30,6 +30,9 @@ from pipeline.tracking.reader import Reader, Recorded
 INPUTS = {"data": ("data", "dataset.json"), "model": ("weights", "model.safetensors")}
 """What a run calls its inputs, the setting that names the folder, the file whose md5 names it."""
 
+SYNCS = 10
+"""Each waits a minute for the stage's own sender, which gives way to whatever else runs."""
+
 TRAINED = ("output", "curve")
 OUTPUTS = {
     "prepare": ("output", "plots"),
@@ -299,15 +302,16 @@ def _run_stage(stage: str, config: dict[str, Any], tree: Path, uri: str) -> None
         raise PipelineError(
             f"{stage} ended with status {ended.returncode} in the worktree; its message is above"
         )
-    # the stage may have ended before the store had all of it
-    sent = _python(
-        tree, uri, "pipeline.tracking", "sync", stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    if sent.returncode:
-        raise PipelineError(
-            "the repetition ran, but its store does not have all of its records, so nothing was "
-            f"compared ({' '.join(sent.stdout.splitlines()[-1:])}); run it again"
+    for _ in range(SYNCS):  # the stage may have ended before the store had all of it
+        sent = _python(
+            tree, uri, "pipeline.tracking", "sync", stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
+        if not sent.returncode:
+            return
+    raise PipelineError(
+        "the repetition ran, but its store does not have all of its records, so nothing was "
+        f"compared ({' '.join(sent.stdout.splitlines()[-1:])}); run it again"
+    )
 
 
 def _python(
