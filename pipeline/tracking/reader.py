@@ -78,7 +78,8 @@ class Reader:
         """A run with its config and device card.
 
         Raises:
-            PipelineError: there is no such run, or it is not of a stage.
+            PipelineError: there is no such run, it is not of a stage, or the store does not have
+                all of it.
         """
         from mlflow.exceptions import MlflowException
 
@@ -97,13 +98,19 @@ class Reader:
             raise PipelineError(
                 f"run {run_id} was made by another one; take the id of that: {tags['beside']}"
             )
+        config, card = self._text(run_id, "config.yaml"), self._text(run_id, "device.json")
+        if not config or not card:
+            raise PipelineError(
+                f"run {run_id} has no config.yaml or device.json on the store; if it is not sent "
+                "yet, `make sync` sends it"
+            )
         return Recorded(
             run_id=run_id,
             stage=stage,
             status=run.info.status,
             tags=tags,
-            config=yaml.safe_load(self._text(run_id, "config.yaml")),
-            card=json.loads(self._text(run_id, "device.json")),
+            config=yaml.safe_load(config),
+            card=json.loads(card),
             diff=self._text(run_id, "source/uncommitted.diff"),
             untracked=self._text(run_id, "source/untracked.txt").split("\n")[:-1],
         )
@@ -133,7 +140,9 @@ class Reader:
         if not found:
             return None
         source = f"models:/{found[0].model_id}"
-        got = mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder))
+        got = mlflow.artifacts.download_artifacts(
+            artifact_uri=source, dst_path=str(folder), tracking_uri=self.uri
+        )
         return next(Path(got).rglob("model.safetensors"), None)
 
     def _text(self, run_id: str, name: str) -> str:
