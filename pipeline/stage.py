@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from pipeline import config, interrupts, machine, tracking
+from pipeline import config, interrupts, machine, processes, tracking
 from pipeline.data.prepared import read_card
 from pipeline.settings import Stage, Train
 
@@ -92,8 +92,7 @@ def leave(status: int) -> NoReturn:
 def _execute(
     name: str, settings: S, body: Callable[[S, Context], float | None], computes: bool
 ) -> float | None:
-    # torchrun and accelerate start one process per device; the first of them keeps the records.
-    leads = os.environ.get("RANK", "0") == "0"
+    leads = processes.shard()[0] == 0  # the first of several keeps the records
     with ExitStack() as stack:
         states, hardware, journal = None, None, tracking.new_id(name)
         if isinstance(settings, Train):

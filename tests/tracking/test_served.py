@@ -13,7 +13,7 @@ from pipeline.tracking.served import image, sound
 
 
 def test_bytes_that_are_no_image():
-    with pytest.raises(ValueError, match="no image that can be read .*; PNG and JPEG are taken"):
+    with pytest.raises(ValueError, match=r"no image that can be read .*; PNG and JPEG are taken"):
         image(b"GIF or so", 1, (28, 28))
 
 
