@@ -22,6 +22,7 @@ import yaml
 
 from pipeline.compare import Repetition, Result, compare, find
 from pipeline.errors import PipelineError
+from pipeline.streams import make_safe
 from pipeline.tracking import root
 from pipeline.tracking.masking import MASK
 from pipeline.tracking.reader import Reader, Recorded
@@ -265,4 +266,5 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 if __name__ == "__main__":
+    make_safe()
     sys.exit(main(sys.argv[1:]))

@@ -11,6 +11,7 @@ import sys
 from typing import NoReturn
 from urllib.parse import urlsplit
 
+from pipeline.streams import make_safe
 from pipeline.tracking.journal import root
 from pipeline.tracking.masking import clean
 from pipeline.tracking.sending import Senders, quiet
@@ -88,4 +89,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    make_safe()
     sys.exit(main(sys.argv[1:]))
