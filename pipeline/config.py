@@ -29,6 +29,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.errors import PipelineError
 from pipeline.schema import known, suggest, unknown
 from pipeline.settings import Stage
+from pipeline.streams import make_safe
 
 ROOT = Path(__file__).resolve().parent.parent
 """The working copy this code stands in; for `dvc exp run --temp` and `--queue` a temporary one."""
@@ -47,11 +48,13 @@ def main(stage: str, schema: type[S], task: Callable[[S], Any]) -> None:
     The working directory becomes the repository's root, so relative paths mean the same from
     everywhere. A PipelineError is printed as one line; the process then exits with status 1.
     """
+    make_safe()
     os.chdir(ROOT)
     # Hydra would print its own report, without the file a value came from, and exit.
     os.environ["HYDRA_FULL_ERROR"] = "1"
 
     def job(config: DictConfig) -> Any:
+        make_safe()  # a sweep's job may be in a process of its own
         try:
             return task(check(config, stage, schema, command_line))
         except PipelineError as error:

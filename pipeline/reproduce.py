@@ -23,7 +23,9 @@ import yaml
 
 from pipeline.compare import Repetition, Result, compare, find
 from pipeline.errors import PipelineError
+from pipeline.streams import make_safe
 from pipeline.tracking import root
+from pipeline.tracking.journal import sqlite_uri
 from pipeline.tracking.masking import MASK
 from pipeline.tracking.reader import Reader, Recorded
 
@@ -95,7 +97,7 @@ def again(before: Recorded, reader: Reader, folder: Path) -> Iterator[Repetition
         _keep_outputs_inside(before.stage, config, tree, workspace)
         name = f"{before.stage} of run {before.run_id}, commit {before.commit[:10]}"
         print(f"Running {name}{' with its changes' if before.diff else ''}", flush=True)
-        uri = f"sqlite:///{place / 'mlflow.db'}"
+        uri = sqlite_uri(place / "mlflow.db")
         _run_stage(before.stage, config, tree, uri)
         store = Reader(uri)
         run = store.read(store.runs(before.stage)[-1])
@@ -370,4 +372,5 @@ def _git(folder: Path, *arguments: str, given: str = "") -> str:
 
 
 if __name__ == "__main__":
+    make_safe()
     sys.exit(main(sys.argv[1:]))

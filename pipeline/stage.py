@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from pipeline import config, interrupts, machine, tracking
+from pipeline import config, interrupts, machine, processes, tracking
 from pipeline.data.prepared import read_card
 from pipeline.errors import PipelineError
 from pipeline.files import refuse_endless, refuse_foreign
@@ -123,8 +123,7 @@ def _execute(
     name: str, settings: S, body: Callable[[S, Context], float | None], computes: bool
 ) -> float | None:
     check_places(settings)
-    # torchrun and accelerate start one process per device; the first of them keeps the records.
-    leads = os.environ.get("RANK", "0") == "0"
+    leads = processes.shard()[0] == 0  # the first of several keeps the records
     with ExitStack() as stack:
         states, hardware, journal = None, None, tracking.new_id(name)
         if isinstance(settings, Train):

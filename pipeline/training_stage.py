@@ -48,7 +48,7 @@ def train(
         log=log,
         max_steps=settings.profile.max_steps,
     )
-    if not context.hardware.accelerator.is_main_process:
+    if not context.hardware.leads:
         return progress.best
     run.metrics({f"validation/best_{settings.training.monitor}": abs(progress.best)}, progress.step)
     with new_file(Path(settings.curve)) as temporary, temporary.open("w", newline="") as file:

@@ -11,7 +11,8 @@ import sys
 from typing import NoReturn
 from urllib.parse import urlsplit
 
-from pipeline.tracking.journal import root
+from pipeline.streams import make_safe
+from pipeline.tracking.journal import escaped, root, store_uri
 from pipeline.tracking.masking import clean
 from pipeline.tracking.sending import Senders, quiet
 
@@ -30,7 +31,7 @@ def sync() -> int:
 
 def ui(host: str, port: int) -> None:
     """Become MLflow's server on this workspace's store; a store that is a server has a UI."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root() / 'mlflow.db'}"
+    uri = store_uri()
     if urlsplit(uri).scheme in ("http", "https"):
         print(f"the store is a server; open {clean(uri)}")
         return
@@ -58,7 +59,7 @@ def ui(host: str, port: int) -> None:
 def _serve(host: str, port: int, uri: str) -> NoReturn:
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)),
-        *("--workers", "1", "--artifacts-destination", str(root() / "mlartifacts")),
+        *("--workers", "1", "--artifacts-destination", escaped(root() / "mlartifacts")),
     ]
     environment = {
         **os.environ,
@@ -88,4 +89,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    make_safe()
     sys.exit(main(sys.argv[1:]))

@@ -1,7 +1,6 @@
 """Reads from the MLflow store what runs left there."""
 
 import json
-import os
 import tempfile
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pipeline.errors import PipelineError
-from pipeline.tracking.journal import root
+from pipeline.tracking.journal import root, store_uri
 
 if TYPE_CHECKING:
     from pipeline.tracking.store import Store
@@ -58,8 +57,7 @@ class Reader:
     """
 
     def __init__(self, uri: str = "") -> None:
-        default = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root() / 'mlflow.db'}"
-        self.uri = uri or default
+        self.uri = uri or store_uri()
 
     @cached_property
     def _store(self) -> "Store":

@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import os
 import re
 import subprocess
 import sys
@@ -16,7 +15,16 @@ from typing_extensions import override
 from pipeline.errors import PipelineError
 from pipeline.tracking import provenance
 from pipeline.tracking.content import described, dvc_md5, identity
-from pipeline.tracking.journal import Journal, Log, Record, Thinning, read, root, this_process
+from pipeline.tracking.journal import (
+    Journal,
+    Log,
+    Record,
+    Thinning,
+    read,
+    root,
+    store_uri,
+    this_process,
+)
 from pipeline.tracking.masking import clean, masked
 
 if TYPE_CHECKING:
@@ -50,7 +58,7 @@ def start(
     if not settings.enabled:
         return Run()
     folder = root() / ".tracking"
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root() / 'mlflow.db'}"
+    uri = store_uri()
     journal = Journal(folder / (id or new_id(stage)))
     begin = {
         "op": "begin",

@@ -27,6 +27,7 @@ from threading import Event, Thread
 
 from filelock import FileLock, Timeout
 
+from pipeline.streams import make_safe
 from pipeline.tracking import provenance
 from pipeline.tracking.graph import Graph
 from pipeline.tracking.journal import Journal, Log, Record, journals, read
@@ -170,4 +171,5 @@ class Sender:
 
 
 if __name__ == "__main__":
+    make_safe()  # its log may lie on a full disk
     main(sys.argv[1])
