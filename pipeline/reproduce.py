@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from pipeline.compare import Repetition, Result, compare, find
+from pipeline.environment import resolved
 from pipeline.errors import PipelineError
 from pipeline.tracking import root
 from pipeline.tracking.masking import MASK
@@ -81,14 +82,15 @@ def again(before: Recorded, reader: Reader, folder: Path) -> Iterator[Repetition
         reasons = _apply_changes(before, tree)
         config, more = _restored(before)
         reasons += more
-        _bring_inputs(before, reader, config, tree, workspace, folder)
+        values = resolved(config)
+        _bring_inputs(before, reader, values, tree, workspace, folder)
         name = f"{before.stage} of run {before.run_id}, commit {before.commit[:10]}"
         print(f"Running {name}{' with its changes' if before.diff else ''}", flush=True)
         uri = f"sqlite:///{place / 'mlflow.db'}"
         _run_stage(before.stage, config, tree, uri)
         store = Reader(uri)
         run = store.read(store.runs(before.stage)[-1])
-        yield Repetition(tree, config, store, run, reasons)
+        yield Repetition(tree, values, store, run, reasons)
     finally:
         _git(workspace, "worktree", "remove", "--force", str(tree))
 
@@ -116,7 +118,7 @@ def _restored(run: Recorded) -> tuple[dict[str, Any], list[str]]:
     """The run's config for its worktree, and what could not be restored."""
     import torch
 
-    config, reasons = dict(run.config), []
+    config, values, reasons = dict(run.config), resolved(run.config), []
     # A stage that does not compute with torch has a card without precision and threads.
     chosen = ("device", "precision", "threads")
     config |= {key: run.card[key] for key in chosen if key in run.card}
@@ -126,7 +128,7 @@ def _restored(run: Recorded) -> tuple[dict[str, Any], list[str]]:
         if config["precision"] == "fp16":
             config["precision"] = "auto"
     for key in OUTPUTS:
-        if key in config and Path(config[key]).is_absolute():
+        if key in config and Path(values[key]).is_absolute():
             config[key] = f"reproduced/{key}"
     if "tracking" in config:
         config["tracking"] = {**config["tracking"], "promote": False}

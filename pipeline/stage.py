@@ -2,6 +2,7 @@
 
 import atexit
 import hashlib
+import json
 import os
 import sys
 import threading
@@ -28,10 +29,12 @@ class Context:
 
     Attributes:
         run: the MLflow run of this execution.
+        written: the config as it may be written down.
         checkpoints: training stages only: the saved states of this very training.
     """
 
     run: tracking.Run
+    written: config.Written
     checkpoints: "Checkpoints | None" = None
     _hardware: "Hardware | None" = None
 
@@ -57,10 +60,10 @@ def stage(
     """
 
     def decorate(body: Callable[[S, Context], float | None]) -> Callable[[], None]:
-        def task(settings: S) -> float | None:
+        def task(settings: S, written: config.Written) -> float | None:
             try:
                 with interrupts.handled():
-                    return _execute(name, settings, body, computes)
+                    return _execute(name, settings, written, body, computes)
             except interrupts.Interrupted as interrupted:
                 print(f"{name}: {interrupted}", file=sys.stderr)
                 raise SystemExit(128 + interrupted.number) from None
@@ -90,7 +93,11 @@ def leave(status: int) -> NoReturn:
 
 
 def _execute(
-    name: str, settings: S, body: Callable[[S, Context], float | None], computes: bool
+    name: str,
+    settings: S,
+    written: config.Written,
+    body: Callable[[S, Context], float | None],
+    computes: bool,
 ) -> float | None:
     # torchrun and accelerate start one process per device; the first of them keeps the records.
     leads = os.environ.get("RANK", "0") == "0"
@@ -99,11 +106,16 @@ def _execute(
         if isinstance(settings, Train):
             from pipeline.checkpoint import checkpoints
 
+            values = settings.model_dump(exclude={"tracking"})
+            said = {key: value for key, value in written.config.items() if key in values}
             identity = {
-                "config": settings.model_dump(exclude={"tracking"}),
+                "config": said,
                 "data": read_card(Path(settings.data)).digest,
                 "code": _digest_of_code(),
             }
+            if said != values:  # what the environment gave decides too, and is not kept
+                text = json.dumps(values, sort_keys=True)
+                identity["values"] = hashlib.sha256(text.encode()).hexdigest()
             folder = tracking.root() / ".checkpoints"
             # two queued experiments may have a training in common
             wait = tracking.root() != config.ROOT
@@ -125,17 +137,19 @@ def _execute(
             run = tracking.start(
                 stage=name,
                 settings=settings.tracking,
-                config=settings.model_dump(),
+                config=written.config,
                 card=facts,
                 id=journal,
+                conceal=written.conceal,
             )
         try:
             if swallowed := interrupts.pending():
                 raise interrupts.Interrupted(swallowed)
-            result = body(settings, Context(run, states, hardware))
+            result = body(settings, Context(run, written, states, hardware))
         except BaseException as error:
             ended = isinstance(error, interrupts.Interrupted | KeyboardInterrupt)
-            run.end("KILLED" if ended else "FAILED", error=f"{type(error).__name__}: {error}")
+            reason = written.conceal(f"{type(error).__name__}: {error}")
+            run.end("KILLED" if ended else "FAILED", error=reason)
             raise
         if states and leads:
             states.remember("finished", True)

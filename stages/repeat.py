@@ -6,6 +6,7 @@ python -m stages.repeat model=cnn again=1
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from pipeline import config, models
@@ -28,7 +29,7 @@ def main(settings: Repeat, context: Context) -> float:
         )
     data, weights, again = (Path(p) for p in (settings.data, settings.weights, settings.trained))
     run, hardware = context.run, context.hardware
-    _train(settings)
+    _train(settings, context.written.conceal)
     run.input(data, name="data", context="testing")
     run.input(weights, name="model")
     run.input(again, name="repeated")
@@ -60,14 +61,17 @@ def main(settings: Repeat, context: Context) -> float:
     return numbers["accuracy"]
 
 
-def _train(settings: Repeat) -> None:
-    """Run the model's own training stage with the other seed, as its process."""
+def _train(settings: Repeat, conceal: Callable[[str], str]) -> None:
+    """Run the model's own training stage with the other seed, as its process.
+
+    It logs what its command line says, so that has the references of `conceal`.
+    """
     name = models.STAGES[settings.model]
     values = {
         "seed": settings.again,
-        "data": settings.data,
-        "output": settings.trained,
-        "curve": Path(settings.trained).parent / f"{name}.csv",
+        "data": conceal(settings.data),
+        "output": conceal(settings.trained),
+        "curve": conceal(str(Path(settings.trained).parent / f"{name}.csv")),
         "device": settings.device,
         "precision": settings.precision,
         "threads": settings.threads,
@@ -77,7 +81,8 @@ def _train(settings: Repeat) -> None:
     }
     overrides = [f"{key}={'null' if value is None else value}" for key, value in values.items()]
     process = subprocess.Popen(
-        [sys.executable, "-m", f"stages.{name}", *overrides, *settings.overrides], cwd=config.ROOT
+        [sys.executable, "-m", f"stages.{name}", *overrides, *map(conceal, settings.overrides)],
+        cwd=config.ROOT,
     )
     try:
         status = process.wait()
