@@ -15,7 +15,7 @@ import torch.utils.deterministic
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from pipeline import machine, processes
+from pipeline import launcher, machine
 from pipeline.errors import PipelineError
 from pipeline.settings import Stage
 
@@ -73,7 +73,7 @@ def configure(settings: Stage) -> Hardware:
         PipelineError: the named device is absent, or can't compute in the named precision; or
             several processes were asked for that can't find each other.
     """
-    shard = processes.shard()
+    shard = launcher.shard()
     threads = settings.threads or len(machine.usable_cores())
     torch.set_num_threads(threads)
     _keep_freed_memory()

@@ -8,7 +8,6 @@ the stage runs there. The answer is *identical*, *within tolerance* (exit status
 (exit status 1), with every known reason for a difference.
 """
 
-import copy
 import os
 import shutil
 import subprocess
@@ -22,6 +21,7 @@ from typing import Any
 import yaml
 
 from pipeline.compare import Repetition, Result, compare, find
+from pipeline.environment import resolved
 from pipeline.errors import PipelineError
 from pipeline.streams import make_safe
 from pipeline.tracking import root
@@ -164,7 +164,7 @@ def _restored(run: Recorded) -> tuple[dict[str, Any], list[str]]:
     """The run's config for its worktree, and what could not be restored."""
     import torch
 
-    config, reasons = copy.deepcopy(run.config), []
+    config, reasons = resolved(run.config), []
     # A stage that does not compute with torch has a card without precision and threads.
     chosen = ("device", "precision", "threads")
     config |= {key: run.card[key] for key in chosen if key in run.card}

@@ -28,11 +28,17 @@ def places(settings: BaseModel, mark: type[M]) -> Iterator[tuple[str, Path, M]]:
                 )
 
 
-def unknown(path: list[str], schema: type[BaseModel]) -> str:
-    """The end of the message for a key that the schema does not have."""
+def unknown(path: list[str], schema: type[BaseModel], section: str = "") -> str:
+    """The end of the message for a key that the schema does not have.
+
+    Suggests the nearest name of all its settings, with its whole path and `section` before it
+    where it is not in the place of the wrong one.
+    """
     levels = list(zip(path, _names(path, schema), strict=False))
     wrong, names = next(((step, names) for step, names in levels if step not in names), levels[-1])
-    return f"is not a setting{suggest(wrong, names)}"
+    places = {name: f"{section}{'.'.join((*above, name))}" for *above, name in _paths(schema)}
+    places |= {name: name for name in names}
+    return f"is not a setting{suggest(wrong, names, places)}"
 
 
 def known(path: list[str], schema: type[BaseModel]) -> bool:
@@ -55,6 +61,14 @@ def _names(path: list[str], schema: type[BaseModel]) -> list[list[str]]:
     return levels
 
 
+def _paths(schema: type[BaseModel]) -> Iterator[tuple[str, ...]]:
+    """The paths of all settings, the deepest first."""
+    for name, field in schema.model_fields.items():
+        for model in _models(field.annotation):
+            yield from ((name, *below) for below in _paths(model))
+    yield from ((name,) for name in schema.model_fields)
+
+
 def _models(annotation: Any) -> list[type[BaseModel]]:
     """The settings classes in a field's type: itself, or the members of a union."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -64,9 +78,13 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return []
 
 
-def suggest(wrong: str, names: list[str]) -> str:
-    """The nearest of the names, or all of them; the end of a message."""
-    nearest = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
+def suggest(wrong: str, names: list[str], places: dict[str, str] | None = None) -> str:
+    """The nearest of the names, or all of them; the end of a message.
+
+    `places` are further names, and what to call each.
+    """
+    places = places or {name: name for name in names}
+    nearest = difflib.get_close_matches(wrong, places, n=1, cutoff=0.5)
     if nearest:
-        return f"; did you mean {nearest[0]}?"
+        return f"; did you mean {places[nearest[0]]}?"
     return f"; known here: {', '.join(names)}" if names else ""

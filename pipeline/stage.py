@@ -2,6 +2,7 @@
 
 import atexit
 import hashlib
+import json
 import os
 import sys
 import threading
@@ -12,7 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from pipeline import config, interrupts, machine, processes, tracking
+from pipeline import config, interrupts, launcher, machine, tracking
 from pipeline.data.prepared import read_card
 from pipeline.errors import PipelineError
 from pipeline.files import refuse_endless, refuse_foreign
@@ -32,10 +33,12 @@ class Context:
 
     Attributes:
         run: the MLflow run of this execution.
+        written: the config as it may be written down.
         checkpoints: training stages only: the saved states of this very training.
     """
 
     run: tracking.Run
+    written: config.Written
     checkpoints: "Checkpoints | None" = None
     _hardware: "Hardware | None" = None
 
@@ -61,10 +64,10 @@ def stage(
     """
 
     def decorate(body: Callable[[S, Context], float | None]) -> Callable[[], None]:
-        def task(settings: S) -> float | None:
+        def task(settings: S, written: config.Written) -> float | None:
             try:
                 with interrupts.handled():
-                    return _execute(name, settings, body, computes)
+                    return _execute(name, settings, written, body, computes)
             except interrupts.Interrupted as interrupted:
                 print(f"{name}: {interrupted}", file=sys.stderr)
                 raise SystemExit(128 + interrupted.number) from None
@@ -120,20 +123,29 @@ def check_places(settings: Stage) -> None:
 
 
 def _execute(
-    name: str, settings: S, body: Callable[[S, Context], float | None], computes: bool
+    name: str,
+    settings: S,
+    written: config.Written,
+    body: Callable[[S, Context], float | None],
+    computes: bool,
 ) -> float | None:
     check_places(settings)
-    leads = processes.shard()[0] == 0  # the first of several keeps the records
+    leads = launcher.shard()[0] == 0  # the first of several keeps the records
     with ExitStack() as stack:
         states, hardware, journal = None, None, tracking.new_id(name)
         if isinstance(settings, Train):
             from pipeline.checkpoint import checkpoints
 
+            values = settings.model_dump(exclude={"tracking"})
+            said = {key: value for key, value in written.config.items() if key in values}
             identity = {
-                "config": settings.model_dump(exclude={"tracking"}),
+                "config": said,
                 "data": read_card(Path(settings.data)).digest,
                 "code": _digest_of_code(),
             }
+            if said != values:  # what the environment gave decides too, and is not kept
+                text = json.dumps(values, sort_keys=True)
+                identity["values"] = hashlib.sha256(text.encode()).hexdigest()
             folder = tracking.root() / ".checkpoints"
             # two queued experiments may have a training in common
             wait = tracking.root() != config.ROOT
@@ -155,17 +167,19 @@ def _execute(
             run = tracking.start(
                 stage=name,
                 settings=settings.tracking,
-                config=settings.model_dump(),
+                config=written.config,
                 card=facts,
                 id=journal,
+                conceal=written.conceal,
             )
         try:
             if swallowed := interrupts.pending():
                 raise interrupts.Interrupted(swallowed)
-            result = body(settings, Context(run, states, hardware))
+            result = body(settings, Context(run, written, states, hardware))
         except BaseException as error:
             ended = isinstance(error, interrupts.Interrupted | KeyboardInterrupt)
-            run.end("KILLED" if ended else "FAILED", error=f"{type(error).__name__}: {error}")
+            reason = written.conceal(f"{type(error).__name__}: {error}")
+            run.end("KILLED" if ended else "FAILED", error=reason)
             raise
         if states and leads:
             states.remember("finished", True)

@@ -43,8 +43,8 @@ def latest(repository: Path, stage: str) -> str:
     return Reader(f"sqlite:///{repository}/mlflow.db").runs(stage)[-1]
 
 
-def start(repository: Path, *command: str) -> None:
-    done = run(repository, *command)
+def start(repository: Path, *command: str, **variables: str) -> None:
+    done = run(repository, *command, **variables)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -59,18 +59,27 @@ def worktrees(repository: Path) -> int:
     return len(run(repository, "git", "worktree", "list").stdout.splitlines())
 
 
-def test_a_run_by_hand_with_uncommitted_changes(repository, capfd):
+def test_a_run_by_hand_with_uncommitted_changes_and_a_variable(repository, capfd, monkeypatch):
     preset = repository / "conf/rnn/gru.yaml"
     committed = preset.read_text()
     preset.write_text(committed.replace("hidden: ", "hidden: 1"))
     try:
-        start(repository, "python", "-m", "stages.train_rnn", "optimizer.lr=0.003")
+        start(
+            repository, "python", "-m", "stages.train_rnn", "optimizer.lr=0.003",
+            "data=${oc.env:SPOKEN}", SPOKEN="data/audio",
+        )  # fmt: skip
     finally:
         preset.write_text(committed)
     run_id = latest(repository, "train_rnn")
     recorded = Reader().read(run_id)
     assert "hidden: 1" in recorded.diff
     assert recorded.config["optimizer"]["lr"] == 0.003
+    assert recorded.config["data"] == "${oc.env:SPOKEN}"
+    status, said = answer(run_id, capfd)
+    assert status == 1
+    assert said.startswith("error: data: ")
+    assert "'SPOKEN' not found" in said
+    monkeypatch.setenv("SPOKEN", "data/audio")
     status, said = answer(run_id, capfd)
     assert status == 0
     assert said.startswith("identical: the outputs and ")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,16 +42,18 @@ def start(
     config: dict[str, Any],
     card: dict[str, Any],
     id: str | None = None,  # noqa: A002 (the word of `Run.id`)
+    conceal: Callable[[str], str] = str,
 ) -> "Run":
     """Begin the run of one stage execution.
 
     Args:
         stage: name of the stage, the name of the run outside DVC.
         settings: `enabled=False` gives a run that nobody records.
-        config: the full resolved config; secrets are masked before they are written anywhere.
+        config: the full config; secrets are masked before they are written anywhere.
         card: the device card.
         id: `Run.id` of the run, from `new_id`: it begins, or goes on where it began before. Known
             before the run begins, it can be kept where no kill comes between the two.
+        conceal: what a path must go through before it is written.
 
     Raises:
         PipelineError: the journal can't be created. (A store that can't be reached is no error.)
@@ -78,7 +81,7 @@ def start(
     }
     try:
         journal.folder.mkdir(parents=True, exist_ok=True)
-        return JournaledRun(journal, begin)
+        return JournaledRun(journal, begin, conceal)
     except OSError as error:
         raise PipelineError(
             f"{journal.folder} can't be written ({error.strerror or error}); mend that, or run "
@@ -177,8 +180,9 @@ class Run:
 class JournaledRun(Run):
     """A run whose calls append to a journal. Not one of them talks to the store."""
 
-    def __init__(self, journal: Journal, begin: Record) -> None:
+    def __init__(self, journal: Journal, begin: Record, conceal: Callable[[str], str]) -> None:
         self.id = journal.id
+        self._conceal = conceal
         self._journal = journal
         self._flush = float(begin["flush"])
         self._thinning: dict[tuple[str, str], Thinning] = {}
@@ -218,18 +222,19 @@ class JournaledRun(Run):
     @override
     def input(self, path: Path, name: str, context: str = "", **facts: Any) -> None:
         with self._harmless(path):
-            tag, md5 = identity(path) or (f"output.{path.as_posix()}", dvc_md5(path))
+            said = self._conceal(str(path))
+            tag, md5 = identity(path) or (self._output_tag(path), dvc_md5(path))
             if tag == "data.md5":
                 facts = described(path) | facts
             self._append(
-                "input", name=name, path=str(path), tag=tag, digest=md5, context=context,
+                "input", name=name, path=said, tag=tag, digest=md5, context=context,
                 facts=masked(facts),
             )  # fmt: skip
 
     @override
     def output(self, path: Path) -> None:
         with self._harmless(path):
-            tags = {f"output.{path.as_posix()}": dvc_md5(path)}
+            tags = {self._output_tag(path): dvc_md5(path)}
             if found := identity(path):
                 tags[found[0]] = found[1]
             self._append("tags", values=tags)
@@ -279,6 +284,9 @@ class JournaledRun(Run):
             _warn(f"the disk is full: a part of what {self._journal.folder} should hold is lost")
         self._log.close()
         self._drain()
+
+    def _output_tag(self, path: Path) -> str:
+        return f"output.{self._conceal(path.as_posix())}"
 
     def _append(self, op: str, target: str = "self", **record: Any) -> None:
         self._log.append({"op": op, "t": _now(), "target": target, **record})
@@ -346,7 +354,8 @@ class JournaledRun(Run):
             yield
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             # also a file that is not what its name says: whoever needs it will tell the user
-            _warn(f"{path} is not logged ({getattr(error, 'strerror', None) or error})")
+            reason = getattr(error, "strerror", None) or error
+            _warn(self._conceal(f"{path} is not logged ({reason})"))
 
 
 def _named(values: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from pipeline import hardware, processes, tracking
+from pipeline import hardware, launcher, tracking
 from pipeline.errors import PipelineError
 from pipeline.settings import Prepare
 from pipeline.stage import stage
@@ -19,7 +19,7 @@ WHOLE = {
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch):
-    for name in (*processes.LAUNCHED, *processes.MPI):
+    for name in (*launcher.LAUNCHED, *launcher.MPI):
         monkeypatch.setenv(name, "")  # so that what the code deletes comes back as it was
         monkeypatch.delenv(name)
 
@@ -43,7 +43,7 @@ def test_what_another_tool_left_is_ignored_with_one_line(stray, monkeypatch, cap
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: ")
     assert ", ".join(stray) in line
-    assert processes.shard() == (0, 1)
+    assert launcher.shard() == (0, 1)
     assert not capsys.readouterr().err
 
 
@@ -84,7 +84,7 @@ def test_several_processes_that_can_not_meet_are_one_line(asked, said, monkeypat
 def test_the_whole_set_counts(monkeypatch):
     for name, value in WHOLE.items():
         monkeypatch.setenv(name, value)
-    assert processes.shard() == (1, 2)
+    assert launcher.shard() == (1, 2)
 
 
 @pytest.mark.parametrize("name", ["DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"])
