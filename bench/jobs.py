@@ -167,7 +167,7 @@ def composed(model: str, *overrides: str) -> Train:
     before = sys.argv
     sys.argv = [stage, *overrides]
     try:
-        config.main(stage, schema, found.append)
+        config.main(stage, schema, lambda settings, _: found.append(settings))
     finally:
         sys.argv = before
     return found[0]

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "measured"
@@ -234,6 +235,9 @@ def inside_dvc(module: str, *arguments: str) -> dict[str, Any]:
 
 def options(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """What was given on the command line; places of data and peers go into the environment."""
+    with mock.patch.dict(os.environ):  # the package sets what the peers shall not have
+        from pipeline.streams import make_safe
+    make_safe()
     parser.add_argument("--quick", action="store_true", help="test the plumbing, keep no numbers")
     for name, what in PLACES.items():
         parser.add_argument(

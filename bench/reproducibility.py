@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipeline.streams import make_safe
+
 ROOT = Path(__file__).parents[1]
 STAGES = ("train_cnn", "finetune_transformer", "train_rnn")
 STEPS = {"train_cnn": 20, "finetune_transformer": 4, "train_rnn": 20}
@@ -26,6 +28,7 @@ SAVES = 5
 
 def main() -> None:
     """Measure every model and print a table."""
+    make_safe()
     print(
         "| stage | deterministic / free, a step | state | a save / an epoch | by the wall clock |"
     )

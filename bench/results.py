@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pipeline.streams import make_safe
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 MODELS = {
@@ -36,6 +38,7 @@ LEFT_OUT = (
 
 def main() -> None:
     """Run the seeds and print the table."""
+    make_safe()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--write", action="store_true", help="put the table into README.md")

@@ -11,12 +11,12 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra
 import yaml
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob
@@ -26,51 +26,70 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
+from pipeline import hydra_guard, yaml_files
+from pipeline.environment import Environment, References, with_references
 from pipeline.errors import PipelineError
 from pipeline.schema import known, suggest, unknown
 from pipeline.settings import Stage
+from pipeline.streams import make_safe
 
 ROOT = Path(__file__).resolve().parent.parent
 """The working copy this code stands in; for `dvc exp run --temp` and `--queue` a temporary one."""
 CONF = ROOT / "conf"
 PARAMS = ROOT / "params.yaml"
 
-
-CSafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, if built
-
 S = TypeVar("S", bound=BaseModel)
 
 
-def main(stage: str, schema: type[S], task: Callable[[S], Any]) -> None:
+@dataclass(frozen=True)
+class Written:
+    """A config as it may be written down: what came from the environment stays a reference."""
+
+    config: dict[str, Any]
+    conceal: Callable[[str], str]
+    """Puts references in the place of the values in a text."""
+
+
+def main(stage: str, schema: type[S], task: Callable[[S, Written], Any]) -> None:
     """Compose and check the config of `stage`, then call `task` with it, once per Hydra job.
+
+    `task` gets the settings, and what of them may be written down.
 
     The working directory becomes the repository's root, so relative paths mean the same from
     everywhere. A PipelineError is printed as one line; the process then exits with status 1.
     """
+    make_safe()
     os.chdir(ROOT)
     # Hydra would print its own report, without the file a value came from, and exit.
     os.environ["HYDRA_FULL_ERROR"] = "1"
 
     def job(config: DictConfig) -> Any:
+        make_safe()  # a sweep's job may be in a process of its own
+        taken = Environment()  # anew: a job of a sweep may have a process of its own
         try:
-            return task(check(config, stage, schema, command_line))
+            settings, references = check(config, stage, schema, command_line, taken)
+            written = with_references(settings.model_dump(), references)
+            return task(settings, Written(written, taken.conceal))
         except PipelineError as error:
+            message = taken.conceal(str(error))
             if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise  # Hydra adds which job of the sweep it was
-            fail(str(error))
+                raise PipelineError(message) from None  # Hydra adds which job of the sweep it was
+            fail(message)
 
     command_line: list[str] = []
+    environment = Environment()
     OmegaConf.register_new_resolver("output", _output, replace=True)
+    hydra_guard.install()
     try:
         read_conf()
         arguments = sys.argv[1:]
-        command_line = get_args_parser().parse_args(arguments).overrides
+        command_line = hydra_guard.overrides_of(arguments)
         chosen = _without(overrides(stage, schema), command_line)
         at = arguments.index(command_line[0]) if command_line else len(arguments)
         sys.argv[1:] = [*arguments[:at], *chosen, *arguments[at:]]
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=stage)(job)()
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, RecursionError) as error:
-        fail(explain(error, stage, schema, command_line))
+        fail(environment.conceal(explain(error, stage, schema, command_line)))
     except PipelineError as error:
         fail(str(error))
 
@@ -93,15 +112,17 @@ def overrides(stage: str, schema: type[BaseModel]) -> list[str]:
     """
     for file in (PARAMS, CONF / f"{stage}.yaml"):
         if not file.exists():
-            raise PipelineError(f"{_name(file)} is missing in {ROOT}; restore it from git")
-    params = _load(PARAMS)
+            raise PipelineError(
+                f"{yaml_files.name(file)} is missing in {ROOT}; restore it from git"
+            )
+    params = yaml_files.load(PARAMS)
     if not isinstance(params, dict):
         raise PipelineError(f"{PARAMS.name} must map section names to values")
     sections = ["common", *(file.stem for file in CONF.glob("*.yaml") if file.stem != "base")]
     for section in map(str, params):
         if section not in sections:
             raise PipelineError(
-                f"{section} ({_where(PARAMS, [section])}) has no conf/{section}.yaml and "
+                f"{section} ({yaml_files.where(PARAMS, [section])}) has no conf/{section}.yaml and "
                 f"is not a stage{suggest(section, sections)}"
             )
     found: dict[str, str] = {}
@@ -109,7 +130,7 @@ def overrides(stage: str, schema: type[BaseModel]) -> list[str]:
         for key, value in _leaves(params.get(section) or {}, section):
             path = key.split(".")
             if not known(path, schema):
-                fault = unknown(path, schema)
+                fault = unknown(path, schema, f"{stage}.")
             elif not _may_choose(key, value):
                 fault = _no_choice(key, value)
             else:
@@ -118,57 +139,28 @@ def overrides(stage: str, schema: type[BaseModel]) -> list[str]:
                     continue
                 except TypeError as error:
                     fault = str(error)
-            raise PipelineError(f"{section}.{key} ({_where(PARAMS, [section, *path])}) {fault}")
+            raise PipelineError(
+                f"{section}.{key} ({yaml_files.where(PARAMS, [section, *path])}) {fault}"
+            )
     return list(found.values())
 
 
 def read_conf() -> None:
     """Look through conf/ before Hydra does.
 
-    Hydra calls what a file names under `hydra.callbacks` or as a logging handler; its own list of
-    forbidden names can't be complete, so no file here may name anything to call.
-
     Raises:
-        PipelineError: a file can't be read, is not YAML, or names something to call or other
-            places of config.
+        PipelineError: a file can't be read, is not YAML, or is too large.
     """
     for file in sorted(CONF.rglob("*.yaml")):
-        where = _name(file)
-        try:
-            root = yaml.compose(file.read_text(encoding="utf-8"), Loader=CSafeLoader)
-        except OSError as error:
-            raise PipelineError(_unreadable(file, error)) from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise PipelineError(f"{where} is not valid YAML: {error}") from error
+        root = yaml_files.compose(file)
         if not isinstance(root, yaml.MappingNode | None):
-            raise PipelineError(f"{where} must map names to values")
-        for key in _keys(root):
-            if key.value in ("_target_", "()", "searchpath"):
-                raise PipelineError(
-                    f"{where}:{key.start_mark.line + 1} says {key.value!r}, and config may not "
-                    "name code or other places of config; remove it"
-                )
+            raise PipelineError(f"{yaml_files.name(file)} must map names to values")
 
 
-def _keys(root: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
-    """Every key in a YAML document; an alias may lead back to what it stands in."""
-    seen, left = set(), [root]
-    while left:
-        node = left.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                if isinstance(key, yaml.ScalarNode):
-                    yield key
-                left.append(value)
-        elif isinstance(node, yaml.SequenceNode):
-            left += node.value
-
-
-def check(config: DictConfig, stage: str, schema: type[S], argv: list[str]) -> S:
-    """The composed config as an instance of `schema`.
+def check(
+    config: DictConfig, stage: str, schema: type[S], argv: list[str], environment: Environment
+) -> tuple[S, References]:
+    """The composed config as an instance of `schema`; and what of it depends on a variable.
 
     Raises:
         PipelineError: a key is unknown, missing, of a wrong type or out of range; the message
@@ -176,11 +168,11 @@ def check(config: DictConfig, stage: str, schema: type[S], argv: list[str]) -> S
     """
     choices = dict(HydraConfig.get().runtime.choices)
     try:
-        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        values, references = environment.resolve(config)
     except OmegaConfBaseException as error:
         raise PipelineError(explain(error, stage, schema, argv, choices)) from error
     try:
-        return schema.model_validate(values)
+        return schema.model_validate(values), references
     except ValidationError as error:
         # A misspelt key is missing as well, and only the misspelling tells why.
         first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
@@ -194,10 +186,13 @@ def check(config: DictConfig, stage: str, schema: type[S], argv: list[str]) -> S
             raise PipelineError(f"{place} {unknown(path, schema)}") from None
         if kind in ("missing", "union_tag_not_found"):
             raise PipelineError(f"{place} is missing; give it a value") from None
+        at = next((at for at in references if path[: len(at)] == [*map(str, at)]), None)
         if kind == "union_tag_invalid":
-            tag, tags = first["ctx"]["tag"], first["ctx"]["expected_tags"]
+            tag = references[at] if at else first["ctx"]["tag"]
+            tags = first["ctx"]["expected_tags"]
             raise PipelineError(f"{place} is {tag!r}; it may be {tags}") from None
-        value = "" if isinstance(first["input"], dict) else f" is {first['input']!r}:"
+        given = references[at] if at else first["input"]
+        value = "" if isinstance(given, dict) else f" is {given!r}:"
         raise PipelineError(f"{place}{value} {first['msg']}") from None
 
 
@@ -211,7 +206,7 @@ def explain(
     """One line for what Hydra or OmegaConf raised while composing; `choices` are the groups'."""
     for file in sorted(CONF.rglob("*.yaml")):
         try:
-            _load(file)
+            yaml_files.load(file)
         except PipelineError as fault:
             return str(fault)
     if isinstance(error, yaml.YAMLError | RecursionError):
@@ -261,32 +256,9 @@ def _output(path: str) -> str:
     hydra_config = HydraConfig.get()
     if hydra_config.mode != RunMode.MULTIRUN:
         return path
-    return os.path.relpath(Path(hydra_config.runtime.output_dir) / path, ROOT)
-
-
-def _load(file: Path) -> Any:
-    """The content of a YAML file as OmegaConf takes it; a fault is a PipelineError."""
-    try:
-        return OmegaConf.to_container(OmegaConf.load(file))
-    except OSError as error:
-        raise PipelineError(_unreadable(file, error)) from error
-    except RecursionError:
-        raise PipelineError(f"{_name(file)} is nested without end; remove its alias") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PipelineError(f"{_name(file)} is not valid YAML: {error}") from error
-    except OmegaConfBaseException as error:
-        key, text = error.full_key or "", str(error).partition("\n")[0]
-        where = _where(file, key.split("."))
-        raise PipelineError(f"{key} ({where}) is malformed: {text}; correct it") from error
-
-
-def _unreadable(file: Path, error: OSError) -> str:
-    return f"{_name(file)} can't be read ({error.strerror or error}); restore it from git"
-
-
-def _name(file: Path) -> str:
-    """How a user would write a file of conf/, or params.yaml."""
-    return file.relative_to(CONF.parent).as_posix() if CONF in file.parents else file.name
+    # Not `runtime.output_dir`, which does not show that it depends on a variable.
+    folder = Path(hydra_config.sweep.dir) / hydra_config.sweep.subdir
+    return os.path.relpath(folder / path, ROOT)
 
 
 def _section(key: str, stage: str) -> str:
@@ -318,7 +290,7 @@ def _steps(key: str) -> list[str]:
 
 def _leaves(section: Any, name: str) -> Iterator[tuple[str, Any]]:
     if not isinstance(section, dict):
-        raise PipelineError(f"{name} ({_where(PARAMS, [name])}) must be a mapping")
+        raise PipelineError(f"{name} ({yaml_files.where(PARAMS, [name])}) must be a mapping")
     for key, value in section.items():
         if isinstance(value, dict) and value:
             for below, leaf in _leaves(value, str(key)):
@@ -394,37 +366,13 @@ def _origin(
         if key == name or key.startswith(f"{name}.") or name.startswith(f"{key}."):
             return key, "command line"
     for section in (stage, "common"):
-        if where := _line(PARAMS, [section, *path]):
+        if where := yaml_files.line(PARAMS, [section, *path]):
             return f"{section}.{key}", f"{PARAMS.name}:{where}"
     files = []
     if path and isinstance(choices.get(path[0]), str):
         files.append((CONF / path[0] / f"{choices[path[0]]}.yaml", path[1:]))
     files += [(CONF / f"{stage}.yaml", path), (CONF / "base.yaml", path)]
     for file, inner in files:
-        if inner and (where := _line(file, inner)):
-            return key, f"{_name(file)}:{where}"
-    return key, _name(files[0][0])
-
-
-def _where(file: Path, path: list[str]) -> str:
-    line = _line(file, path)
-    return f"{_name(file)}:{line}" if line else _name(file)
-
-
-def _line(file: Path, path: list[str]) -> int | None:
-    """Line of a key in a YAML file, counted from 1, or None where the file does not set it."""
-    if not file.is_file():
-        return None
-    node = yaml.compose(file.read_text(encoding="utf-8"))
-    line = None
-    for step in path:
-        if isinstance(node, yaml.SequenceNode):
-            break
-        if not isinstance(node, yaml.MappingNode):
-            return None
-        pair = next((pair for pair in node.value if pair[0].value == step), None)
-        if pair is None:
-            return None
-        line = pair[0].start_mark.line + 1
-        node = pair[1]
-    return line
+        if inner and (where := yaml_files.line(file, inner)):
+            return key, f"{yaml_files.name(file)}:{where}"
+    return key, yaml_files.name(files[0][0])

@@ -5,18 +5,30 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
 from pipeline.errors import PipelineError
 
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
+UNWRITABLE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
+    errno.ELOOP, errno.ENAMETOOLONG, errno.EBUSY,
+)  # fmt: skip
+FULL = {
+    errno.ENOSPC: ("the disk is full", "free some space"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space"),
+    errno.EFBIG: ("a file may not be so large (`ulimit -f`)", "raise that limit"),
+}
+"""Errors of a place that takes no more: what they mean, and what helps."""
 
 
 def digest(path: Path, algorithm: str = "md5") -> str:
@@ -58,46 +70,101 @@ def new_directory(path: Path, holds: str, needs: int | None = None) -> Iterator[
     put back if the new one can't take its place.
 
     Raises:
-        PipelineError: the disk is full, `path` can't be written, or `refuse_foreign(path, holds)`.
+        PipelineError: the disk is full, `path` can't be written, or what is there is no folder that
+            `holds` such a file.
     """
-    refuse_foreign(path, holds)
+    refuse_foreign(path, "folder", holds)
     with explained(path, needs):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent))
-        aside = temporary.with_suffix(".old")
+        beside = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent))
+        temporary, aside = beside / "new", beside / "old"
         try:
+            temporary.mkdir()
             yield temporary
-            temporary.chmod(0o777 & ~_umask())
             for file in sorted(temporary.rglob("*")):
                 # safetensors writes what nobody else may read
                 file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask())
                 _sync(file)
-            if path.exists():
+            if os.path.lexists(path):
                 path.rename(aside)
             try:
                 temporary.rename(path)
             except OSError:
-                if aside.exists():
+                if os.path.lexists(aside):
                     aside.rename(path)
                 raise
             _sync(path.parent)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(beside, ignore_errors=True)
 
 
-def refuse_foreign(path: Path, holds: str) -> None:
-    """Make sure that what is at `path` may be replaced.
+def refuse_foreign(path: Path, kind: Literal["folder", "file"], mark: str) -> None:
+    """Make sure that what is at `path` may be replaced: nothing, an earlier output or a DVC link.
+
+    Args:
+        path: where an output will be.
+        kind: what it will be.
+        mark: what every such output has: a folder a file of this name, a file these words near its
+            start.
 
     Raises:
-        PipelineError: a folder with other files is there, and not `holds`, which is in each folder
-            that takes its place.
+        PipelineError: anything else is there, or no name can be given to what is there.
     """
-    if path.is_dir() and any(path.iterdir()) and not (path / holds).is_file():
-        raise PipelineError(
-            f"{path} has files but no {holds}, so it is not an earlier output and is not replaced; "
-            "name another folder"
-        )
+    if path.name in ("", ".."):
+        raise PipelineError(f"{path} names no {kind}; name one that the stage may replace")
+    with explained(path):
+        if path.is_symlink():
+            if in_dvc_cache(path):
+                return
+            raise PipelineError(
+                f"{path} is a link to {path.readlink()} and is not replaced; "
+                f"name that {kind} itself or remove the link"
+            )
+        try:
+            mode = path.lstat().st_mode
+        except FileNotFoundError:
+            return
+        if not (stat.S_ISDIR(mode) if kind == "folder" else stat.S_ISREG(mode)):
+            fault = f"is not a {kind}"
+        elif kind == "folder" and any(path.iterdir()) and not (path / mark).is_file():
+            fault = f"has files but no {mark}"
+        elif kind == "file" and (start := _start(path)) and mark.encode() not in start:
+            fault = "has other content"
+        else:
+            return
+    raise PipelineError(
+        f"{path} {fault}, so it is not an earlier output and is not replaced; name another {kind}"
+    )
+
+
+def refuse_endless(path: Path) -> None:
+    """Make sure that reading comes to an end: of a file, or of every file in a folder.
+
+    Raises:
+        PipelineError: one of them is a device, a FIFO or a socket.
+    """
+    below = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+    for file in (path, *below):
+        try:
+            mode = file.stat().st_mode
+        except OSError:
+            continue  # whoever reads it says why it can't be read
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise PipelineError(
+                f"{file} is a device, a FIFO or a socket; put a regular file there or remove it"
+            )
+
+
+def in_dvc_cache(path: Path) -> bool:
+    """Whether a link leads into the cache of the working directory's DVC repository."""
+    folder = _dvc_cache(Path.cwd())
+    return folder is not None and lies_in(path, folder)
+
+
+def lies_in(path: Path, folder: Path) -> bool:
+    """Whether what is at `path` is in a folder, wherever links on the way lead."""
+    # Path.resolve raises RuntimeError for a link to itself
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -134,30 +201,50 @@ def explained(path: Path, needs: int | None = None) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _disk_is_full(error):
+        if full := _full(error):
+            reason, remedy = full
             free = shutil.disk_usage(_existing(path)).free
             need = f"about {needs:,} bytes needed" if needs else "more needed"
             raise PipelineError(
-                f"{path} can't be written: the disk is full ({free:,} bytes free, {need}); "
-                "free some space and run the stage again"
+                f"{path} can't be written: {reason} ({free:,} bytes free, {need}); "
+                f"{remedy} and run the stage again"
             ) from error
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             raise PipelineError(
-                f"{path} can't be written ({error.strerror}); check its owner and permissions"
+                f"{path} can't be written ({error.strerror}); "
+                "check the path, its owner and permissions"
             ) from error
         raise
 
 
 def _prefix(path: Path) -> str:
     """The start of a temporary name: carries this process's id. Removes those of dead processes."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        owner = leftover.name.removeprefix(f".{path.name}.").split(".")[0]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        # as `tempfile` makes them, so that nothing of a user's is taken for one
+        owner = re.fullmatch(r"(\d{1,7})\.[a-z0-9_]{8}\.tmp", leftover.name[len(path.name) + 2 :])
+        if owner and not psutil.pid_exists(int(owner[1])) and not leftover.is_symlink():
             if leftover.is_dir():
-                shutil.rmtree(leftover)
-            else:
+                shutil.rmtree(leftover, ignore_errors=True)
+            elif leftover.is_file():
                 leftover.unlink(missing_ok=True)
     return f".{path.name}.{os.getpid()}."
+
+
+@cache
+def _dvc_cache(folder: Path) -> Path | None:
+    from dvc.exceptions import DvcException  # 0.3 s, and most stages meet no link
+    from dvc.repo import Repo
+
+    try:
+        with Repo(folder) as repo:
+            return Path(repo.cache.local_cache_dir)
+    except DvcException:
+        return None
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(1000)
 
 
 def _umask() -> int:
@@ -174,15 +261,15 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _disk_is_full(error: BaseException | None) -> bool:
+def _full(error: BaseException | None) -> tuple[str, str] | None:
     """Also where a library wrapped the system's error: torch raises its own with it as context."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            return True
-        if f"(os error {errno.ENOSPC})" in str(error):  # safetensors, in Rust's words
-            return True
+        in_rust = re.search(r"\(os error (\d+)\)", str(error))  # safetensors and tokenizers
+        number = int(in_rust[1]) if in_rust else getattr(error, "errno", None)
+        if number in FULL:
+            return FULL[number]
         error = error.__cause__ or error.__context__
-    return False
+    return None
 
 
 def _existing(path: Path) -> Path:

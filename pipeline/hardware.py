@@ -15,11 +15,12 @@ import torch.utils.deterministic
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from pipeline import machine
+from pipeline import launcher, machine
 from pipeline.errors import PipelineError
 from pipeline.settings import Stage
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
+_DEVICE = "ACCELERATE_TORCH_DEVICE"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Hardware:
         precision_reason: why this precision.
         threads: CPU threads of torch.
         deterministic: whether operations without a repeatable version raise.
+        shard: (rank, processes) of data-parallel training.
     """
 
     accelerator: Accelerator
@@ -41,6 +43,7 @@ class Hardware:
     precision_reason: str
     threads: int
     deterministic: bool
+    shard: tuple[int, int]
 
     @property
     def device(self) -> torch.device:
@@ -49,9 +52,9 @@ class Hardware:
         return device
 
     @property
-    def shard(self) -> tuple[int, int]:
-        """(rank, processes) of data-parallel training."""
-        return self.accelerator.process_index, self.accelerator.num_processes
+    def leads(self) -> bool:
+        """Whether this process is the first of those that train together: it keeps the records."""
+        return self.shard[0] == 0
 
     def reseed(self, seed: int) -> None:
         """Seed the generators that a model draws from: the CPU's and the device's.
@@ -67,8 +70,10 @@ def configure(settings: Stage) -> Hardware:
     """Pick device and precision, pin the threads, seed every generator, and say so.
 
     Raises:
-        PipelineError: the named device is absent, or can't compute in the named precision.
+        PipelineError: the named device is absent, or can't compute in the named precision; or
+            several processes were asked for that can't find each other.
     """
+    shard = launcher.shard()
     threads = settings.threads or len(machine.usable_cores())
     torch.set_num_threads(threads)
     _keep_freed_memory()
@@ -86,9 +91,10 @@ def configure(settings: Stage) -> Hardware:
     precision, precision_reason = _pick_precision(settings.precision, device)
     # A sweep runs several jobs in one process; accelerate would keep the first one's device.
     AcceleratorState._reset_state(reset_partial_state=True)
-    os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
+    for name in [name for name in os.environ if name.startswith(("ACCELERATE_USE_", _DEVICE))]:
+        del os.environ[name]  # the config decides
     if device.index is not None:
-        os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
+        os.environ[_DEVICE] = str(device)
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision={"fp32": "no"}.get(precision, precision),
@@ -96,7 +102,13 @@ def configure(settings: Stage) -> Hardware:
     print(f"Using device: {accelerator.device} because {device_reason}")
     print(f"Using precision: {precision} because {precision_reason}")
     return Hardware(
-        accelerator, precision, device_reason, precision_reason, threads, settings.deterministic
+        accelerator,
+        precision,
+        device_reason,
+        precision_reason,
+        threads,
+        settings.deterministic,
+        shard,
     )
 
 
@@ -144,7 +156,7 @@ def card(hardware: Hardware) -> dict[str, Any]:
         "cudnn": None,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": hardware.threads,
-        "processes": hardware.accelerator.num_processes,
+        "processes": hardware.shard[1],
         "precision": hardware.precision,
         "precision_reason": hardware.precision_reason,
         "deterministic": hardware.deterministic,

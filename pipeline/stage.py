@@ -2,18 +2,23 @@
 
 import atexit
 import hashlib
+import json
 import os
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from pipeline import config, interrupts, machine, tracking
+from pipeline import config, interrupts, launcher, machine, tracking
 from pipeline.data.prepared import read_card
-from pipeline.settings import Stage, Train
+from pipeline.errors import PipelineError
+from pipeline.files import refuse_endless, refuse_foreign
+from pipeline.schema import places
+from pipeline.settings import Input, Output, Stage, Train
 from pipeline.tracking.content import dvc_md5
 
 if TYPE_CHECKING:
@@ -29,10 +34,12 @@ class Context:
 
     Attributes:
         run: the MLflow run of this execution.
+        written: the config as it may be written down.
         checkpoints: training stages only: the saved states of this very training.
     """
 
     run: tracking.Run
+    written: config.Written
     checkpoints: "Checkpoints | None" = None
     _hardware: "Hardware | None" = None
 
@@ -58,10 +65,10 @@ def stage(
     """
 
     def decorate(body: Callable[[S, Context], float | None]) -> Callable[[], None]:
-        def task(settings: S) -> float | None:
+        def task(settings: S, written: config.Written) -> float | None:
             try:
                 with interrupts.handled():
-                    return _execute(name, settings, body, computes)
+                    return _execute(name, settings, written, body, computes)
             except interrupts.Interrupted as interrupted:
                 print(f"{name}: {interrupted}", file=sys.stderr)
                 raise SystemExit(128 + interrupted.number) from None
@@ -90,21 +97,56 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
+def check_places(settings: Stage) -> None:
+    """Make sure that what a stage would replace is its own, and that what it reads has an end.
+
+    Raises:
+        PipelineError: an output is there already and is no earlier one, or anything else that the
+            settings name lies in it; an input is or has a device, a FIFO or a socket.
+    """
+    named: list[tuple[str, Path, Output | Input]]
+    named = [*places(settings, Output), *places(settings, Input)]
+    for key, path, mark in named:
+        try:
+            if isinstance(mark, Output):
+                refuse_foreign(path, mark.kind, mark.mark)
+            else:
+                refuse_endless(path)
+        except PipelineError as error:
+            raise PipelineError(f"{key}: {error}") from error
+    for (key, path, mark), (other, inside, _) in product(named, named):
+        replaced = isinstance(mark, Output) and key != other
+        if replaced and _place(inside).is_relative_to(_place(path)):
+            raise PipelineError(
+                f"{other}: {inside} is in {path}, which the stage replaces ({key}); "
+                "name another place"
+            )
+
+
 def _execute(
-    name: str, settings: S, body: Callable[[S, Context], float | None], computes: bool
+    name: str,
+    settings: S,
+    written: config.Written,
+    body: Callable[[S, Context], float | None],
+    computes: bool,
 ) -> float | None:
-    # torchrun and accelerate start one process per device; the first of them keeps the records.
-    leads = os.environ.get("RANK", "0") == "0"
+    check_places(settings)
+    leads = launcher.shard()[0] == 0  # the first of several keeps the records
     with ExitStack() as stack:
         states, hardware, journal, done = None, None, tracking.new_id(name), None
         if isinstance(settings, Train):
             from pipeline.checkpoint import checkpoints
 
+            values = settings.model_dump(exclude={"tracking"})
+            said = {key: value for key, value in written.config.items() if key in values}
             identity = {
-                "config": settings.model_dump(exclude={"tracking"}),
+                "config": said,
                 "data": read_card(Path(settings.data)).digest,
                 "code": _digest_of_code(),
             }
+            if said != values:  # what the environment gave decides too, and is not kept
+                text = json.dumps(values, sort_keys=True)
+                identity["values"] = hashlib.sha256(text.encode()).hexdigest()
             folder = tracking.root() / ".checkpoints"
             states = stack.enter_context(checkpoints(folder, name, identity, leads))
             journal, done = states.recall("journal") or journal, states.recall("finished")
@@ -122,9 +164,10 @@ def _execute(
             run = tracking.start(
                 stage=name,
                 settings=settings.tracking,
-                config=settings.model_dump(),
+                config=written.config,
                 card=facts,
                 id=journal,
+                conceal=written.conceal,
             )
         try:
             if swallowed := interrupts.pending():
@@ -135,10 +178,11 @@ def _execute(
             else:
                 # the run of one that was killed at its very end has everything but this end
                 log = tracking.Run() if done else run
-                result = body(settings, Context(log, states, hardware))
+                result = body(settings, Context(log, written, states, hardware))
         except BaseException as error:
             ended = isinstance(error, interrupts.Interrupted | KeyboardInterrupt)
-            run.end("KILLED" if ended else "FAILED", error=f"{type(error).__name__}: {error}")
+            reason = written.conceal(f"{type(error).__name__}: {error}")
+            run.end("KILLED" if ended else "FAILED", error=reason)
             raise
         if states and leads:
             states.remember("finished", {"result": result, "outputs": _digests(settings)})
@@ -148,8 +192,13 @@ def _execute(
 
 def _digests(settings: Stage) -> dict[str, str]:
     """The md5 of each output of a training that is there."""
-    paths = [Path(getattr(settings, key)) for key in ("output", "curve")]
-    return {str(path): dvc_md5(path) for path in paths if path.exists()}
+    paths = {key: Path(getattr(settings, key)) for key in ("output", "curve")}
+    return {key: dvc_md5(path) for key, path in paths.items() if path.exists()}
+
+
+def _place(path: Path) -> Path:
+    """Where an entry stands, whatever a link there leads to."""
+    return Path(os.path.realpath(path.parent)) / path.name
 
 
 def _digest_of_code() -> str:

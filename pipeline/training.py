@@ -148,7 +148,8 @@ class _Loop:
         # Not wrapped by accelerate: its optimizer and clipping look for other packages on the disk
         # at every step, and its unwrapping imports torch's compiler.
         self.bare = model.to(hardware.device)
-        alone = self.accelerator.num_processes == 1
+        self.rank, self.processes = hardware.shard
+        alone = self.processes == 1
         _sparse_gradients(model, hardware.device.type == "cpu" and alone and not settings.compile)
         self.model: nn.Module = self.bare
         if not alone:
@@ -162,8 +163,8 @@ class _Loop:
         self.pending: list[Tensor] = []
         """Losses on the device, of the steps since the last point; reading one waits for it."""
         self.saved_at = time.monotonic()
-        main = self.accelerator.is_main_process
-        self.bar = tqdm(total=self.total, unit="step", disable=not (main and sys.stderr.isatty()))
+        shown = hardware.leads and sys.stderr.isatty()
+        self.bar = tqdm(total=self.total, unit="step", disable=not shown)
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of optimizer step `step`, counted from 0."""
@@ -201,7 +202,7 @@ class _Loop:
         for micro in range(count):
             batch = next(batches)
             # Dropout draws from the global generator; seeded per batch, it needs no saved state.
-            self.hardware.reseed(mix(self.seed, step, micro, accelerator.process_index))
+            self.hardware.reseed(mix(self.seed, step, micro, self.rank))
             # Data-parallel processes exchange gradients once per step, not once per batch.
             last = micro == count - 1
             with nullcontext() if last else accelerator.no_sync(self.model):
@@ -249,7 +250,7 @@ class _Loop:
     def evaluate(self, validation: Batches) -> tuple[float, float]:
         """Mean cross-entropy and accuracy; every process goes by the first one's."""
         scores = evaluate(self.bare, validation, self.hardware)
-        if self.accelerator.num_processes == 1:
+        if self.processes == 1:
             return scores
         shared = torch.tensor(scores, dtype=torch.float64, device=self.hardware.device)
         torch.distributed.broadcast(shared, src=0)
@@ -276,7 +277,7 @@ class _Loop:
         else:
             progress.stale += 1
         batches = (progress.step - first_step) * settings.accumulate
-        examples = batches * self.train.batch_size * self.accelerator.num_processes
+        examples = batches * self.train.batch_size * self.processes
         self.log(
             {
                 "validation/loss": loss,
@@ -287,7 +288,7 @@ class _Loop:
             },
             progress.step,
         )
-        if not self.accelerator.is_main_process:
+        if not self.hardware.leads:
             return
         self.bar.write(
             f"epoch {progress.epoch}/{settings.epochs}  step {progress.step}/{self.total}  "
@@ -305,7 +306,7 @@ class _Loop:
         """Save the training state."""
         self.read_losses()
         self.saved_at = time.monotonic()
-        if not self.accelerator.is_main_process:
+        if not self.hardware.leads:
             return
         weights, scaler = self.bare.state_dict(), self.scaler
         best_is_current = self.progress.best_step == self.progress.step

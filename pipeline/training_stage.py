@@ -9,7 +9,7 @@ from torch import nn
 from pipeline import models
 from pipeline.data.batches import Batches
 from pipeline.data.prepared import read_card, read_split
-from pipeline.files import new_directory, new_file, refuse_foreign
+from pipeline.files import new_directory, new_file
 from pipeline.settings import Train
 from pipeline.stage import Context
 from pipeline.training import fit
@@ -30,7 +30,6 @@ def train(
     if context.checkpoints is None:
         raise ValueError("train() is for stages whose settings derive from Train")
     run, data, output = context.run, Path(settings.data), Path(settings.output)
-    refuse_foreign(output, models.DESCRIPTION)  # now, not after hours
     run.input(data, name="data", context="training")
 
     def log(metrics: dict[str, float], step: int) -> None:
@@ -49,7 +48,7 @@ def train(
         log=log,
         max_steps=settings.profile.max_steps,
     )
-    if not context.hardware.accelerator.is_main_process:
+    if not context.hardware.leads:
         return progress.best
     run.metrics({f"validation/best_{settings.training.monitor}": abs(progress.best)}, progress.step)
     with new_file(Path(settings.curve)) as temporary, temporary.open("w", newline="") as file:

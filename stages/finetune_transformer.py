@@ -29,6 +29,9 @@ def main(settings: FinetuneTransformer, context: Context) -> float:
         seed=settings.seed,
         shard=hardware.shard,
     )
+    name = context.written.conceal(settings.transformer.name)  # it goes into model.json
+    began = settings.transformer.model_copy(update={"name": name})
+    description = description.model_copy(update={"settings": began})
     return train(settings, context, model, batches, description, tokenizer)
 
 

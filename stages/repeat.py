@@ -6,6 +6,8 @@ python -m stages.repeat model=cnn again=1
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline import config, models
@@ -28,7 +30,7 @@ def main(settings: Repeat, context: Context) -> float:
         )
     data, weights, again = (Path(p) for p in (settings.data, settings.weights, settings.trained))
     run, hardware = context.run, context.hardware
-    _train(settings)
+    _train(settings, context.written.conceal)
     run.input(data, name="data", context="testing")
     run.input(weights, name="model")
     run.input(again, name="repeated")
@@ -49,7 +51,10 @@ def main(settings: Repeat, context: Context) -> float:
     run.metrics(tested, target=f"trained:{digest(again / models.WEIGHTS)}")
     run.tags({"summary": f"{settings.model}/seed-{settings.again}"})
     # MLflow has the model; what is kept here are the numbers.
-    shutil.rmtree(again.parent)
+    shutil.rmtree(again)
+    _curve(settings).unlink()
+    with suppress(OSError):  # of what is not the training's it has more
+        again.parent.rmdir()
     print(
         f"seed {settings.again}: test accuracy {numbers['accuracy']:.4f}, "
         f"{numbers['difference']:+.4f} against seed {settings.seed}"
@@ -57,14 +62,22 @@ def main(settings: Repeat, context: Context) -> float:
     return numbers["accuracy"]
 
 
-def _train(settings: Repeat) -> None:
-    """Run the model's own training stage with the other seed, as its process."""
+def _curve(settings: Repeat) -> Path:
+    """Beside the model."""
+    return Path(settings.trained).parent / f"{models.STAGES[settings.model]}.csv"
+
+
+def _train(settings: Repeat, conceal: Callable[[str], str]) -> None:
+    """Run the model's own training stage with the other seed, as its process.
+
+    It logs what its command line says, so that has the references of `conceal`.
+    """
     name = models.STAGES[settings.model]
     values = {
         "seed": settings.again,
-        "data": settings.data,
-        "output": settings.trained,
-        "curve": Path(settings.trained).parent / f"{name}.csv",
+        "data": conceal(settings.data),
+        "output": conceal(settings.trained),
+        "curve": conceal(str(_curve(settings))),
         "device": settings.device,
         "precision": settings.precision,
         "threads": settings.threads,
@@ -74,7 +87,8 @@ def _train(settings: Repeat) -> None:
     }
     overrides = [f"{key}={'null' if value is None else value}" for key, value in values.items()]
     process = subprocess.Popen(
-        [sys.executable, "-m", f"stages.{name}", *overrides, *settings.overrides], cwd=config.ROOT
+        [sys.executable, "-m", f"stages.{name}", *overrides, *map(conceal, settings.overrides)],
+        cwd=config.ROOT,
     )
     try:
         status = process.wait()

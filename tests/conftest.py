@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,23 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("this machine does not let root mount a file system")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.fixture
+def linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+    """Puts a path of a new workspace into its DVC cache, which lies outside and is linked to.
+
+    The workspace is the working directory; the cache is `tmp_path / "cache"`.
+    """
+    from dvc.repo import Repo
+
+    workspace = tmp_path / "workspace"
+    workspace.mkdir()
+    monkeypatch.chdir(workspace)
+    with Repo.init(no_scm=True) as repo, repo.config.edit() as edited:
+        edited["cache"] = {"type": ["symlink"], "dir": str(tmp_path / "cache")}
+    with Repo() as repo:
+        yield repo.add
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:

@@ -28,7 +28,7 @@ def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(sys, "argv", ["train_cnn", *argv])
         monkeypatch.chdir(config.ROOT)
         composed: list[TrainCNN] = []
-        config.main("train_cnn", TrainCNN, composed.append)
+        config.main("train_cnn", TrainCNN, lambda settings, _: composed.append(settings))
         return composed
 
     return run
@@ -147,6 +147,24 @@ class TestErrors:
         assert self.line(compose, capsys, "trainign.epochs=2") == (
             "error: trainign.epochs (command line) is not a setting; did you mean training?"
         )
+
+    @pytest.mark.parametrize(
+        ("key", "meant"),
+        [
+            ("train_cnn.epochz", "train_cnn.training.epochs"),
+            ("train_cnn.epochs", "train_cnn.training.epochs"),
+            ("common.epochs", "train_cnn.training.epochs"),
+            ("train_cnn.optimizer.epochs", "train_cnn.training.epochs"),
+            ("train_cnn.chanels", "train_cnn.cnn.channels"),
+            ("train_cnn.sed", "seed"),
+        ],
+    )
+    def test_a_key_in_the_wrong_place_is_told_the_right_one(self, compose, capsys, key, meant):
+        line = self.line(compose, capsys, params=changed(key, 3))
+        assert line.startswith(f"error: {key} (params.yaml:")
+        assert line.endswith(f" is not a setting; did you mean {meant}?")
+        line = self.line(compose, capsys, f"+{key.partition('.')[2]}=3")
+        assert line.endswith(f"did you mean {meant.removeprefix('train_cnn.')}?")
 
     @pytest.mark.parametrize(
         ("path", "value", "message"),

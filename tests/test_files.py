@@ -1,15 +1,25 @@
 """Files appear whole or not at all."""
 
+import errno
 import json
 import os
+import resource
 import subprocess
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from pipeline.checkpoint import Checkpoints
 from pipeline.errors import PipelineError
@@ -40,13 +50,20 @@ def test_a_failed_folder_leaves_the_earlier_one(tmp_path):
 def test_what_a_killed_process_left_is_cleared_and_what_a_live_one_writes_is_not(tmp_path):
     dead = subprocess.Popen(["true"])
     dead.wait()
-    (tmp_path / f".out.{dead.pid}.abc.tmp").mkdir()
-    (tmp_path / f".out.{os.getpid()}.def.tmp").mkdir()
-    (tmp_path / ".out.old-notes").write_text("not ours")
+    (tmp_path / f".out.{dead.pid}.abcdefgh.tmp").mkdir()
+    (tmp_path / f".out.{dead.pid}.bcdefghi.tmp").touch()
+    kept = {f".out.{os.getpid()}.abcdefgh.tmp"}
+    kept |= {
+        f".out.{dead.pid}.{end}" for end in ("notes", "notes.tmp", "abcdefgh.old", "x.tmp.txt")
+    }
+    for name in kept:
+        (tmp_path / name).write_text("not ours")
+    link, target = tmp_path / f".out.{dead.pid}.cdefghij.tmp", tmp_path / "target"
+    target.mkdir()
+    link.symlink_to(target)
     with new_directory(tmp_path / "out", "x"):
         pass
-    kept = {"out", f".out.{os.getpid()}.def.tmp", ".out.old-notes"}
-    assert set(os.listdir(tmp_path)) == kept
+    assert set(os.listdir(tmp_path)) == kept | {"out", link.name, target.name}
 
 
 def test_a_new_folder_replaces_the_earlier_one_whole(tmp_path):
@@ -95,8 +112,6 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_there(small_disk, writer):
 
 
 def test_a_disk_that_fills_up_while_weights_or_a_state_are_written(small_disk):
-    from safetensors.torch import save_file
-
     tensors = {"w": torch.zeros(250_000)}
     with (
         pytest.raises(PipelineError, match=FULL),
@@ -109,6 +124,57 @@ def test_a_disk_that_fills_up_while_weights_or_a_state_are_written(small_disk):
         saved.save(2, {"step": 2, "model": tensors})
     assert saved.load() == {"step": 1}
     assert len(os.listdir(small_disk)) == 1
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file of this process may have more than 300 kB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def big(library: str, path: Path) -> None:
+    """Write a megabyte with a library."""
+    if library == "torch":
+        with path.open("wb") as file:
+            torch.save(torch.zeros(250_000), file)
+    elif library == "safetensors":
+        save_file({"w": torch.zeros(250_000)}, path)
+    elif library == "pyarrow":
+        pq.write_table(pa.table({"x": np.random.default_rng(0).random(125_000)}), path)
+    elif library == "tokenizers":
+        words = {str(number): number for number in range(50_000)}
+        Tokenizer(WordLevel(words, unk_token="0")).save(str(path))
+    else:
+        path.write_bytes(bytes(1_000_000))
+
+
+@pytest.mark.parametrize("library", ["python", "torch", "safetensors", "pyarrow", "tokenizers"])
+def test_a_limit_on_the_size_of_files_is_told_like_a_full_disk(small_files, tmp_path, library):
+    (tmp_path / "out").write_text("before")
+    with pytest.raises(PipelineError) as caught, new_file(tmp_path / "out") as temporary:
+        big(library, temporary)
+    assert "out can't be written: a file may not be so large (`ulimit -f`) (" in str(caught.value)
+    assert (tmp_path / "out").read_text() == "before"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        SafetensorError(f"I/O error: Disk quota exceeded (os error {errno.EDQUOT})"),
+    ],
+)
+def test_a_disk_quota_is_told_like_a_full_disk(tmp_path, error):
+    with (
+        pytest.raises(PipelineError, match="out can't be written: the disk quota is used up"),
+        new_directory(tmp_path / "out", "x"),
+    ):
+        raise error
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_file_in_the_way_of_a_folder_is_one_line(tmp_path):

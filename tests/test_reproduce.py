@@ -1,6 +1,7 @@
 """A recorded run, whichever way it was started, runs again to the same bits, or says why not."""
 
 import math
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import yaml
 
 from pipeline import compare, reproduce
 from pipeline.compare import Result
+from pipeline.errors import PipelineError
 from pipeline.tracking.reader import Reader
 from pipeline.tracking.store import Store
 from tests.conftest import copy_of_the_repository, run
@@ -41,8 +43,8 @@ def latest(repository: Path, stage: str) -> str:
     return Reader(f"sqlite:///{repository}/mlflow.db").runs(stage)[-1]
 
 
-def start(repository: Path, *command: str) -> None:
-    done = run(repository, *command)
+def start(repository: Path, *command: str, **variables: str) -> None:
+    done = run(repository, *command, **variables)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -57,23 +59,43 @@ def worktrees(repository: Path) -> int:
     return len(run(repository, "git", "worktree", "list").stdout.splitlines())
 
 
-def test_a_run_by_hand_with_uncommitted_changes(repository, capfd):
+def test_a_run_by_hand_with_uncommitted_changes_and_a_variable(repository, capfd, monkeypatch):
     preset = repository / "conf/rnn/gru.yaml"
     committed = preset.read_text()
     preset.write_text(committed.replace("hidden: ", "hidden: 1"))
     try:
-        start(repository, "python", "-m", "stages.train_rnn", "optimizer.lr=0.003")
+        start(
+            repository, "python", "-m", "stages.train_rnn", "optimizer.lr=0.003",
+            "data=${oc.env:SPOKEN}", SPOKEN="data/audio",
+        )  # fmt: skip
     finally:
         preset.write_text(committed)
     run_id = latest(repository, "train_rnn")
     recorded = Reader().read(run_id)
     assert "hidden: 1" in recorded.diff
     assert recorded.config["optimizer"]["lr"] == 0.003
+    assert recorded.config["data"] == "${oc.env:SPOKEN}"
+    status, said = answer(run_id, capfd)
+    assert status == 1
+    assert said.startswith("error: data: ")
+    assert "'SPOKEN' not found" in said
+    monkeypatch.setenv("SPOKEN", "data/audio")
     status, said = answer(run_id, capfd)
     assert status == 0
     assert said.startswith("identical: the outputs and ")
     assert worktrees(repository) == 1
     assert preset.read_text() == committed
+
+
+@pytest.mark.slow
+def test_a_run_that_does_not_wait_for_the_store(repository, capfd):
+    start(repository, "python", "-m", "stages.train_rnn", "tracking.flush_seconds=0.1")
+    start(repository, "python", "-m", "pipeline.tracking", "sync")
+    run_id = latest(repository, "train_rnn")
+    points = sum(map(len, Reader().series(run_id).values()))
+    assert reproduce.main([run_id]) == 0
+    said = capfd.readouterr().out.splitlines()[-1]
+    assert said == f"identical: the outputs and {points} points of metrics are equal to the bit"
 
 
 @pytest.mark.slow
@@ -154,12 +176,30 @@ def test_another_thread_count_is_told_as_the_reason(repository, capfd, monkeypat
         return {**config, "threads": 2}, reasons
 
     monkeypatch.setattr(reproduce, "_restored", other)
+    shutil.rmtree(repository / "models/rnn")  # its weights are on the store only
     result = reproduce.reproduce(run_id)
     capfd.readouterr()
     assert result.verdict == "within tolerance"
     assert result.same_bytes is False
     assert 0 < max(result.tensors.values()) < 0.1
     assert "threads: 1 → 2" in result.reasons
+
+
+def test_a_repetition_whose_records_are_pending_is_not_compared(tmp_path, monkeypatch):
+    conf = tmp_path / "conf"
+    conf.mkdir()
+    (conf / "base.yaml").write_text("hydra: {}\n")
+    (conf / "prepare.yaml").write_text("defaults: [base]\n")
+    for package in ("stages", "pipeline"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("")
+    (tmp_path / "stages/prepare.py").write_text("")
+    (tmp_path / "pipeline/tracking.py").write_text(
+        "import sys\nprint('0 run(s) sent, 1 pending')\nsys.exit(int(sys.argv[1] == 'sync'))\n"
+    )
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    with pytest.raises(PipelineError, match=r"does not have all .*\(0 run\(s\) sent, 1 pending\)"):
+        reproduce._run_stage("prepare", {}, tmp_path, "sqlite:///none.db")
 
 
 class TestAnswers:
@@ -187,8 +227,47 @@ class TestAnswers:
         assert str(result).startswith("different: train/loss parts at step 2 (2.4 → 2.5)")
         assert str(result).endswith("may be why: threads: 1 → 2")
 
-    def test_a_missing_point_is_a_difference(self):
-        assert self.compared([(1, 0.5), (2, 0.4)], [(1, 0.5)]).verdict == "different"
+    def test_a_missing_point_is_a_difference_said_in_words(self):
+        result = self.compared([(1, 0.5), (2, 0.4), (3, 0.3)], [(1, 0.5), (4, 0.2)])
+        assert result.verdict == "different"
+        assert result.points == 1
+        assert str(result).startswith(
+            "different: train/loss parts at step 2 (0.4 → no point); metrics differ by 0 at most "
+            "(of 0.01); 3 points are missing in one of the two"
+        )
+
+    def test_values_that_are_no_numbers_are_said_in_words(self):
+        result = self.compared(
+            [(1, math.nan), (2, 1.0), (3, -math.inf), (4, 1e308)],
+            [(1, 0.5), (2, math.inf), (3, 1.0), (4, -1e308)],
+        )
+        result.tensors = {"bias": None, "weight": 0.5}
+        assert result.verdict == "different"
+        assert "(not a number → 0.5)" in str(result)
+        assert "4 points differ by no finite number" in str(result)
+        assert "1 tensors have other shapes or are not finite (bias)" in str(result)
+        for first, word in [(math.inf, "infinite"), (-math.inf, "minus infinite")]:
+            assert f"({word} → 0.5)" in str(self.compared([(1, first)], [(1, 0.5)]))
+        for text in (str(result), str(self.compared([(1, math.inf)], [(1, -math.inf)]))):
+            assert not re.search(r"\b(nan|inf)\b", text)
+
+    def test_metrics_of_one_run_only_are_named_and_not_compared(self):
+        result = Result(same_bytes=None)
+        ours = {"train/loss": [(1, 0.5)], "test/accuracy": [(0, 0.9)]}
+        compare._compare_series(ours, {"train/loss": [(1, 0.5)]}, result)
+        assert str(result) == (
+            "identical: 1 points of metrics are equal to the bit; not compared: only one of the "
+            "two has test/accuracy"
+        )
+
+    def test_equal_outputs_without_metrics_claim_no_metrics(self):
+        assert str(Result(same_bytes=True)) == "identical: the outputs are equal to the bit"
+
+    def test_other_prepared_data_is_never_nearly_the_same(self):
+        result = self.compared([(1, 0.5)], [(1, 0.5)])
+        result.same_bytes, result.nearly, result.differ = False, False, ["data/image"]
+        assert result.verdict == "different"
+        assert "other bytes in data/image" in str(result)
 
     def test_other_bytes_with_the_same_metrics_are_not_identical(self):
         result = self.compared([(1, 0.5)], [(1, 0.5)])
@@ -213,3 +292,10 @@ class TestErrors:
         run(repository, "python", "-m", "stages.train_rnn", "optimizer.lr=1e30")
         line = self.line(latest(repository, "train_rnn"), capfd)
         assert line.endswith("is FAILED; only a finished run can be compared")
+
+    def test_a_run_that_the_store_has_only_in_part(self, repository, capfd):
+        store = Store(f"sqlite:///{repository}/mlflow.db", repository)
+        made = store.client.create_run(store.experiment("pipeline"), tags={"stage": "unsent"})
+        capfd.readouterr()  # of a store that is new
+        line = self.line(made.info.run_id, capfd)
+        assert "has no config.yaml or device.json on the store; if it is not sent yet, `mak" in line

@@ -1,11 +1,13 @@
 """Data, weights and config are read, never obeyed; what is malformed is one line, never a wreck."""
 
 import ast
+import contextlib
 import io
 import os
 import pickle
 import shutil
 import sys
+import time
 import wave
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +76,8 @@ class TestCode:
             assert keywords.get("shell", "False") == "False", name
             assert keywords.get("allow_pickle", "False") == "False", name
             assert keywords.get("trust_remote_code", "False") == "False", name
+            if name == "Image.open":  # some of Pillow's readers start other programs
+                assert "formats" in keywords
             if name == "torch.load":
                 assert keywords["weights_only"] == "True"
             if name.endswith(".from_pretrained") and "Auto" in name:
@@ -104,7 +108,7 @@ def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., li
     def run(*argv: str, stage: str = "train_cnn", schema: Any = TrainCNN) -> list[Any]:
         monkeypatch.setattr(sys, "argv", [stage, *argv])
         composed: list[Any] = []
-        config.main(stage, schema, composed.append)
+        config.main(stage, schema, lambda settings, _: composed.append(settings))
         return composed
 
     return run
@@ -124,6 +128,12 @@ def outcome(call: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> str:
     assert len(said) == 1, said
     assert said[0].startswith("error: ")
     return said[0]
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)
+)
+HARM = "harm"  # a file that no test may find
 
 
 class TestConfig:
@@ -150,6 +160,111 @@ class TestConfig:
         said = outcome(lambda: compose("cnn=evil"), capsys)
         assert not harm.exists()
         assert said != "success"
+
+    @pytest.mark.parametrize("name", ["params.yaml", "conf/cnn/simple.yaml"])
+    @pytest.mark.parametrize(
+        ("content", "part"),
+        [
+            (BOMB, "has more than 10,000 values or 50 levels, with its aliases written out"),
+            ("x: " + "[" * 90_000, "has more than 10,000 values or 50 levels"),
+            ("- " * 40_000, "has more than 10,000 values or 50 levels"),
+            ("".join(f"a{n}: 1\n" for n in range(6_000)), "has more than 10,000 values"),
+            (f"x: {'y' * 200_000}", "is larger than 100,000 bytes; shorten it"),
+            (f"x: {'1' * 5_000}", "has a value of more than 4,000 characters"),
+            (f"x: 0x{'f' * 50_000}", "has a value of more than 4,000 characters"),
+        ],
+        ids=["aliases", "flow", "block", "keys", "bytes", "digits", "hexadecimal"],
+    )
+    def test_a_file_that_would_fill_the_memory_is_refused_at_once(
+        self, name, content, part, compose, capsys
+    ):
+        (config.ROOT / name).write_text(content)
+        began = time.perf_counter()
+        assert f"error: {name} {part}" in outcome(compose, capsys)
+        assert time.perf_counter() - began < 5
+
+    @pytest.mark.parametrize("value", ["[" * 2_000, "[" * 200 + "]" * 200, "1" * 5_000])
+    def test_an_override_that_would_fill_the_stack_is_refused(self, value, compose, capsys):
+        said = outcome(lambda: compose(f"seed={value}"), capsys)
+        assert "(command line) has more than 4,000 characters or 50 levels" in said
+
+    @pytest.mark.parametrize("name", ["params.yaml", "conf/cnn/simple.yaml"])
+    def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(self, name, compose, capsys):
+        (config.ROOT / name).unlink()
+        os.mkfifo(config.ROOT / name)
+        assert f"error: {name} is not a file" in outcome(compose, capsys)
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["--experimental-rerun", "x.pickle"], ["--experimental-rerun=x.pickle"],
+            ["--experimental", "x.pickle"], ["--e=x.pickle"], ["seed=1", "--exp", "x.pickle"],
+            ["--config-dir", "."], ["-cd", "."], ["--config-path=/"], ["-cp", "/"],
+            ["--config-name=report"], ["--config-n", "report"], ["-cn", "report"],
+        ],
+    )  # fmt: skip
+    def test_no_option_runs_a_pickle_or_reads_config_from_elsewhere(
+        self, arguments, compose, capsys, tmp_path
+    ):
+        (tmp_path / "x.pickle").write_bytes(pickle.dumps(Attack(tmp_path / HARM)))
+        said = outcome(lambda: compose(*arguments), capsys)
+        assert " (command line) runs code or reads config that is not in conf/" in said
+        assert not (tmp_path / HARM).exists()
+
+    @pytest.mark.parametrize(
+        "override",
+        [
+            "+hydra.callbacks.x={_target_:builtins.open,_args_:[harm,w]}",
+            "+hydra.callbacks.x._target_=stages.report.main",
+            "hydra.callbacks=${x}",
+            "hydra.searchpath=[file:///tmp]",
+            "+hydra.job.env_set.PYTHONPATH=/tmp",
+            "hydra.job.env_copy=[HOME]",
+            "hydra.launcher._target_=builtins.open",
+            "++hydra.job_logging.handlers.x={class:logging.FileHandler,filename:harm}",
+            "hydra.hydra_logging.handlers.console.stream=ext://this.s",
+            "cnn=../../evil",
+        ],
+    )
+    def test_no_override_calls_code_or_reads_config_from_elsewhere(
+        self, override, compose, capsys, tmp_path
+    ):
+        (tmp_path / "evil.yaml").write_text("name: simple\n")
+        said = outcome(lambda: compose(override), capsys)
+        assert " config " in said or " conf/" in said
+        assert not (tmp_path / HARM).exists()
+
+    @pytest.mark.parametrize("setting", ["callbacks", "job_logging"])
+    def test_a_text_that_becomes_a_mapping_calls_nothing_either(
+        self, setting, compose, capsys, tmp_path
+    ):
+        call = f"x: {{_target_: builtins.open, _args_: [{tmp_path / HARM}, w]}}"
+        value = f"${{oc.select:nothing,{{{call}}}}}"
+        content = {"cnn": {"name": "simple"}, "hydra": {setting: value}}
+        evil = tmp_path / "conf/cnn/evil.yaml"
+        evil.write_text("# @package _global_\n" + yaml.safe_dump(content))
+        assert f"hydra.{setting} is " in outcome(lambda: compose("cnn=evil"), capsys)
+        sweep = ("--multirun", "cnn=simple,evil", "hydra.sweep.dir=multirun")
+        assert f"hydra.{setting} is " in outcome(lambda: compose(*sweep), capsys)
+        assert not (tmp_path / HARM).exists()
+
+    def test_a_preset_takes_in_no_file_from_elsewhere(self, compose, capsys, tmp_path):
+        (tmp_path / "outside.yaml").write_text("name: simple\n")
+        (tmp_path / "conf/cnn/evil.yaml").write_text("defaults: [../../outside]\n")
+        assert "is not in conf/" in outcome(lambda: compose("cnn=evil"), capsys)
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["--cfg", "job"], ["--help"], ["--info", "searchpath"], ["-sc", "install=bash"],
+            ["--multirun", "seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1",
+             "hydra.sweep.dir=multirun"],
+        ],
+    )  # fmt: skip
+    def test_what_hydra_offers_otherwise_is_there(self, arguments, compose, capsys):
+        with contextlib.suppress(SystemExit):  # of --help, with 0
+            compose(*arguments)
+        assert "error: " not in capsys.readouterr().err
 
     @FUZZ
     @given(

@@ -28,6 +28,8 @@ _START = 37
 _TAIL = 20
 """Adler-32 4, checksum of the IDAT chunk 4, IEND 12."""
 _AT_ONCE = 2**26
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What `pillow` reads, whatever a file's name says; for PostScript Pillow would call `gs`."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def decode(column: pa.ChunkedArray, layout: Layout, where: str, first: int = 0) 
 
 
 def pillow(content: bytes | None, where: str, channels: int | None = None) -> Bytes:
-    """Pixels of any image file that Pillow reads: [height, width, channels].
+    """Pixels of an image file of one of `FORMATS`: [height, width, channels].
 
     Args:
         content: the file.
@@ -146,14 +148,14 @@ def pillow(content: bytes | None, where: str, channels: int | None = None) -> By
         channels: 1 or 3; None keeps grey images grey and makes all others RGB.
 
     Raises:
-        PipelineError: the image is missing or corrupt.
+        PipelineError: the image is missing, corrupt or of another format.
     """
     from PIL import Image, ImageOps
 
     if content is None:
         raise PipelineError(f"{where}: has no image bytes; prepare the data set again")
     try:
-        with Image.open(io.BytesIO(content)) as opened:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
             if opened.mode[0] in "IF":
                 raise ValueError("more than 8 bits per channel")
             image = ImageOps.exif_transpose(opened)

@@ -16,12 +16,12 @@ from pipeline.evaluation.predictions import Predictions, probabilities
 from pipeline.evaluation.probes import one_thread
 from pipeline.evaluation.subject import Subject
 from pipeline.figures import interactive
+from pipeline.figures.style import MOST_CLASSES
 from pipeline.files import new_file
 
 FILE = "explore.html"
 MOST_POINTS = 2000
-MOST_CLASSES = 60
-"""Bounds of the page's size: points of the map, classes of the confusion matrix."""
+"""Points of the map: a bound of the page's size."""
 
 
 def exploration(

@@ -10,12 +10,15 @@ from pipeline.evaluation.examples import Examples
 from pipeline.evaluation.groups import groups
 from pipeline.evaluation.page import Page
 from pipeline.evaluation.predictions import Predictions, probabilities
-from pipeline.evaluation.slices import slices, worst
+from pipeline.evaluation.slices import lowest, slices, worst
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.suspects import suspects
 from pipeline.figures import curves, matrices
 from pipeline.figures.sheets import Caption
 from pipeline.figures.style import shorten
+
+MOST_SLICES = 120
+"""Slices that a figure shows: each is a line of text."""
 
 
 def confusion(page: Page, test: Predictions, classes: list[str], name: str) -> None:
@@ -80,14 +83,16 @@ def by_slice(
     page.numbers["worst_slice/accuracy"] = bad.accuracy
     whole = float(right.mean())
     outside = "lies" if bad.low <= whole <= bad.high else "does not lie"
-    rows = [(part.kind, part.name, part.accuracy, part.low, part.high) for part in found]
+    shown = lowest(found, MOST_SLICES)
+    rows = [(part.kind, part.name, part.accuracy, part.low, part.high) for part in shown]
+    left_out = f" Of {len(found)} slices the {len(shown)} worst are shown."
     page.figure(
         "slices",
         curves.intervals(rows, whole, f"{name}: accuracy by part of the test split", marked=True),
         title="Where it fails",
         text=f"The worst slice is {bad.kind} “{bad.name}”: {bad.accuracy:.1%} of {bad.examples} "
         f"examples (95% interval {bad.low:.1%} to {bad.high:.1%}; all: {whole:.1%}). The overall "
-        f"accuracy {outside} inside that interval.",
+        f"accuracy {outside} inside that interval.{left_out if len(shown) < len(found) else ''}",
         alt=f"Accuracy with interval for {len(found)} slices. The worst is {bad.kind} {bad.name} "
         f"with {bad.accuracy:.1%}.",
     )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.figures.style import CYCLE, LINES, canvas, drawn, percent, shorten
+from pipeline.figures.style import CYCLE, LINES, MOST_CLASSES, canvas, drawn, percent, shorten
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,35 +21,45 @@ def balance_and_sizes(
     unit: str,
     title: str,
 ) -> "Figure":
-    """Rows of each class by split, and how the sizes spread, as cumulative shares."""
+    """Rows of each class by split, and how the sizes spread, as cumulative shares.
+
+    Of more than `MOST_CLASSES` classes the rows are a line, from the largest class to the smallest.
+    """
     figure = canvas(7.6, 2.9)
     figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=10)
     left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
     classes = list(next(iter(counts.values())))
-    width = 0.8 / len(counts)
+    width, one_by_one = 0.8 / len(counts), len(classes) <= MOST_CLASSES
     for number, (split, rows) in enumerate(counts.items()):
-        where = np.arange(len(classes)) + (number - (len(counts) - 1) / 2) * width
-        left.bar(
-            where,
-            [rows[name] for name in classes],
-            width,
-            color=CYCLE[number],
-            hatch=HATCHES[number % 3],
-            edgecolor="white",
-            linewidth=0.4,
-            label=f"{split} ({sum(rows.values()):,})",
-        )
+        label = f"{split} ({sum(rows.values()):,})"
+        if one_by_one:
+            left.bar(
+                np.arange(len(classes)) + (number - (len(counts) - 1) / 2) * width,
+                [rows[name] for name in classes],
+                width,
+                color=CYCLE[number],
+                hatch=HATCHES[number % 3],
+                edgecolor="white",
+                linewidth=0.4,
+                label=label,
+            )
+        else:
+            ranked = sorted(rows.values(), reverse=True)
+            left.plot(ranked, color=CYCLE[number], ls=LINES[number], label=label)
         values = np.sort(np.asarray(sizes[split], dtype=np.float64))
         share = (np.arange(len(values)) + 1) / len(values)
         right.plot(values, share, color=CYCLE[number], ls=LINES[number], label=split)
-    names = [shorten(name, 10) for name in classes]
-    long = len(names) > 4 and max(map(len, names)) > 2
-    left.set_xticks(range(len(names)), names, rotation=40 if long else 0)
-    if long:
-        for label in left.get_xticklabels():
-            label.set(ha="right", rotation_mode="anchor")
     left.set_title("rows of each class", fontsize=9)
-    left.tick_params(axis="x", length=0)
+    if one_by_one:
+        names = [shorten(name, 10) for name in classes]
+        long = len(names) > 4 and max(map(len, names)) > 2
+        left.set_xticks(range(len(names)), names, rotation=40 if long else 0)
+        if long:
+            for text in left.get_xticklabels():
+                text.set(ha="right", rotation_mode="anchor")
+        left.tick_params(axis="x", length=0)
+    else:
+        left.set_xlabel("classes, the largest first")
     left.margins(y=0.32)
     left.legend(loc="upper left", ncols=3, fontsize=7.5, columnspacing=1, handlelength=1.2)
     left.grid(axis="y")

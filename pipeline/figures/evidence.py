@@ -11,6 +11,7 @@ from pipeline.figures.style import (
     FAINT,
     INK,
     LINES,
+    MOST_CLASSES,
     MUTED,
     bare,
     canvas,
@@ -111,7 +112,10 @@ class Clip(NamedTuple):
 
 @drawn
 def evidence(clips: Sequence[Clip], classes: Sequence[str], title: str, most: int = 3) -> "Figure":
-    """Spectrograms, and under each the evidence gathered so far for the likeliest classes."""
+    """Spectrograms, and under each the evidence gathered so far for the likeliest classes.
+
+    Those after the first `most` are faint; beyond `MOST_CLASSES` they are left out.
+    """
     figure = canvas(3.1 * len(clips), 4.0)
     figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=10)
     grid: Any = figure.subplots(2, len(clips), squeeze=False, height_ratios=[1, 1.15])
@@ -127,10 +131,10 @@ def evidence(clips: Sequence[Clip], classes: Sequence[str], title: str, most: in
         top.set_yticks([])
         gathered = clip.evidence.cumsum(axis=0)
         time = (np.arange(len(gathered)) + 1) / len(gathered) * clip.seconds
-        likeliest = np.argsort(-gathered[-1], kind="stable")[:most]
-        for index in range(len(classes)):
-            if index not in likeliest:
-                bottom.plot(time, gathered[:, index], color=FAINT, lw=1)
+        ranked = np.argsort(-gathered[-1], kind="stable")
+        likeliest = ranked[:most]
+        for index in np.sort(ranked[most:MOST_CLASSES]):
+            bottom.plot(time, gathered[:, index], color=FAINT, lw=1)
         for rank, index in enumerate(likeliest):
             bottom.plot(
                 time, gathered[:, index], color=CYCLE[rank], ls=LINES[rank], label=classes[index]

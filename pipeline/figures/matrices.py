@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.figures.style import canvas, drawn, shorten
+from pipeline.figures.style import MOST_CLASSES, canvas, drawn, shorten
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +19,7 @@ def confusion_matrix(matrix: NDArray[np.int64], classes: Sequence[str], title: s
     """Counts [actual, predicted] as numbers and shades.
 
     The shade is the root of the share of the actual class, so that rare mistakes can be seen.
-    Numbers are left out above 30 classes.
+    Numbers are left out above 30 classes, names above `MOST_CLASSES`.
     """
     count = len(classes)
     size = float(np.clip(0.42 * count + 1.4, 3.6, 11))
@@ -45,8 +45,8 @@ def confusion_matrix(matrix: NDArray[np.int64], classes: Sequence[str], title: s
 
 
 def _names(axes, names: Sequence[str], rows: str, columns: str) -> None:  # type: ignore[no-untyped-def]
-    labels = [shorten(name, 14) for name in names]
-    long = max(map(len, labels)) > 2 and len(labels) > 3
+    labels = [shorten(name, 14) for name in names if len(names) <= MOST_CLASSES]
+    long = len(labels) > 3 and max(map(len, labels)) > 2
     axes.set_xticks(range(len(labels)), labels, rotation=50 if long else 0)
     if long:
         for label in axes.get_xticklabels():

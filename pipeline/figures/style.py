@@ -32,6 +32,8 @@ CYCLE = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY)
 MARKERS = ("o", "s", "^", "D", "v", "P")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)), (0, (1, 1)))
 DPI = 160
+MOST_CLASSES = 60
+"""Classes that a figure shows one by one: of more, names can't be read and each costs time."""
 
 _SETTINGS: Any = {
     "font.family": "DejaVu Sans",

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
+from pipeline.files import in_dvc_cache, lies_in
 
 Index = NDArray[np.int64]
 
@@ -41,7 +42,7 @@ def labelled_files(
 
     Raises:
         PipelineError: no such folder, no class in it, a file of another kind, or a link that
-            leaves the folder (a data set must not be able to name other files of the machine).
+            leaves the folder.
     """
     if folder is None:
         raise PipelineError(f"{key} is null; name the folder that holds one folder per class")
@@ -61,6 +62,21 @@ def labelled_files(
     if not files:
         raise PipelineError(f"{key}: {folder} is empty; put one folder of files per class there")
     return files
+
+
+def refuse_leaving(path: Path, root: Path, key: str) -> None:
+    """Make sure that no link on the way from `root` to `path` leaves it; DVC's cache counts as in.
+
+    Args:
+        path: what will be read.
+        root: its folder, or the one above that a setting names.
+        key: that setting, for the message.
+
+    Raises:
+        PipelineError: a link does (a data set must not be able to name other files of the machine).
+    """
+    if not lies_in(path, root) and not in_dvc_cache(path):
+        raise PipelineError(f"{key}: {path} leads out of {root}; put the file itself there")
 
 
 def numbered(names: Sequence[str], where: str) -> tuple[list[str], Index]:
@@ -148,6 +164,5 @@ def _visible(folder: Path, root: Path, key: str) -> list[Path]:
     for path in paths:
         if not path.name.isprintable():
             raise PipelineError(f"{key}: {str(path)!a} has unprintable characters; rename it")
-        if not path.resolve().is_relative_to(root.resolve()):
-            raise PipelineError(f"{key}: {path} leads out of {root}; put the file itself there")
+        refuse_leaving(path, root, key)
     return paths

@@ -22,6 +22,7 @@ from pipeline.sources import (
     numbered,
     package_file,
     partition,
+    refuse_leaving,
 )
 
 _SUFFIXES = frozenset(
@@ -131,11 +132,13 @@ def _idx(folder: str | None) -> tuple[png.Bytes, Index, int]:
 def _read_idx(folder: Path, name: str, dimensions: int) -> NDArray[np.uint8]:
     path = folder / f"{name}.gz"
     try:
-        if path.exists():
+        if not path.exists():
+            path = folder / name
+        refuse_leaving(path, folder, "image.folder")
+        if path.suffix == ".gz":
             with gzip.open(path) as file:
                 content = file.read()
         else:
-            path = folder / name
             content = path.read_bytes()
     except FileNotFoundError:
         raise PipelineError(

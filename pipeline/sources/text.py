@@ -9,7 +9,14 @@ from pipeline.data.csv_rows import read_csv
 from pipeline.data.prepared import dataset, identities
 from pipeline.errors import PipelineError
 from pipeline.settings import TextSource
-from pipeline.sources import cap, distinct, numbered, package_file, partition
+from pipeline.sources import (
+    cap,
+    distinct,
+    numbered,
+    package_file,
+    partition,
+    refuse_leaving,
+)
 
 _POLARITY = {"0": "NEGATIVE", "1": "POSITIVE"}
 _CITATIONS = {
@@ -53,6 +60,7 @@ def prepare(
         if source.file is None:
             raise PipelineError("text.file is null; name a csv file with columns text and label")
         path = Path(source.file)
+        refuse_leaving(path, path.parent, "text.file")
         rows = [(row["text"], row["label"].strip()) for row in read_csv(path, "text", "label")]
         about = {"source": f"file {path.name}", "licence": "not stated", "citation": "not stated"}
     if not rows:

@@ -10,6 +10,6 @@ except at its end, and there only as long as the store makes progress.
 """
 
 from pipeline.tracking.journal import root
-from pipeline.tracking.run import Run, finish, new_id, start
+from pipeline.tracking.run import Run, new_id, start
 
-__all__ = ["Run", "finish", "new_id", "root", "start"]
+__all__ = ["Run", "new_id", "root", "start"]

@@ -13,10 +13,10 @@ import sys
 from typing import NoReturn
 from urllib.parse import urlsplit
 
-from pipeline.tracking.journal import Journal, root
+from pipeline.streams import make_safe
+from pipeline.tracking.journal import Journal, escaped, root, store_uri
 from pipeline.tracking.masking import clean
 from pipeline.tracking.processes import credentials, quiet
-from pipeline.tracking.run import default_uri
 from pipeline.tracking.sender import leftovers
 from pipeline.tracking.sender import sync as send
 
@@ -54,7 +54,7 @@ def drop(uri: str) -> int:
 
 def ui(host: str, port: int) -> None:
     """Become MLflow's server on this workspace's store; a store that is a server has a UI."""
-    uri = default_uri()
+    uri = store_uri()
     if urlsplit(uri).scheme in ("http", "https"):
         print(f"the store is a server; open {clean(uri)}")
         return
@@ -82,7 +82,7 @@ def ui(host: str, port: int) -> None:
 def _serve(host: str, port: int, uri: str) -> NoReturn:
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)),
-        *("--workers", "1", "--artifacts-destination", str(root() / "mlartifacts")),
+        *("--workers", "1", "--artifacts-destination", escaped(root() / "mlartifacts")),
     ]
     environment = {
         **os.environ,
@@ -115,4 +115,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    make_safe()
     sys.exit(main(sys.argv[1:]))

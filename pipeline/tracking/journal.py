@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pipeline.tracking.operations import FORMAT, Begin, Operation, parse
 from pipeline.tracking.processes import is_alive
@@ -34,6 +35,24 @@ RESUMABLE = 30 * 86400  # seconds that the journal of a run that was cut short i
 def root() -> Path:
     """Where the store and the journals are: the DVC workspace, also from a temporary copy."""
     return Path(os.environ.get("DVC_ROOT") or Path(__file__).parents[2]).resolve()
+
+
+def escaped(path: Path) -> str:
+    """A path as it stands in a URI: SQLAlchemy and MLflow read `%41`, `#` and `?`."""
+    return quote(str(path), safe="/ ")
+
+
+def sqlite_uri(file: Path) -> str:
+    """The URI of a database file."""
+    path = escaped(file)
+    # for `sqlite:///` MLflow makes the folder of the path without reading what is escaped in it
+    driver = "sqlite" if path == str(file) else "sqlite+pysqlite"
+    return f"{driver}:///{path}"
+
+
+def store_uri() -> str:
+    """The store's: `$MLFLOW_TRACKING_URI`, or the workspace's own database."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(root() / "mlflow.db")
 
 
 class Log:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pipeline.errors import PipelineError
-from pipeline.tracking.journal import root
+from pipeline.tracking.journal import root, store_uri
 from pipeline.tracking.processes import quiet
-from pipeline.tracking.run import default_uri
 
 if TYPE_CHECKING:
     from pipeline.tracking.store import Store
@@ -59,7 +58,7 @@ class Reader:
     """
 
     def __init__(self, uri: str = "") -> None:
-        self.uri = uri or default_uri()
+        self.uri = uri or store_uri()
 
     @cached_property
     def _store(self) -> "Store":
@@ -77,7 +76,8 @@ class Reader:
         """A run with its config and device card.
 
         Raises:
-            PipelineError: there is no such run, or it is not of a stage.
+            PipelineError: there is no such run, it is not of a stage, or the store does not have
+                all of it.
         """
         from mlflow.exceptions import MlflowException
 
@@ -96,13 +96,19 @@ class Reader:
             raise PipelineError(
                 f"run {run_id} was made by another one; take the id of that: {tags['beside']}"
             )
+        config, card = self._text(run_id, "config.yaml"), self._text(run_id, "device.json")
+        if not config or not card:
+            raise PipelineError(
+                f"run {run_id} has no config.yaml or device.json on the store; if it is not sent "
+                "yet, `make sync` sends it"
+            )
         return Recorded(
             run_id=run_id,
             stage=stage,
             status=run.info.status,
             tags=tags,
-            config=yaml.safe_load(self._text(run_id, "config.yaml")),
-            card=json.loads(self._text(run_id, "device.json")),
+            config=yaml.safe_load(config),
+            card=json.loads(card),
             diff=self._text(run_id, "source/uncommitted.diff"),
             untracked=self._text(run_id, "source/untracked.txt").split("\n")[:-1],
         )
@@ -132,7 +138,9 @@ class Reader:
         if not found:
             return None
         source = f"models:/{found[0].model_id}"
-        got = mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder))
+        got = mlflow.artifacts.download_artifacts(
+            artifact_uri=source, dst_path=str(folder), tracking_uri=self.uri
+        )
         return next(Path(got).rglob("model.safetensors"), None)
 
     def _text(self, run_id: str, name: str) -> str:

@@ -4,7 +4,6 @@ import base64
 import contextlib
 import dataclasses
 import importlib.metadata
-import os
 import re
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from pipeline.errors import PipelineError
 from pipeline.tracking import operations as op
 from pipeline.tracking import processes
 from pipeline.tracking.content import described, dvc_md5, identity
-from pipeline.tracking.journal import Journal, Log, State, Thinning, read, root
+from pipeline.tracking.journal import Journal, Log, State, Thinning, read, root, store_uri
 from pipeline.tracking.masking import clean, masked
 
 if TYPE_CHECKING:
@@ -39,34 +38,31 @@ ALWAYS = ("mlflow", "numpy", "torch", "pydantic", "safetensors")
 _KEY = re.compile(r"[^\w\-. :/]")  # what MLflow refuses in names
 
 
-def default_uri() -> str:
-    """The store that the environment names, or that of the workspace."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root() / 'mlflow.db'}"
-
-
 def start(
     stage: str,
     settings: "Tracking",
     config: dict[str, Any],
     card: dict[str, Any],
     id: str | None = None,  # noqa: A002 (the word of `Run.id`)
+    conceal: Callable[[str], str] = str,
 ) -> "Run":
     """Begin the run of one stage execution.
 
     Args:
         stage: name of the stage, the name of the run outside DVC.
         settings: `enabled=False` gives a run that nobody records.
-        config: the full resolved config; secrets are masked before they are written anywhere.
+        config: the full config; secrets are masked before they are written anywhere.
         card: the device card.
         id: `Run.id` of the run, from `new_id`: it begins, or goes on where it began before. Known
             before the run begins, it can be kept where no kill comes between the two.
+        conceal: what a path must go through before it is written.
 
     Raises:
         PipelineError: the journal can't be created. (A store that can't be reached is no error.)
     """
     if not settings.enabled:
         return Run()
-    journal, uri = Journal(root() / ".tracking" / (id or new_id(stage))), clean(default_uri())
+    journal, uri = Journal(root() / ".tracking" / (id or new_id(stage))), clean(store_uri())
     begin = op.Begin(
         start=1,
         stage=stage,
@@ -85,7 +81,7 @@ def start(
     )
     try:
         journal.folder.mkdir(parents=True, exist_ok=True)
-        return Run(journal, begin)
+        return Run(journal, begin, conceal)
     except OSError as error:
         raise PipelineError(
             f"{journal.folder} can't be written ({error.strerror or error}); mend that, or run "
@@ -98,24 +94,19 @@ def new_id(stage: str) -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{stage}-{uuid.uuid4().hex[:8]}"
 
 
-def finish(id: str) -> None:  # noqa: A002
-    """Close a run as finished whose process was killed after the last it had to log."""
-    journal = Journal(root() / ".tracking" / id)
-    logged = [operation for operation, _ in read(journal.path)]
-    if logged and not (isinstance(logged[-1], op.End) and logged[-1].status == "FINISHED"):
-        log = Log(journal.path)
-        log.append(op.End(t=max(one.t for one in logged), status="FINISHED", error=""))
-        log.close()
-        _start_sender(journal)
-
-
 class Run:
     """The run of one stage execution; without a journal one that nobody records."""
 
-    def __init__(self, journal: Journal | None = None, begin: op.Begin | None = None) -> None:
+    def __init__(
+        self,
+        journal: Journal | None = None,
+        begin: op.Begin | None = None,
+        conceal: Callable[[str], str] = str,
+    ) -> None:
         self.id = journal.id if journal else None
         """What `start(id=…)` takes to continue this run."""
         self._journal = journal
+        self._conceal = conceal
         self._thinning: dict[tuple[str, str], Thinning] = {}
         self._journaled: dict[tuple[str, str], int] = {}
         self._sender: subprocess.Popen[bytes] | None = None
@@ -178,10 +169,11 @@ class Run:
         """
 
         def made(_keep: Callable[[Path], str]) -> op.Operation:
-            tag, md5 = identity(path) or (f"output.{path.as_posix()}", dvc_md5(path))
+            said = self._conceal(path.as_posix())
+            tag, md5 = identity(path) or (f"output.{said}", dvc_md5(path))
             told = described(path) | facts if tag == "data.md5" else facts
             return op.Input(
-                name=name, path=str(path), tag=tag, digest=md5, context=context, facts=masked(told)
+                name=name, path=said, tag=tag, digest=md5, context=context, facts=masked(told)
             )
 
         self._append_of(path, made)
@@ -190,7 +182,7 @@ class Run:
         """Tag the run with the md5 of what it wrote, so that later stages find it by content."""
 
         def made(_keep: Callable[[Path], str]) -> op.Operation:
-            tags = {f"output.{path.as_posix()}": dvc_md5(path)}
+            tags = {f"output.{self._conceal(path.as_posix())}": dvc_md5(path)}
             return op.Tags(values=tags | dict([found] if (found := identity(path)) else []))
 
         self._append_of(path, made)
@@ -289,7 +281,8 @@ class Run:
             self._log.append(made(self._journal.keep))
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             # also a file that is not what its name says: whoever needs it will tell the user
-            _warn(f"{path} is not logged ({getattr(error, 'strerror', None) or error})")
+            reason = getattr(error, "strerror", None) or error
+            _warn(self._conceal(f"{path} is not logged ({reason})"))
 
     def _remember(self, journal: Journal) -> int:
         """Take in what earlier processes journaled; returns how often the run was started."""

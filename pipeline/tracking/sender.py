@@ -22,6 +22,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING
 
+from pipeline.streams import make_safe
 from pipeline.tracking import provenance
 from pipeline.tracking.journal import Journal, Log, journals, read
 from pipeline.tracking.masking import clean
@@ -42,6 +43,7 @@ NOTED = 30  # seconds in which a stage's source is noted, or its process has die
 
 def main(folder: str) -> None:
     """Note what a stage runs from, and send if nobody else does."""
+    make_safe()  # its log may lie on a full disk
     give_way()
     quiet()
     journal = Journal(Path(folder))

@@ -91,13 +91,18 @@ class Classifier(PythonModel):
 
 def image(raw: Any, channels: int, size: tuple[int, int]) -> NDArray[np.uint8]:
     """One image as uint8 [channels, height, width], brought to the size the model takes."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     if isinstance(raw, bytes | str):
-        try:
-            picture: Image.Image = Image.open(io.BytesIO(_bytes(raw)))
-        except UnidentifiedImageError:
-            raise ValueError("these bytes are no image; PNG and JPEG are taken") from None
+        content = io.BytesIO(_bytes(raw))
+        try:  # of other formats, Pillow calls `gs` for PostScript
+            picture: Image.Image = Image.open(content, formats=("PNG", "JPEG"))
+            picture = ImageOps.exif_transpose(picture)  # as in the data; it reads the pixels, too
+        except Exception as error:  # Pillow's readers raise whatever malformed bytes lead them to
+            raise ValueError(
+                f"these bytes are no image that can be read ({type(error).__name__}); PNG and JPEG "
+                "are taken"
+            ) from None
     else:
         array = np.asarray(raw)
         if array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 255:

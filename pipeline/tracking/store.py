@@ -14,6 +14,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from pipeline.tracking.journal import escaped, sqlite_uri
 from pipeline.tracking.masking import clean
 
 # the sender has its own retries; MLflow's would block it for up to an hour
@@ -77,7 +78,7 @@ class Store:
             found = self.client.get_experiment_by_name(name)
             if found is None:
                 # absolute: a relative one would die with a temporary copy of the workspace
-                place = self._database and str(self._database.parent / "mlartifacts")
+                place = self._database and escaped(self._database.parent / "mlartifacts")
                 try:
                     return self.client.create_experiment(name, artifact_location=place or None)
                 except MlflowException:
@@ -202,7 +203,7 @@ def _create(database: Path) -> None:
     """Make an empty store; MLflow can't go on where its migrations were cut short."""
     draft = database.with_name(f"{database.name}.new")
     draft.unlink(missing_ok=True)
-    uri = f"sqlite:///{draft}"
+    uri = sqlite_uri(draft)
     try:
         MlflowClient(uri, uri).search_experiments(max_results=1)
         draft.replace(database)
@@ -212,7 +213,7 @@ def _create(database: Path) -> None:
 
 def _sqlite(uri: str) -> Path | None:
     """The database file of an sqlite URI, None of any other."""
-    parts = urlsplit(uri)
+    parts = urlsplit(uri, allow_fragments=False)  # to SQLAlchemy a `#` is part of the name
     if parts.scheme.partition("+")[0] != "sqlite":
         return None
     return Path(unquote(parts.path[1:])).absolute()

@@ -1,4 +1,5 @@
 import io
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -6,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from pipeline.data import png
 from pipeline.errors import PipelineError
+from pipeline.sources import image as image_source
+from pipeline.tracking import served
 from tests.data.sources import complaint
 
 images = st.tuples(
@@ -124,3 +127,39 @@ def test_a_bomb_of_pixels_is_refused():
     Image.new("1", (20000, 20000)).save(buffer, "PNG")
     with pytest.raises(PipelineError, match="decompression bomb"):
         png.pillow(buffer.getvalue(), "a.png")
+
+
+@pytest.fixture
+def ghostscript(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The file that a `gs` of the test's own leaves when it is called."""
+    called, program = tmp_path / "called", tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\ntouch {called}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    return called
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda content: png.pillow(content, "x.png"),
+        lambda content: png.decode(
+            pa.chunked_array([[content]], pa.binary()), png.Layout(8, 8, 1), "x.parquet"
+        ),
+        lambda content: served.image(content, 1, (8, 8)),
+    ],
+    ids=["source", "split", "served"],
+)
+def test_postscript_starts_no_program(read, ghostscript):
+    content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises((PipelineError, ValueError), match="image"):
+        read(content)
+    assert not ghostscript.exists()
+
+
+@pytest.mark.parametrize("suffix", sorted(image_source._SUFFIXES))
+def test_what_the_source_takes_by_its_name_can_be_read(suffix):
+    file = io.BytesIO()
+    Image.new("L", (5, 4), 7).save(file, Image.registered_extensions()[suffix])
+    assert png.pillow(file.getvalue(), f"a{suffix}").shape[:2] == (4, 5)

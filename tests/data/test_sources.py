@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -5,7 +7,20 @@ from hypothesis import strategies as st
 
 from pipeline.errors import PipelineError
 from pipeline.sources import cap, distinct, labelled_files, numbered, package_file, partition
+from pipeline.sources.image import prepare as prepare_image
+from pipeline.sources.text import prepare as prepare_text
+from tests.data.sources import image_source, text_source
 
+KINDS = {
+    "text.file": (
+        "rows.csv",
+        lambda: prepare_text(text_source(kind="csv", file="raw/rows.csv"), 0, 9),
+    ),
+    "image.folder": (
+        "train-labels-idx1-ubyte",
+        lambda: prepare_image(image_source(kind="mnist", folder="raw", test=None), 0, 9),
+    ),
+}
 CLASSES = ["a", "b", "c"]
 labels_of_three = st.lists(st.integers(0, 2), min_size=30, max_size=200).filter(
     lambda labels: min(labels.count(number) for number in range(3)) >= 3
@@ -110,6 +125,13 @@ class TestLabelledFiles:
         with pytest.raises(PipelineError, match=f"{link} leads out of"):
             labelled_files(str(tmp_path / "data"), "audio.folder", frozenset({".wav"}))
 
+    def test_may_be_links_into_the_cache_of_dvc(self, linked):
+        Path("raw/a").mkdir(parents=True)
+        Path("raw/a/1.wav").touch()
+        linked("raw")
+        assert Path("raw/a/1.wav").is_symlink()
+        assert len(labelled_files("raw", "audio.folder", frozenset({".wav"}))) == 1
+
     def test_may_be_links_within_their_folder(self, tmp_path):
         (tmp_path / "a").mkdir()
         (tmp_path / "a" / "1.wav").touch()
@@ -159,3 +181,51 @@ def test_a_missing_package_or_package_file_is_one_clear_line():
         package_file("no_such_package", "x.csv")
     with pytest.raises(PipelineError, match=r"nothing\.csv is missing from the package mlxtend"):
         package_file("mlxtend", "nothing.csv")
+
+
+class TestLinksOfOneFile:
+    @pytest.fixture(autouse=True)
+    def raw(self, linked):
+        Path("raw").mkdir()
+        rows = "".join(f"number {n},{n % 2}\n" for n in range(30))
+        Path("raw/rows.csv").write_text(f"text,label\n{rows}")
+        for part, count in (("train", 40), ("t10k", 20)):
+            pixels = np.random.default_rng(count).integers(0, 256, (count, 2, 2), dtype=np.uint8)
+            labels = (np.arange(count) % 2).astype(np.uint8)
+            for name, values in (("images-idx3", pixels), ("labels-idx1", labels)):
+                shape = np.array(values.shape, ">u4").tobytes()
+                content = bytes([0, 0, 8, values.ndim]) + shape + values.tobytes()
+                Path(f"raw/{part}-{name}-ubyte").write_bytes(content)
+
+    @pytest.mark.parametrize("key", KINDS)
+    def test_never_leave_their_folder(self, key, tmp_path):
+        name, prepare = KINDS[key]
+        path = Path("raw") / name
+        path.rename(tmp_path / "secret")
+        path.symlink_to(tmp_path / "secret")
+        with pytest.raises(PipelineError, match=f"{key}: {path} leads out of raw; put the file"):
+            prepare()
+
+    @pytest.mark.parametrize("key", KINDS)
+    def test_never_lead_to_themselves(self, key):
+        name, prepare = KINDS[key]
+        path = Path("raw") / name
+        path.unlink()
+        path.symlink_to(name)
+        with pytest.raises(PipelineError, match=f"{path} can't be read"):
+            prepare()
+
+    @pytest.mark.parametrize("key", KINDS)
+    def test_may_stay_in_their_folder(self, key):
+        name, prepare = KINDS[key]
+        path = Path("raw") / name
+        path.rename("raw/version2")
+        path.symlink_to("version2")
+        prepare()
+
+    @pytest.mark.parametrize("key", KINDS)
+    def test_may_lead_into_the_cache_of_dvc(self, key, linked):
+        name, prepare = KINDS[key]
+        linked("raw")
+        assert (Path("raw") / name).is_symlink()
+        prepare()

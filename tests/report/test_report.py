@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import PipelineError
+from pipeline.files import refuse_foreign
 from pipeline.report import build
 from pipeline.report.numbers import (
     Change,
@@ -22,6 +23,7 @@ from pipeline.report.numbers import (
     seeds,
     spread,
 )
+from pipeline.settings import Report
 from stages import report
 from tests.report.conftest import MODELS, NUMBERS
 
@@ -204,6 +206,14 @@ def test_a_missing_file_is_named_with_the_stage_that_makes_it(sources, tmp_path)
     with pytest.raises(PipelineError, match=r"cnn.json is missing; run `dvc repro evaluate@cnn`"):
         build(sources, tmp_path / "r.html", tmp_path / "r.md")
     assert not (tmp_path / "r.html").exists()
+
+
+def test_what_was_built_is_known_as_an_earlier_report(sources, tmp_path):
+    paths = {"html": tmp_path / "r.html", "markdown": tmp_path / "r.md"}
+    build(sources, *paths.values())
+    for key, path in paths.items():
+        (mark,) = Report.model_fields[key].metadata
+        refuse_foreign(path, mark.kind, mark.mark)
 
 
 def test_metrics_without_a_class_are_named(sources, tmp_path):

@@ -22,7 +22,12 @@ def places(prepared: Path, trained: Path, folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def test_another_seed_is_trained_compared_and_removed(call, places, folder):
+@pytest.mark.parametrize("beside", ["thesis.txt", pytest.param(None, marks=pytest.mark.slow)])
+def test_another_seed_is_trained_compared_and_removed(call, places, folder, beside):
+    around = folder / "seeds" / "cnn-1"
+    if beside:
+        around.mkdir(parents=True)
+        (around / beside).write_text("years of work")
     said = call("repeat", "again=1", *places)
     numbers = json.loads((folder / "cnn-1.json").read_text())
     assert 0 < numbers["cka/early"] <= 1
@@ -30,7 +35,11 @@ def test_another_seed_is_trained_compared_and_removed(call, places, folder):
     assert numbers["difference_low"] <= numbers["difference"] <= numbers["difference_high"]
     assert 0 <= numbers["agreement"] < 1
     assert f"test accuracy {numbers['accuracy']:.4f}" in said
-    assert not (folder / "seeds" / "cnn-1").exists()
+    if beside:
+        assert [path.name for path in around.iterdir()] == [beside]
+        (around / beside).unlink()
+        around.rmdir()
+    assert not around.exists()
 
 
 def test_the_models_own_seed_is_refused(call, places):

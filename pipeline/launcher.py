@@ -1,0 +1,53 @@
+"""How many processes train together, and which of them this one is.
+
+torchrun and `accelerate launch` say so in five variables, which count only together. Torch and
+accelerate would also believe a single one that another tool has left, or those of MPI.
+"""
+
+import os
+import sys
+
+from pipeline.errors import PipelineError
+
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+MPI = (
+    *("PMI_RANK", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", *SIZES[1:]),
+    *("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    *("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
+)
+"""What accelerate takes in place of the five."""
+_ADVICE = "start them with torchrun, or unset these variables"
+
+
+def shard() -> tuple[int, int]:
+    """(rank, processes) of data-parallel training; (0, 1) of a process that trains alone.
+
+    Variables that are not the whole set are removed with a warning, so that nobody believes them.
+
+    Raises:
+        PipelineError: they ask for several processes, which can't find each other.
+    """
+    given = {name: os.environ[name] for name in (*LAUNCHED, *MPI) if name in os.environ}
+    missing = [name for name in LAUNCHED if not given.get(name)]
+    if not missing:
+        numbers = [given[name] for name in LAUNCHED if name != "MASTER_ADDR"]
+        if all(map(str.isdecimal, numbers)) and int(given["RANK"]) < int(given["WORLD_SIZE"]):
+            return int(given["RANK"]), int(given["WORLD_SIZE"])
+        values = " ".join(f"{name}={given[name]}" for name in LAUNCHED)
+        raise PipelineError(f"{values} (environment) is no process of several; {_ADVICE}")
+    for name in SIZES:
+        if given.get(name, "").isdecimal() and int(given[name]) > 1:
+            raise PipelineError(
+                f"{name}={given[name]} (environment) asks for several processes, and there is "
+                f"no {', '.join(missing)}; {_ADVICE}"
+            )
+    if given:
+        for name in given:
+            del os.environ[name]
+        print(
+            f"warning: {', '.join(given)} (environment) ignored: no launcher has set all of "
+            f"{', '.join(LAUNCHED)}",
+            file=sys.stderr,
+        )
+    return 0, 1
