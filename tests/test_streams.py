@@ -98,7 +98,7 @@ def test_every_program_begins_with_it(path):
 @pytest.mark.parametrize(
     "begin",
     [
-        lambda: config.main("train_cnn", TrainCNN, lambda settings: None),
+        lambda: config.main("train_cnn", TrainCNN, lambda settings, written: None),
         lambda: measure.options(argparse.ArgumentParser()),
     ],
     ids=["stage", "bench"],

@@ -36,7 +36,9 @@ def composed(stage: str, *overrides: str) -> Stage:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(Path.cwd())  # where the tests are, afterwards
         patch.setattr(sys, "argv", [stage, *NEEDED.get(stage, []), *overrides])
-        config.main(stage, CLASSES[stage.replace("_", "")], found.append)
+        config.main(
+            stage, CLASSES[stage.replace("_", "")], lambda settings, written: found.append(settings)
+        )
     return found[0]
 
 
