@@ -98,6 +98,8 @@ class Begin(Operation):
     @override
     def send(self, to: "Replay") -> None:
         to.begin = self
+        if to.state.run_id:  # a store that was wiped meanwhile has to get the earlier starts too
+            to.store.client.get_run(to.state.run_id)
         source = to.journal.source(self)
         experiment = to.store.experiment(self.experiment)
         name, tags = self.dvc.get("stage") or self.stage, {"stage": self.stage}

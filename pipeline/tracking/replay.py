@@ -6,7 +6,8 @@
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mlflow.entities import Metric
@@ -60,10 +61,27 @@ class Replay:
         """
         before = (self.state.sent, self.state.closed, self.state.observed)
         due = not patient or time.monotonic() - self._flushed > BATCH[0]
-        try:
+        with self._remembered():
             self._send_journal(due)
             if due and self.state.run_id:
                 self._send_observed()
+        return before != (self.state.sent, self.state.closed, self.state.observed)
+
+    def close_killed(self) -> None:
+        """Close the run of a process that died without closing it; raises as `step` does."""
+        files = (self.journal.path, self.journal.observed)
+        times = [operation.t for file in files for operation, _ in read(file)]
+        note = f"process {self.begin.pid} on {self.begin.host} ended without a word"
+        with self._remembered():
+            self.store.log(self.run_id, tags={"error": note})
+            self.close("KILLED", max(times))
+            self._save(self.state)
+
+    @contextmanager
+    def _remembered(self) -> Iterator[None]:
+        """After an error go on from what the store has acknowledged."""
+        try:
+            yield
         except Exception as error:
             if self._is_gone(error):
                 # wiped or replaced: begin again, the journal still has everything
@@ -72,16 +90,6 @@ class Replay:
             self._tags.clear()
             self._read = self.state.sent
             raise
-        return before != (self.state.sent, self.state.closed, self.state.observed)
-
-    def close_killed(self) -> None:
-        """Close the run of a process that died without closing it."""
-        files = (self.journal.path, self.journal.observed)
-        times = [operation.t for file in files for operation, _ in read(file)]
-        note = f"process {self.begin.pid} on {self.begin.host} ended without a word"
-        self.store.log(self.run_id, tags={"error": note})
-        self.close("KILLED", max(times))
-        self._save(self.state)
 
     def _send_journal(self, due: bool) -> None:
         for operation, position in read(self.journal.path, self._read, PIECE):
