@@ -167,6 +167,7 @@ def _execute(
                 config=written.config,
                 card=facts,
                 id=journal,
+                finished=bool(done),
                 conceal=written.conceal,
             )
         try:

@@ -60,6 +60,7 @@ class Begin(Operation):
 
     Attributes:
         start: 1, or how often the run was started, when it goes on.
+        finished: an earlier start had done everything but end.
         pid, created: of the stage's process, see `journal.this_process`.
         uri: of the store, without credentials.
         credentials: the variables that hold them.
@@ -72,6 +73,7 @@ class Begin(Operation):
 
     format: int = FORMAT
     start: int
+    finished: bool
     stage: str
     host: str
     pid: int

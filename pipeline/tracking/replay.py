@@ -71,10 +71,12 @@ class Replay:
         """Close the run of a process that died without closing it; raises as `step` does."""
         files = (self.journal.path, self.journal.observed)
         times = [operation.t for file in files for operation, _ in read(file)]
+        status = "FINISHED" if self.begin.finished else "KILLED"
         note = f"process {self.begin.pid} on {self.begin.host} ended without a word"
         with self._remembered():
-            self.store.log(self.run_id, tags={"error": note})
-            self.close("KILLED", max(times))
+            if status == "KILLED":
+                self.tag(error=note)
+            self.close(status, max(times))
             self._save(self.state)
 
     @contextmanager

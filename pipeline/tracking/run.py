@@ -44,6 +44,7 @@ def start(
     config: dict[str, Any],
     card: dict[str, Any],
     id: str | None = None,  # noqa: A002 (the word of `Run.id`)
+    finished: bool = False,
     conceal: Callable[[str], str] = str,
 ) -> "Run":
     """Begin the run of one stage execution.
@@ -55,6 +56,7 @@ def start(
         card: the device card.
         id: `Run.id` of the run, from `new_id`: it begins, or goes on where it began before. Known
             before the run begins, it can be kept where no kill comes between the two.
+        finished: an earlier start of the run had done everything but end.
         conceal: what a path must go through before it is written.
 
     Raises:
@@ -65,6 +67,7 @@ def start(
     journal, uri = Journal(root() / ".tracking" / (id or new_id(stage))), clean(store_uri())
     begin = op.Begin(
         start=1,
+        finished=finished,
         stage=stage,
         **processes.this_process(),
         uri=uri,

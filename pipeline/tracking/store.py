@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -200,12 +202,22 @@ class Store:
 
 
 def _create(database: Path) -> None:
-    """Make an empty store; MLflow can't go on where its migrations were cut short."""
+    """Make an empty store; MLflow can't go on where its migrations were cut short.
+
+    In a process of its own: what a failed attempt leaves in MLflow's caches would spoil the next.
+    """
     draft = database.with_name(f"{database.name}.new")
     draft.unlink(missing_ok=True)
+    code = (
+        "import sys, mlflow; mlflow.MlflowClient(*sys.argv[1:]).search_experiments(max_results=1)"
+    )
     uri = sqlite_uri(draft)
     try:
-        MlflowClient(uri, uri).search_experiments(max_results=1)
+        done = subprocess.run(
+            [sys.executable, "-c", code, uri, uri], capture_output=True, text=True, errors="replace"
+        )
+        if done.returncode:
+            raise OSError(" ".join(done.stderr.splitlines()[-1:]))
         draft.replace(database)
     finally:
         draft.unlink(missing_ok=True)

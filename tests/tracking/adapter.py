@@ -44,18 +44,18 @@ class Tracker:
         self._alive.add(self._processes)
         return {"host": journal.socket.gethostname(), "pid": self._processes, "created": 0.0}
 
-    def begin(self, name: str) -> tracking.Run:
+    def begin(self, name: str, finished: bool = False) -> tracking.Run:
         """The start of a stage, or another one."""
         self._processes += 1
         self._pids[name] = self._processes
         settings = Tracking.model_construct(
             enabled=True, experiment="model", flush_seconds=0.0, system_seconds=1.0
         )
-        return tracking.start("train_cnn", settings, {"lr": 0.1}, {}, name)
+        return tracking.start("train_cnn", settings, {"lr": 0.1}, {}, name, finished)
 
     def begin_finished(self, name: str) -> None:
         """What `stage.py` does when a stage that remembers to have finished starts again."""
-        self.begin(name).end()
+        self.begin(name, finished=True).end()
         self.dies(name)
 
     def dies(self, name: str) -> None:

@@ -1,6 +1,5 @@
 """Whatever happens to the store or a process: the stage ends well, nothing is lost or doubled."""
 
-import signal
 import sqlite3
 import subprocess
 import time
@@ -347,13 +346,16 @@ class TestKilled:
     ) -> None:
         run = tracking.start("train_cnn", settings, {}, {})
         run.metrics({"train/loss": 1.0}, step=0)
-        (sender,) = (
-            child
-            for child in psutil.Process().children()
-            if run.id and run.id in " ".join(child.cmdline())
-        )
-        sender.send_signal(signal.SIGKILL)
-        sender.wait()
+        place = str(workspace / ".tracking")
+
+        def sender() -> psutil.Process | None:
+            for process in psutil.process_iter(["cmdline"]):
+                if any(word.startswith(place) for word in process.info["cmdline"] or ()):
+                    return process
+            return None
+
+        wait_for(sender).kill()
+        wait_for(lambda: sender() is None)
         run.metrics({"train/loss": 0.5}, step=1)
         run.sync()
         run.end()

@@ -16,7 +16,7 @@ def test_the_store_of_an_oddly_named_workspace_is_in_it(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     store = Store(store_uri(), root)
     run = store.client.create_run(store.experiment("x"))
-    store.text(run.info.run_id, "hello", "notes/a.txt")
+    store.client.log_text(run.info.run_id, "hello", "notes/a.txt")
     (tmp_path / "b.txt").write_text("world")
     store.file(run.info.run_id, tmp_path / "b.txt", "notes")
     listed = [file.path for file in store.client.list_artifacts(run.info.run_id, "notes")]
