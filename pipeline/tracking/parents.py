@@ -213,12 +213,12 @@ def _same_place(one: str, other: str) -> bool:
     return one == other or one.startswith(f"{other}/") or other.startswith(f"{one}/")
 
 
-def reused(graph: dict[str, Any], ran: dict[str, bool]) -> set[str]:
+def reused(graph: dict[str, Any], ran: dict[str, str]) -> set[str]:
     """The stages without a run below this dvc process whose outputs are what it would have made.
 
     Args:
         graph: of `Graph.found`.
-        ran: the stages with a run, and whether it finished.
+        ran: the stages with a run, and its status.
     """
     stages: Stages = graph.get("stages", {})
     known: dict[str, bool] = {}
@@ -226,7 +226,8 @@ def reused(graph: dict[str, Any], ran: dict[str, bool]) -> set[str]:
     def holds(name: str) -> bool:
         if name not in known:
             known[name] = False  # for a circle, which DVC would have refused
-            known[name] = ran.get(name, name in graph["unchanged"] and fits(name))
+            untouched = name not in ran and name in graph["unchanged"] and fits(name)
+            known[name] = untouched or ran.get(name) == "FINISHED"
         return known[name]
 
     def fits(name: str) -> bool:
@@ -249,7 +250,7 @@ def close_parent(store: "Store", parent: Parent) -> None:
     # not what an evaluation put beside itself; of two runs of a stage the later one is a training
     # that the stage started
     children = {run.data.tags["dvc.stage"]: run for run in reversed(below) if _is_stage(run)}
-    ran = {name: run.info.status == "FINISHED" for name, run in children.items()}
+    ran = {name: run.info.status for name, run in children.items()}
     again, stages = reused(graph, ran) if graph else set(), graph.get("stages", {})
     names = list(dict.fromkeys([*graph.get("names", []), *stages, *children]))
     rows, metrics = [], dict[str, float]()
@@ -259,7 +260,7 @@ def close_parent(store: "Store", parent: Parent) -> None:
             rows.append(f"| {name} | not run | | | | |")
             continue
         run = children.get(name) or _maker(store, outs)
-        what = ("ran" if ran[name] else "failed") if name in ran else "reused"
+        what = {"FINISHED": "ran", None: "reused"}.get(ran.get(name), "failed")
         rows.append(_row(store, name, what, outs, run))
         if run and (prefix := run.data.tags.get("summary")):
             own = {k: v for k, v in run.data.metrics.items() if k.startswith("test/")}
@@ -277,12 +278,12 @@ def _is_stage(run: "Run") -> bool:
     return "dvc.stage" in run.data.tags and "beside" not in run.data.tags
 
 
-def _status(parent: Parent, ran: dict[str, bool], left: set[str]) -> str:
+def _status(parent: Parent, ran: dict[str, str], left: set[str]) -> str:
     """How a dvc process ended: its own exit status only its parent process knows."""
-    if not parent.end and not (ran and all(ran.values())):
-        return "KILLED"
-    if not all(ran.values()):
+    if "FAILED" in ran.values():
         return "FAILED"
+    if {*ran.values()} != {"FINISHED"}:
+        return "KILLED"
     # one that died before it could log, where all were asked for
     stopped = parent.graph.get("final") and left and not _targets(parent.first)
     return "FAILED" if stopped else "FINISHED"

@@ -35,6 +35,9 @@ NEEDED = {
 }
 ALWAYS = ("mlflow", "numpy", "torch", "pydantic", "safetensors")
 
+LOG = "sender.log"
+"""Below `.tracking/`: what went wrong in sender processes."""
+
 _KEY = re.compile(r"[^\w\-. :/]")  # what MLflow refuses in names
 
 
@@ -325,7 +328,7 @@ class Run:
         pending = sum(1 for _ in read(journal.path, state.sent))
         log = []
         with contextlib.suppress(OSError):  # there is none if no sender could be started
-            log = (journal.folder / "send.log").read_text(errors="replace").splitlines()
+            log = (journal.folder.parent / LOG).read_text(errors="replace").splitlines()
         why = state.error or (log[-1] if log else "")
         _warn(
             f"{pending} records of this run are not in the store yet ({why or 'no answer'}); "
@@ -335,7 +338,7 @@ class Run:
 
 def _start_sender(journal: Journal) -> subprocess.Popen[bytes] | None:
     try:
-        with (journal.folder / "send.log").open("ab") as log:
+        with (journal.folder.parent / LOG).open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "pipeline.tracking.sender", str(journal.folder)],
                 cwd=Path(__file__).parents[2],

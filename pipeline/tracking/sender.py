@@ -199,7 +199,9 @@ class Sender:
         closed = False
         for path, parent in read_parents(self._folder, self._uri):
             mine = [begin for _, begin in self.pending() if begin.parent == parent.first.parent]
-            if mine or parent.lives():
+            graph = self._graphs.get(path)
+            unseen = graph is None or (graph.watched and not parent.end)  # its end is noted first
+            if mine or parent.lives() or unseen:
                 continue
             try:
                 if parent.run_id:

@@ -156,8 +156,9 @@ class Sequences(RuleBasedStateMachine):
         if story.run:
             return
         if story.finished:
-            again = self.tracker.begin_finished
-            self._does(story, again, story.name, dies=dies, status="FINISHED", error="")
+            if story.name in self.tracker.pending():  # or nothing is left to be done
+                again = self.tracker.begin_finished
+                self._does(story, again, story.name, dies=dies, status="FINISHED", error="")
             if dies is None:
                 self.current[number] = Story(f"{story.name}-{number}")
                 self.stories.append(self.current[number])
