@@ -256,8 +256,8 @@ class Replay:
             if run_id := self.target(target):
                 known = self.store.client.get_run(run_id).data.metrics
                 # an evaluation that is repeated gives the same values: no second point
-                points = [p for p in self._metrics[target] if known.get(p.key) != p.value]
-                self._refused(self.store.log(run_id, points))
+                new = [p for p in self._metrics[target] if known.get(p.key) != p.value]
+                self._refused(self.store.log(run_id, {(p.key, p.step): p for p in new}.values()))
         # last: the lookup of a target tags this run
         if self._metrics or self._tags:
             points = self._metrics.get("self", [])

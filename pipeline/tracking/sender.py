@@ -89,14 +89,13 @@ class Sender:
         over, woken = Event(), Event()
         sampling = Thread(target=self._sample, args=(over, woken), name="samples", daemon=True)
         sampling.start()
-        # seconds; and before the folder of the code may be gone
-        import pipeline.tracking.models
-        import pipeline.tracking.replay  # noqa: F401
-
         moved, pause, known = time.monotonic(), POLL, set[str]()
         try:
             while True:
                 progress = self.step()
+                # a second, so not before; and later the folder of the code may be gone
+                import pipeline.tracking.models  # noqa: F401
+
                 pending, parents = self.pending(), read_parents(self._folder, self._uri)
                 ages = {j.id: (now() - b.t) / 1000 for j, b in pending if j.is_live(b)}
                 if ages.keys() - known:

@@ -85,7 +85,8 @@ class TestServer:
             body = train(last=3000, end=END)
             running = stage(REPOSITORY, body, "killed", MLFLOW_HTTP_REQUEST_TIMEOUT="1")
             assert running.stdout
-            log = own_workspace / ".tracking" / running.stdout.readline().strip() / "send.log"
+            running.stdout.readline()
+            log = own_workspace / ".tracking" / "sender.log"
             client = MlflowClient(server.uri)
             wait_for(lambda: runs(client, "killed"))
             # the next stage sends what was left
