@@ -229,9 +229,9 @@ class Journal:
 
     def tidy(self) -> None:
         """Delete what the store has; a run that was cut short can be continued for a month."""
-        age = time.time() - self.path.stat().st_mtime
-        if self.state().status == "FINISHED" or age > RESUMABLE:
-            self.path.unlink()  # first: others take a folder without it for none
+        age = time.time() - self.path.stat().st_mtime if self.path.exists() else RESUMABLE
+        if self.state().status == "FINISHED" or age >= RESUMABLE:
+            self.path.unlink(missing_ok=True)  # first: others take a folder without it for none
             shutil.rmtree(self.folder, ignore_errors=True)
         else:
             shutil.rmtree(self.files, ignore_errors=True)
