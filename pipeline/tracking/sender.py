@@ -157,6 +157,7 @@ class Sender:
                 found.append((journal, begin))
             else:
                 self._complete[journal.id] = begin, size
+                self._replays.pop((journal.id, begin.start), None)
                 journal.tidy()
         return found
 
