@@ -116,7 +116,8 @@ def check_places(settings: Stage) -> None:
             raise PipelineError(f"{key}: {error}") from error
     for (key, path, mark), (other, inside, _) in product(named, named):
         replaced = isinstance(mark, Output) and key != other
-        if replaced and _place(inside).is_relative_to(_place(path)):
+        ends = (_place(inside), Path(os.path.realpath(inside)))  # of a link, both would be lost
+        if replaced and any(end.is_relative_to(_place(path)) for end in ends):
             raise PipelineError(
                 f"{other}: {inside} is in {path}, which the stage replaces ({key}); "
                 "name another place"

@@ -172,6 +172,8 @@ class TestOutputs:
             ("train_cnn", {"output": "m", "curve": "./m"}, "curve: m is in m"),
             ("evaluate", {"plots": "p", "curve": "p/train.csv"}, "curve: p/train.csv is in p"),
             ("repeat", {"trained": "m", "weights": "x/../m"}, "weights: x/../m is in m"),
+            ("train_cnn", {"output": "own", "data": "link"}, "data: link is in own"),
+            ("train_cnn", {"output": "own", "data": "own/away"}, "data: own/away is in own"),
         ],
     )
     def test_nothing_else_that_the_stage_names_lies_in_them(
@@ -180,6 +182,10 @@ class TestOutputs:
         chosen = composed(stage).model_copy(update=values)
         monkeypatch.chdir(tmp_path)
         (tmp_path / "x").mkdir()
+        (tmp_path / "own/data").mkdir(parents=True)
+        (tmp_path / "own/model.json").touch()
+        (tmp_path / "own/away").symlink_to(tmp_path / "x")
+        (tmp_path / "link").symlink_to("own/data")
         assert refusal(chosen).startswith(f"{fault}, which the stage replaces")
 
 
