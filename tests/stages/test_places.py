@@ -188,6 +188,17 @@ class TestOutputs:
         (tmp_path / "link").symlink_to("own/data")
         assert refusal(chosen).startswith(f"{fault}, which the stage replaces")
 
+    @pytest.mark.parametrize("key", ["output", "curve"])
+    def test_they_lie_in_no_input_which_would_take_them_away_when_it_is_made_again(
+        self, key, tmp_path, monkeypatch
+    ):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "data/image").mkdir(parents=True)
+        (tmp_path / "link").symlink_to("data")
+        for inside in ("data/image/m", "link/image/deep/m"):
+            chosen = composed("train_cnn").model_copy(update={key: inside})
+            assert f"{key}: {inside} is in data/image" in refusal(chosen)
+
 
 class TestInputs:
     @pytest.mark.parametrize("stage", STAGES)
