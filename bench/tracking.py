@@ -72,6 +72,7 @@ def measure(quick: bool) -> list[Row]:
         for_comparison(12, "one `run.sync` call, an `fsync` at an epoch's end", synced, "ms"),
         at_most(12, "training with tracking against off, in turns", 1.01, ratios(on, off)),
         at_most(12, "CPU time of its processes, of all there is meanwhile", 1.0, shares, "%"),
+        for_comparison(12, "memory of the sender", found["memory"], "MB"),
         for_comparison(12, "a training by hand, whose sender starts cold, is longer by", cold, "s"),
     ]
 
@@ -87,6 +88,7 @@ def inside(quick: bool) -> dict[str, Any]:
         "calls": [metrics for metrics, _ in calls],
         "syncs": [sync for _, some in calls for sync in some],
         "whole": whole,
+        "memory": [sender.memory_info().rss / 1e6 for sender in _senders()],
         "pairs": [in_turns(1 if quick else TURNS) for _ in range(1 if quick else PAIRS)],
     }
 
@@ -137,18 +139,24 @@ def _take_turns(controls: Connection, tracked: bool, turns: int) -> None:
 @contextlib.contextmanager
 def _stopped_senders() -> Iterator[None]:
     """What runs beside the tracked training does not run while the other one does."""
-    senders = []
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):  # a zombie too
-            if "pipeline.tracking.sender" in child.cmdline():
-                child.suspend()
-                senders.append(child)
+    senders = _senders()
+    for sender in senders:
+        sender.suspend()
     try:
         yield
     finally:
         for sender in senders:
             with contextlib.suppress(psutil.NoSuchProcess):
                 sender.resume()
+
+
+def _senders() -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # a zombie too
+            if "pipeline.tracking.sender" in child.cmdline():
+                found.append(child)
+    return found
 
 
 def sides(one: Job, steps: int | None, rounds: int) -> dict[str, list[tuple[float, float]]]:

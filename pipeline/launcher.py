@@ -32,8 +32,10 @@ def shard() -> tuple[int, int]:
     missing = [name for name in LAUNCHED if not given.get(name)]
     if not missing:
         numbers = [given[name] for name in LAUNCHED if name != "MASTER_ADDR"]
-        if all(map(str.isdecimal, numbers)) and int(given["RANK"]) < int(given["WORLD_SIZE"]):
-            return int(given["RANK"]), int(given["WORLD_SIZE"])
+        if all(map(str.isdecimal, numbers)):
+            rank, _, processes, port = map(int, numbers)
+            if rank < processes and port <= 65535:
+                return rank, processes
         values = " ".join(f"{name}={given[name]}" for name in LAUNCHED)
         raise PipelineError(f"{values} (environment) is no process of several; {_ADVICE}")
     for name in SIZES:

@@ -102,7 +102,8 @@ def check_places(settings: Stage) -> None:
 
     Raises:
         PipelineError: an output is there already and is no earlier one, or anything else that the
-            settings name lies in it; an input is or has a device, a FIFO or a socket.
+            settings name lies in it, or it lies in an input; an input is or has a device, a FIFO
+            or a socket.
     """
     named: list[tuple[str, Path, Output | Input]]
     named = [*places(settings, Output), *places(settings, Input)]
@@ -114,12 +115,19 @@ def check_places(settings: Stage) -> None:
                 refuse_endless(path)
         except PipelineError as error:
             raise PipelineError(f"{key}: {error}") from error
-    for (key, path, mark), (other, inside, _) in product(named, named):
-        replaced = isinstance(mark, Output) and key != other
-        if replaced and _place(inside).is_relative_to(_place(path)):
+    for (key, path, mark), (other, inside, read) in product(named, named):
+        if not isinstance(mark, Output) or key == other:
+            continue
+        ends = (_place(inside), Path(os.path.realpath(inside)))  # of a link, both would be lost
+        if any(end.is_relative_to(_place(path)) for end in ends):
             raise PipelineError(
                 f"{other}: {inside} is in {path}, which the stage replaces ({key}); "
                 "name another place"
+            )
+        if isinstance(read, Input) and _place(path).is_relative_to(ends[1]):
+            raise PipelineError(
+                f"{key}: {path} is in {inside}, which another stage makes ({other}) and would "
+                "replace; name another place"
             )
 
 

@@ -70,6 +70,7 @@ def test_a_stray_rank_keeps_no_stage_from_its_records(monkeypatch):
         ({**WHOLE, "RANK": "2"}, "RANK=2"),
         ({**WHOLE, "RANK": "first"}, "RANK=first"),
         ({**WHOLE, "MASTER_PORT": "-1"}, "MASTER_PORT=-1"),
+        ({**WHOLE, "MASTER_PORT": "65536"}, "MASTER_PORT=65536"),
     ],
     ids=str,
 )

@@ -172,14 +172,14 @@ def test_the_killed_training_is_one_run_without_gaps_or_doubled_points(
 MARKS = ["", "Using device", "Using precision", *(f"epoch {epoch}/4" for epoch in (1, 2, 3, 4))]
 
 
-def kill_at_random(training: Training, times: int, moments: random.Random) -> int:
+def kill_at_random(training: Training, number: int, times: int, moments: random.Random) -> int:
     """Kill it up to `times` times, then let it end. Returns how often it was alive to be killed."""
     killed = 0
     for _ in range(times):
         stage = training.start()
         stage.wait_for(moments.choice(MARKS))
         time.sleep(moments.uniform(0, 0.4))
-        stage.kill()
+        stage.kill(number)
         if stage.wait().status == 0 or training.is_over():
             return killed
         killed += 1
@@ -190,16 +190,18 @@ def kill_at_random(training: Training, times: int, moments: random.Random) -> in
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
+@pytest.mark.parametrize(("number", "wanted"), [(signal.SIGKILL, 20), (signal.SIGTERM, 10)])
 @pytest.mark.parametrize("model", STAGES)
-def test_killed_at_20_random_moments(model, nursery, root, uninterrupted, tmp_path):
+def test_ended_at_random_moments(model, number, wanted, nursery, root, uninterrupted, tmp_path):
+    """SIGTERM mostly twice in a row: what the first start journaled must not pass for the whole."""
     reference, moments, killed = uninterrupted(model), random.Random(model), 0
-    for number in range(40):
-        training = Training(nursery, root, tmp_path / str(number), model)
-        here = kill_at_random(training, moments.randint(1, 4), moments)
-        assert training.outputs() == reference.outputs(), number
+    for count in range(2 * wanted):
+        training = Training(nursery, root, tmp_path / str(count), model)
+        times = 2 if number == signal.SIGTERM else moments.randint(1, 4)
+        killed += kill_at_random(training, number, times, moments)
+        assert training.outputs() == reference.outputs(), count
         check_run(training, reference)
-        killed += here
-        if killed >= 20:
+        if killed >= wanted:
             return
     raise AssertionError(f"only {killed} of the moments came before the end")
 

@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from filelock import FileLock
+
 from pipeline.tracking.operations import FORMAT, Begin, Operation, parse
 from pipeline.tracking.processes import is_alive
 
@@ -155,6 +157,8 @@ class Journal:
         self.path = folder / "journal.jsonl"
         self.observed = folder / "observed.jsonl"
         self.files = folder / "files"
+        self.beginning = FileLock(folder.parent / "begin.lock")
+        """Held while a run begins, or what is complete is deleted."""
 
     def begin(self) -> Begin | None:
         """The latest start; None when there is none, or it is of another format."""
@@ -229,12 +233,15 @@ class Journal:
 
     def tidy(self) -> None:
         """Delete what the store has; a run that was cut short can be continued for a month."""
-        age = time.time() - self.path.stat().st_mtime
-        if self.state().status == "FINISHED" or age > RESUMABLE:
-            self.path.unlink()  # first: others take a folder without it for none
-            shutil.rmtree(self.folder, ignore_errors=True)
-        else:
-            shutil.rmtree(self.files, ignore_errors=True)
+        with self.beginning:
+            if not self.is_complete():
+                return  # it has begun again meanwhile
+            age = time.time() - self.path.stat().st_mtime if self.path.exists() else RESUMABLE
+            if self.state().status == "FINISHED" or age >= RESUMABLE:
+                self.path.unlink(missing_ok=True)  # first: others take a folder without it for none
+                shutil.rmtree(self.folder, ignore_errors=True)
+            else:
+                shutil.rmtree(self.files, ignore_errors=True)
 
 
 def journals(folder: Path) -> list[tuple[Journal, Begin]]:

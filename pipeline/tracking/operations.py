@@ -117,7 +117,8 @@ class Begin(Operation):
         to.write("device.json", json.dumps(self.card, indent=2) + "\n")
         if self.start > 1:
             to.part("status", to.reopen)
-            tags["resumed"] = str(self.start - 1)
+            if not self.finished:
+                tags["resumed"] = str(self.start - 1)
         if source.get("dirty"):
             to.write("source/uncommitted.diff", source["diff"])
             to.write("source/untracked.txt", "\n".join(source["untracked"]) + "\n")

@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -129,6 +130,7 @@ def quiet() -> None:
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
 
 
 def _clean(argument: str) -> str:

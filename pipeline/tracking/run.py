@@ -86,7 +86,7 @@ def start(
         system=settings.system_seconds,
     )
     try:
-        journal.folder.mkdir(parents=True, exist_ok=True)
+        journal.folder.parent.mkdir(parents=True, exist_ok=True)
         return Run(journal, begin, conceal)
     except OSError as error:
         raise PipelineError(
@@ -118,13 +118,15 @@ class Run:
         self._sender: subprocess.Popen[bytes] | None = None
         if journal is None or begin is None:
             return
-        before = self._remember(journal)
-        self._begin = dataclasses.replace(begin, start=1 + before)
-        self._log = Log(journal.path)
-        if journal.state().sent > self._log.size:  # the disk lost the end in a power cut
-            journal.save(State())
-        journal.write_begin(self._begin)
-        self._log.append(self._begin)
+        with journal.beginning:
+            journal.folder.mkdir(exist_ok=True)
+            before = self._remember(journal)
+            self._begin = dataclasses.replace(begin, start=1 + before)
+            self._log = Log(journal.path)
+            if journal.state().sent > self._log.size:  # the disk lost the end in a power cut
+                journal.save(State())
+            journal.write_begin(self._begin)
+            self._log.append(self._begin)
         self._sender = _start_sender(journal)
 
     def metrics(self, values: dict[str, float], step: int = 0, target: str = "self") -> None:

@@ -22,6 +22,8 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING
 
+import psutil
+
 from pipeline.streams import make_safe
 from pipeline.tracking import provenance
 from pipeline.tracking.journal import Journal, Log, journals, read
@@ -124,7 +126,9 @@ class Sender:
 
         moved = self.failed = False
         pending = self.pending()
-        self._watch(pending)  # before a journal is sent: its stage waits for that, and dvc for it
+        with suppress(OSError):  # a full disk: the next step tries again
+            # before a journal is sent: its stage waits for that, and dvc for the stage
+            self._watch(pending)
         for journal, begin in pending:
             before = _progress(journal)
             try:
@@ -143,7 +147,8 @@ class Sender:
         """Journals that the store does not have all of, or whose run is still open."""
         found = []
         for journal, begin in journals(self._folder):
-            if begin.uri != self._uri or not self._credentials >= {*begin.credentials}:
+            mine = begin.uri == self._uri and self._credentials >= {*begin.credentials}
+            if not mine or (begin.host != socket.gethostname() and journal.is_live(begin)):
                 continue
             size = journal.path.stat().st_size if journal.path.exists() else 0
             if self._complete.get(journal.id) == (begin, size):
@@ -152,6 +157,7 @@ class Sender:
                 found.append((journal, begin))
             else:
                 self._complete[journal.id] = begin, size
+                self._replays.pop((journal.id, begin.start), None)
                 journal.tidy()
         return found
 
@@ -223,11 +229,12 @@ class Sender:
                 here = begin.uri == self._uri and begin.host == socket.gethostname()
                 if not here or not journal.is_live(begin) or journal.is_complete():
                     continue
-                if (key := (journal.id, begin.start)) not in samplers:
-                    seen = [one for one, _ in read(journal.observed) if isinstance(one, Metrics)]
-                    before = [one.step for one in seen]
-                    samplers[key] = Sampler(Log(journal.observed), begin, before)
-                pause = min(pause, samplers[key].sample_if_due())
+                with suppress(OSError, psutil.Error):  # it has ended meanwhile; a full disk
+                    if (key := (journal.id, begin.start)) not in samplers:
+                        seen = [one for one, _ in read(journal.observed)]
+                        before = [one.step for one in seen if isinstance(one, Metrics)]
+                        samplers[key] = Sampler(Log(journal.observed), begin, before)
+                    pause = min(pause, samplers[key].sample_if_due())
             woken.wait(pause)
             woken.clear()
 

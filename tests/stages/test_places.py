@@ -172,6 +172,8 @@ class TestOutputs:
             ("train_cnn", {"output": "m", "curve": "./m"}, "curve: m is in m"),
             ("evaluate", {"plots": "p", "curve": "p/train.csv"}, "curve: p/train.csv is in p"),
             ("repeat", {"trained": "m", "weights": "x/../m"}, "weights: x/../m is in m"),
+            ("train_cnn", {"output": "own", "data": "link"}, "data: link is in own"),
+            ("train_cnn", {"output": "own", "data": "own/away"}, "data: own/away is in own"),
         ],
     )
     def test_nothing_else_that_the_stage_names_lies_in_them(
@@ -180,7 +182,22 @@ class TestOutputs:
         chosen = composed(stage).model_copy(update=values)
         monkeypatch.chdir(tmp_path)
         (tmp_path / "x").mkdir()
+        (tmp_path / "own/data").mkdir(parents=True)
+        (tmp_path / "own/model.json").touch()
+        (tmp_path / "own/away").symlink_to(tmp_path / "x")
+        (tmp_path / "link").symlink_to("own/data")
         assert refusal(chosen).startswith(f"{fault}, which the stage replaces")
+
+    @pytest.mark.parametrize("key", ["output", "curve"])
+    def test_they_lie_in_no_input_which_would_take_them_away_when_it_is_made_again(
+        self, key, tmp_path, monkeypatch
+    ):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "data/image").mkdir(parents=True)
+        (tmp_path / "link").symlink_to("data")
+        for inside in ("data/image/m", "link/image/deep/m"):
+            chosen = composed("train_cnn").model_copy(update={key: inside})
+            assert f"{key}: {inside} is in data/image" in refusal(chosen)
 
 
 class TestInputs:
