@@ -45,7 +45,6 @@ NOTED = 30  # seconds in which a stage's source is noted, or its process has die
 
 def main(folder: str) -> None:
     """Note what a stage runs from, and send if nobody else does."""
-    make_safe()  # its log may lie on a full disk
     give_way()
     quiet()
     journal = Journal(Path(folder))
@@ -292,4 +291,5 @@ def _say(error: Exception) -> str:
 
 
 if __name__ == "__main__":
+    make_safe()  # its log may lie on a full disk
     main(sys.argv[1])

@@ -349,14 +349,20 @@ class TestKilled:
         run.metrics({"train/loss": 1.0}, step=0)
         place = str(workspace / ".tracking")
 
-        def sender() -> psutil.Process | None:
-            for process in psutil.process_iter(["cmdline"]):
-                if any(word.startswith(place) for word in process.info["cmdline"] or ()):
-                    return process
-            return None
+        def senders() -> list[psutil.Process]:
+            return [
+                process
+                for process in psutil.process_iter(["cmdline"])
+                if any(word.startswith(place) for word in process.info["cmdline"] or ())
+            ]
 
-        wait_for(sender).kill()
-        wait_for(lambda: sender() is None)
+        def none_left() -> bool:
+            for process in senders():
+                process.kill()
+            return not senders()
+
+        wait_for(senders)
+        wait_for(none_left)
         run.metrics({"train/loss": 0.5}, step=1)
         run.sync()
         run.end()
