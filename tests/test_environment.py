@@ -124,9 +124,7 @@ class TestStage:
     def _root(self, tmp_path, monkeypatch):
         monkeypatch.setenv("DVC_ROOT", str(tmp_path / "root"))
         # the journal is what is looked at; a sender would replay it and clear it away
-        monkeypatch.setattr(
-            tracking_run, "_start_sender", lambda journal: None
-        )
+        monkeypatch.setattr(tracking_run, "_start_sender", lambda journal: None)
 
     def written(self, tmp_path: Path) -> str:
         files = [file for file in (tmp_path / "root").rglob("*") if file.is_file()]

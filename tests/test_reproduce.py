@@ -72,7 +72,7 @@ def test_a_run_by_hand_with_uncommitted_changes_and_a_variable(repository, capfd
         preset.write_text(committed)
     run_id = latest(repository, "train_rnn")
     recorded = Reader().read(run_id)
-    assert "hidden: 1" in recorded.diff
+    assert b"hidden: 1" in recorded.diff
     assert recorded.config["optimizer"]["lr"] == 0.003
     assert recorded.config["data"] == "${oc.env:SPOKEN}"
     status, said = answer(run_id, capfd)

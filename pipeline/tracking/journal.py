@@ -4,7 +4,8 @@ One folder per run, `{root}/.tracking/<id>/`:
 
     journal.jsonl   by the stage: an operation per line, append-only
     begin.json      by the stage: its latest start
-    source.json     beside the stage: git commit, diff, …; from then on the journal may be sent
+    source.json     beside the stage: git commit, …; from then on the journal may be sent
+    uncommitted.diff  beside the stage, before source.json
     observed.jsonl  by the sender: samples of the machine
     state.json      by the sender: how far it has come; replaced atomically
     files/<n>/…     copies of the artifacts
@@ -155,6 +156,7 @@ class Journal:
         self.path = folder / "journal.jsonl"
         self.observed = folder / "observed.jsonl"
         self.files = folder / "files"
+        self.patch = folder / "uncommitted.diff"
 
     def begin(self) -> Begin | None:
         """The latest start; None when there is none, or it is of another format."""
@@ -235,6 +237,7 @@ class Journal:
             shutil.rmtree(self.folder, ignore_errors=True)
         else:
             shutil.rmtree(self.files, ignore_errors=True)
+            self.patch.unlink(missing_ok=True)
 
 
 def journals(folder: Path) -> list[tuple[Journal, Begin]]:

@@ -98,7 +98,7 @@ class Begin(Operation):
     @override
     def send(self, to: "Replay") -> None:
         to.begin = self
-        source = to.journal.source(self)
+        source = to.journal.source(self) or {"refused": "it was not noted in time"}
         experiment = to.store.experiment(self.experiment)
         name, tags = self.dvc.get("stage") or self.stage, {"stage": self.stage}
         if parent := to.part("parent", lambda: to.open_parent(experiment, source)):
@@ -115,7 +115,8 @@ class Begin(Operation):
             to.part("status", to.reopen)
             tags["resumed"] = str(self.start - 1)
         if source.get("dirty"):
-            to.write("source/uncommitted.diff", source["diff"])
+            if (patch := to.journal.patch).exists():
+                to.part(patch.name, lambda: to.store.file(to.run_id, patch, "source"))
             to.write("source/untracked.txt", "\n".join(source["untracked"]) + "\n")
         facts: dict[str, Any] = {
             "host": self.host,
@@ -128,6 +129,8 @@ class Begin(Operation):
             "mlflow.source.git.branch": source.get("branch"),
             "mlflow.source.git.repoURL": source.get("remote"),
             "mlflow.source.git.dirty": source.get("dirty"),
+            "source.git": source.get("refused") or source.get("none"),
+            "source.diff": source.get("no_diff"),
             **{f"device.{key}": value for key, value in flat(self.card).items()},
         }
         to.tag(**tags, **{k: text(v) for k, v in facts.items() if v not in (None, "")})

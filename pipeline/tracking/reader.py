@@ -31,7 +31,7 @@ class Recorded:
         tags: all of them.
         config: the resolved config.
         card: the device card.
-        diff: what was not committed; empty for a clean working tree.
+        diff: what was not committed, for `git apply`; empty for a clean working tree.
         untracked: names of files that git did not know.
     """
 
@@ -41,7 +41,7 @@ class Recorded:
     tags: dict[str, str]
     config: dict[str, Any]
     card: dict[str, Any]
-    diff: str
+    diff: bytes
     untracked: list[str]
 
     @property
@@ -96,7 +96,7 @@ class Reader:
             raise PipelineError(
                 f"run {run_id} was made by another one; take the id of that: {tags['beside']}"
             )
-        config, card = self._text(run_id, "config.yaml"), self._text(run_id, "device.json")
+        config, card = self._file(run_id, "config.yaml"), self._file(run_id, "device.json")
         if not config or not card:
             raise PipelineError(
                 f"run {run_id} has no config.yaml or device.json on the store; if it is not sent "
@@ -109,8 +109,8 @@ class Reader:
             tags=tags,
             config=yaml.safe_load(config),
             card=json.loads(card),
-            diff=self._text(run_id, "source/uncommitted.diff"),
-            untracked=self._text(run_id, "source/untracked.txt").split("\n")[:-1],
+            diff=self._file(run_id, "source/uncommitted.diff"),
+            untracked=self._file(run_id, "source/untracked.txt").decode().split("\n")[:-1],
         )
 
     def series(self, run_id: str) -> Series:
@@ -143,11 +143,10 @@ class Reader:
         )
         return next(Path(got).rglob("model.safetensors"), None)
 
-    def _text(self, run_id: str, name: str) -> str:
-        """A text artifact, empty where there is none."""
+    def _file(self, run_id: str, name: str) -> bytes:
+        """An artifact, empty where there is none."""
         client, (folder, _, _) = self._store.client, name.rpartition("/")
         if name not in [file.path for file in client.list_artifacts(run_id, folder or None)]:
-            return ""
+            return b""
         with tempfile.TemporaryDirectory() as place:
-            path = Path(client.download_artifacts(run_id, name, place))
-            return path.read_bytes().decode("utf-8")  # a diff keeps its lone CRs
+            return Path(client.download_artifacts(run_id, name, place)).read_bytes()

@@ -51,8 +51,7 @@ def main(folder: str) -> None:
     if begin is None:
         return
     if not journal.source(begin):
-        found = {**provenance.git(Path.cwd()), "changes": provenance.changes(Path.cwd())}
-        journal.note_source(begin, found)
+        journal.note_source(begin, provenance.git(Path.cwd(), journal.patch))
     os.chdir(begin.root)  # a temporary copy goes with dvc, and DVC's library needs a folder
     place, alone = journal.folder.parent, lock(journal.folder.parent, begin.uri)
     while journal.path.exists() and not journal.is_complete():
