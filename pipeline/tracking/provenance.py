@@ -117,7 +117,7 @@ def _text_called_binary(ask: Ask, paths: list[str]) -> list[str]:
 
 
 def written_by_dvc(folder: Path) -> list[str]:
-    """Globs of dvc.lock and of all outputs in dvc.yaml."""
+    """Globs of dvc.lock and of the outputs in dvc.yaml that are in this folder."""
     try:
         stages = yaml.safe_load((folder / "dvc.yaml").read_bytes())["stages"]
     except (OSError, yaml.YAMLError, KeyError, TypeError):
@@ -127,8 +127,9 @@ def written_by_dvc(folder: Path) -> list[str]:
         stage = stage.get("do", stage)
         for entry in (out for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])):
             path = entry if isinstance(entry, str) else next(iter(entry))
-            path = re.sub(r"\$\{[^}]*\}", "*", path).rstrip("/")
-            names += [path, f"{path}/**"]
+            path = os.path.relpath(folder / re.sub(r"\$\{[^}]*\}", "*", path), folder)
+            if not path.startswith(".."):  # where git would refuse it
+                names += [path, f"{path}/**"]
     return names
 
 

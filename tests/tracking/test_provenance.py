@@ -11,7 +11,7 @@ from pipeline.errors import PipelineError
 from pipeline.tracking import provenance
 from pipeline.tracking.masking import clean_diff
 from pipeline.tracking.provenance import written_by_dvc
-from pipeline.tracking.reader import Recorded
+from pipeline.tracking.reader import Reader, Recorded
 from tests.tracking.conftest import git
 
 PICTURE = b"\x89PNG\r\n\x00\x01" + bytes(range(256))
@@ -216,6 +216,73 @@ def test_what_no_stage_reads_does_not_stop_a_repetition(project):
     assert (project / "notes/latin.txt").read_bytes() == b"other\n"
     with pytest.raises(PipelineError, match="don't apply to"):
         reproduce._apply_changes(run, top, "projects/dl/")  # a second time
+
+
+SLOW = """#!/bin/sh
+sleep 60 &  # holds the pipe
+sleep 60
+"""
+
+
+@pytest.mark.parametrize("why", ["another owner", "not installed", "slow", "no commit", "broken"])
+def test_where_git_refuses_its_first_line_is_kept(why, tmp_path, monkeypatch):
+    git(tmp_path, "init", "-q", "-b", "main")
+    said = {
+        "another owner": f"fatal: detected dubious ownership in repository at '{tmp_path}'",
+        "not installed": "git can't be run (No such file or directory)",
+        "slow": "git took longer than 0.3 s",
+        "no commit": "fatal: your current branch 'main' does not have any commits yet",
+        "broken": f"fatal: not a git repository: {tmp_path}/gone",
+    }
+    if why == "another owner":
+        monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    if why in ("not installed", "slow"):
+        monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/bin" if why == "slow" else "nowhere")
+    if why == "slow":
+        monkeypatch.setattr(provenance, "SECONDS", 0.3)
+        write(tmp_path, {"bin/git": SLOW.encode()})
+        (tmp_path / "bin/git").chmod(0o755)
+    if why == "broken":  # a linked worktree in a container that has not its repository
+        shutil.rmtree(tmp_path / ".git")
+        (tmp_path / ".git").write_text(f"gitdir: {tmp_path}/gone\n")
+    assert provenance.git(tmp_path, tmp_path / "patch") == {"refused": said[why]}
+
+
+def test_no_repository_is_no_refusal(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    (said,) = provenance.git(tmp_path, tmp_path / "patch").items()
+    assert said == (
+        "none", "fatal: not a git repository (or any of the parent directories): .git",
+    )  # fmt: skip
+
+
+def test_what_was_known_before_git_refused_is_kept(project):
+    git(project, "config", "filter.own.clean", "false")
+    git(project, "config", "filter.own.required", "true")
+    (project / ".gitattributes").write_text("*.py filter=own\n")
+    write(project, {"pipeline/model.py": b"new\n"})
+    found = provenance.git(project, project / "patch")
+    assert found["commit"] == git(project, "rev-parse", "HEAD").strip()
+    assert found["refused"] == "error: external filter 'false' failed 1"
+
+
+def test_a_run_without_a_commit_says_what_it_lacks(tmp_path, monkeypatch):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    run = Recorded("1", "train_cnn", "FINISHED", {"source.git": "fatal: no"}, {}, {}, b"", [])
+    said = r"run 1 has no commit \(fatal: no\), so its code can't be restored; run the stage in a"
+    with pytest.raises(PipelineError, match=said), reproduce.again(run, Reader(), tmp_path):
+        pass
+
+
+def test_params_are_compared_with_those_of_the_projects_folder(project):
+    write(project, {"params.yaml": b"lr: 2\n"})
+    assert provenance.git(project, project / "patch")["changes"] == ["lr=2"]
+
+
+def test_an_output_outside_the_repository_costs_no_record(project):
+    write(project, {"dvc.yaml": b"stages: {one: {cmd: x, outs: [../../../far, /far, near]}}"})
+    found = provenance.git(project, project.parents[2] / "patch")
+    assert found["untracked"] == ["dvc.yaml"]
 
 
 def test_the_outputs_that_dvc_writes_are_no_change_of_the_code(tmp_path):
