@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import reproduce
 from pipeline.tracking.reader import Reader
 from tests.conftest import copy_of_the_repository, run
 from tests.tracking.test_provenance import HOSTILE
@@ -64,17 +63,20 @@ def change(project: Path) -> None:
     preset.write_text(preset.read_text().replace("hidden: ", "hidden: 1"))
 
 
-def repeated(stage: str, capfd: pytest.CaptureFixture[str]) -> str:
+def store(project: Path) -> Reader:
+    return Reader(f"sqlite:///{project}/mlflow.db")
+
+
+def repeated(project: Path, stage: str) -> str:
     """The answer about the newest run of a stage."""
-    reproduce.main([Reader().runs(stage)[-1]])
-    out, err = capfd.readouterr()
-    return (out or err).splitlines()[-1]
+    start(project, "python", "-m", "pipeline.tracking", "sync")
+    done = run(project, "python", "-m", "pipeline.reproduce", store(project).runs(stage)[-1])
+    return (done.stdout or done.stderr).splitlines()[-1]
 
 
 @pytest.mark.parametrize("place", ["sub-folder", "linked worktree", "shallow clone"])
-def test_a_training_with_all_kinds_of_changes(place, project, tmp_path, capfd, monkeypatch):
+def test_a_training_with_all_kinds_of_changes(place, project, tmp_path, monkeypatch):
     folder = at(place, project, tmp_path)
-    monkeypatch.setenv("DVC_ROOT", str(folder))
     monkeypatch.setenv("GIT_CONFIG_COUNT", str(len(HOSTILE)))
     for number, (key, value) in enumerate(HOSTILE.items()):
         monkeypatch.setenv(f"GIT_CONFIG_KEY_{number}", key)
@@ -82,39 +84,34 @@ def test_a_training_with_all_kinds_of_changes(place, project, tmp_path, capfd, m
     change(folder)
     try:
         start(folder, "python", "-m", "stages.train_rnn")
-        start(folder, "python", "-m", "pipeline.tracking", "sync")
     finally:
         start(folder, "git", "checkout", "-q", ".")
-    run = Reader().read(Reader().runs("train_rnn")[-1])
-    assert len(run.diff) > 5_000_000
-    assert run.config["rnn"]["hidden"] > 100
-    assert repeated("train_rnn", capfd).startswith("identical: the outputs and ")
+    assert repeated(folder, "train_rnn").startswith("identical: the outputs and ")
+    recorded = store(folder).read(store(folder).runs("train_rnn")[-1])
+    assert len(recorded.diff) > 5_000_000
+    assert recorded.config["rnn"]["hidden"] > 100
     assert len(start(folder, "git", "worktree", "list").splitlines()) <= 2
 
 
-def test_in_a_tree_of_another_owner_it_says_what_it_lacks(project, capfd, monkeypatch):
-    monkeypatch.setenv("DVC_ROOT", str(project))
+def test_in_a_tree_of_another_owner_it_says_what_it_lacks(project, monkeypatch):
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     done = run(project, "python", "-m", "stages.train_rnn")
     refused = f"fatal: detected dubious ownership in repository at '{project.parents[1]}'"
     assert done.stderr.count(refused) == 1
-    start(project, "python", "-m", "pipeline.tracking", "sync")
     assert f"has no commit ({refused}), so its code can't be restored" in repeated(
-        "train_rnn", capfd
+        project, "train_rnn"
     )
 
 
-def test_an_experiment_an_evaluation_and_a_report_in_a_sub_folder(project, capfd, monkeypatch):
-    monkeypatch.setenv("DVC_ROOT", str(project))
+def test_an_experiment_an_evaluation_and_a_report_in_a_sub_folder(project):
     start(
         project, "dvc", "exp", "run", "--temp", "-S", "train_rnn.optimizer.lr=0.0123", "train_rnn"
     )
-    assert repeated("train_rnn", capfd).startswith("identical: the outputs and ")
-    store = Reader()._store
-    parent = store.find("stage", "dvc")[-1]
+    assert repeated(project, "train_rnn").startswith("identical: the outputs and ")
+    parent = store(project)._store.find("stage", "dvc")[-1]
     assert parent.data.tags["params.changed"] == "train_rnn.optimizer.lr=0.0123"
     start(project, "python", "-m", "stages.train_rnn")
     start(project, "python", "-m", "stages.evaluate", "model=rnn", *BARE)
     said = start(project, "python", "-m", "stages.report", "~data.cnn", "~data.transformer")
     assert "| rnn " in said
-    assert repeated("report", capfd).startswith("identical: ")
+    assert repeated(project, "report").startswith("identical: ")

@@ -51,9 +51,19 @@ def sqlite_uri(file: Path) -> str:
     return f"{driver}:///{path}"
 
 
+def database(root: Path) -> Path:
+    """A workspace's own store."""
+    return root / "mlflow.db"
+
+
 def store_uri() -> str:
     """The store's: `$MLFLOW_TRACKING_URI`, or the workspace's own database."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(root() / "mlflow.db")
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(database(root()))
+
+
+def was_elsewhere(begin: Begin, root: Path) -> bool:
+    """Whether this is for the own store of a workspace that had another path then."""
+    return begin.root != str(root) and begin.uri == sqlite_uri(database(Path(begin.root)))
 
 
 class Log:

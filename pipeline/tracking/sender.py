@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.streams import make_safe
 from pipeline.tracking import provenance
-from pipeline.tracking.journal import Journal, Log, journals, read
+from pipeline.tracking.journal import Journal, Log, journals, read, was_elsewhere
 from pipeline.tracking.masking import clean
 from pipeline.tracking.operations import Begin, Metrics, now
 from pipeline.tracking.parents import Graph, Parent, close_parent, parent_file, read_parents
@@ -173,10 +173,13 @@ class Sender:
             replay.close_killed()
 
     def _open(self, begin: Begin) -> "Store":
-        from pipeline.tracking.store import Store
+        from pipeline.tracking.store import MovedError, Store
 
+        root = self._folder.parent
+        if was_elsewhere(begin, root):
+            raise MovedError(root, begin.root)
         if self._store is None:
-            self._store = Store(self._uri, Path(begin.root))
+            self._store = Store(self._uri, root)
         return self._store
 
     def _watch(self, pending: list[tuple[Journal, Begin]]) -> None:
