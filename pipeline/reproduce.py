@@ -76,7 +76,10 @@ def reproduce(run_id: str) -> Result:
     reader = Reader()
     before = reader.read(run_id)
     if before.status != "FINISHED":
-        raise PipelineError(f"run {run_id} is {before.status}; only a finished run can be compared")
+        hint = "; if it has ended, `make sync` sends the rest" if before.status == "RUNNING" else ""
+        raise PipelineError(
+            f"run {run_id} is {before.status}; only a finished run can be compared{hint}"
+        )
     with tempfile.TemporaryDirectory(prefix="reproduce-") as place:
         folder = Path(place).resolve()
         with again(before, reader, folder) as repetition:

@@ -282,7 +282,7 @@ class TestErrors:
         return line
 
     def test_an_unknown_run_is_one_line(self, capfd):
-        assert "error: run 0123 can't be read from the store" in self.line("0123", capfd)
+        assert "error: run 0123 is not on sqlite:" in self.line("0123", capfd)
 
     def test_without_a_run_id_it_says_how_to_call_it(self, capfd):
         assert reproduce.main([]) == 2

@@ -30,6 +30,7 @@ from pipeline.tracking.journal import (
 from pipeline.tracking.masking import clean
 from pipeline.tracking.parents import parent_file, read_parents
 from pipeline.tracking.processes import credentials, quiet
+from pipeline.tracking.reader import Reader
 from pipeline.tracking.sender import leftovers
 from pipeline.tracking.sender import sync as send
 
@@ -102,11 +103,8 @@ def ui(host: str, port: int) -> None:
         except OSError as error:
             reason = f"{host}:{port} can't be listened on ({error.strerror})"
             sys.exit(f"error: {reason}; choose another port: make ui PORT={port + 1}")
-    from pipeline.tracking.store import Store
-
-    quiet()
     # opened here it is created, if need be, without a race against a stage that does so too
-    client = Store(uri, root()).client
+    client = Reader(uri).store.client
     places = [found.experiment_id for found in client.search_experiments()]
     newest = client.search_runs(places, max_results=1)
     # MLflow's front page is about chat models

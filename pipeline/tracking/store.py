@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
@@ -55,6 +56,7 @@ class Store:
         root: folder of the default store.
 
     Raises:
+        PipelineError: it is of another version of MLflow.
         MovedError: it is the workspace's own, and its artifacts are in another one.
         Exception: the store can't be reached; try again later.
     """
@@ -71,8 +73,16 @@ class Store:
         with self.locked():  # of several first users all but one would crash in the migrations
             if self._database and not self._database.exists():
                 _create(self._database)
-            self.client = MlflowClient(self.uri, self.uri)
-            self.client.search_experiments(max_results=1)
+            try:
+                self.client = MlflowClient(self.uri, self.uri)
+                self.client.search_experiments(max_results=1)
+            except MlflowException as error:
+                if "out-of-date database schema" not in str(error):
+                    raise
+                raise PipelineError(
+                    f"{clean(uri)} is of another version of MLflow; if that is an older one, make "
+                    f"a backup and run: mlflow db upgrade {shlex.quote(clean(uri))}"
+                ) from error
         if self._database == database(root) and (places := elsewhere(self._database)):
             raise MovedError(root, unquote(places[0].removesuffix(f"/{ARTIFACTS}")))
 
