@@ -109,9 +109,10 @@ def _text_called_binary(ask: Ask, paths: list[str]) -> list[str]:
         with suppress(RefusedError):  # it is new
             if b"\0" in ask("cat-file", "blob", f"HEAD:{path}", limit=SNIFFED):
                 continue
-        with suppress(OSError):  # it is deleted, or no file
-            if b"\0" in (top / path).open("rb").read(SNIFFED):
-                continue
+        if (new := top / path).is_file():  # not deleted, nor a FIFO now
+            with new.open("rb") as file:
+                if b"\0" in file.read(SNIFFED):
+                    continue
         found.append(path)
     return found
 

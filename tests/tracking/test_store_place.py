@@ -92,10 +92,7 @@ def test_the_store_of_a_copied_workspace_writes_nothing_to_the_original(
         assert list(one.iterdump()) == list(other.iterdump())
 
 
-@pytest.mark.parametrize("has_store", [True, False])
-def test_journals_of_a_copied_workspace_wait_until_it_is_told(
-    has_store, tmp_path, monkeypatch, capsys
-):
+def test_journals_of_a_copied_workspace_wait_until_it_is_told(tmp_path, monkeypatch, capsys):
     old = tmp_path / "work"
     old.mkdir()
     monkeypatch.setenv("DVC_ROOT", str(old))
@@ -108,8 +105,6 @@ def test_journals_of_a_copied_workspace_wait_until_it_is_told(
     (tmp_path / "a.txt").write_text("a")
     run.artifact(tmp_path / "a.txt")
     run.end()
-    if has_store:
-        Store(sqlite_uri(old / "mlflow.db"), old).experiment("x")
     new, before = copied(old, monkeypatch), seen(old)
     assert sync(new / ".tracking") == 0
     capsys.readouterr()
