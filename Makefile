@@ -39,6 +39,8 @@ browser: $(READY) ## run the tests that look at the MLflow UI and the report in 
 	pytest -m browser $(PYTEST_ARGS)
 
 tiny: $(READY) ## run the tiny pipeline in a temporary experiment; the workspace stays as it is
+	@LC_ALL=C; case "$$(pwd -P)" in (*[!\ -~]*) \
+	  echo "error: DVC's temporary experiments fail in a path with other letters than ASCII ($$(pwd -P)); move the project" >&2; exit 1;; esac
 	dvc exp run --temp --force --name tiny -S common.profile=tiny && status=0 || status=$$?; \
 	  python -m pipeline.tracking sync || true; exit $$status
 

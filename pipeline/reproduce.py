@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,17 @@ from pipeline.errors import PipelineError
 from pipeline.streams import make_safe
 from pipeline.tracking import root
 from pipeline.tracking.journal import sqlite_uri
-from pipeline.tracking.masking import MASK
+from pipeline.tracking.masking import MASK, unmasked
 from pipeline.tracking.reader import Reader, Recorded
 
 INPUTS = {"data": ("data", "dataset.json"), "model": ("weights", "model.safetensors")}
 """What a run calls its inputs, the setting that names the folder, the file whose md5 names it."""
+
+READ = (
+    *("pipeline", "stages", "conf", "raw", ".dvc"),
+    *("params.yaml", "dvc.yaml", "pyproject.toml", "requirements.lock"),
+)
+"""What of the repository a stage reads; changes of the rest can't change its result."""
 
 SYNCS = 10
 """Each waits a minute for the stage's own sender, which gives way to whatever else runs."""
@@ -69,7 +76,10 @@ def reproduce(run_id: str) -> Result:
     reader = Reader()
     before = reader.read(run_id)
     if before.status != "FINISHED":
-        raise PipelineError(f"run {run_id} is {before.status}; only a finished run can be compared")
+        hint = "; if it has ended, `make sync` sends the rest" if before.status == "RUNNING" else ""
+        raise PipelineError(
+            f"run {run_id} is {before.status}; only a finished run can be compared{hint}"
+        )
     with tempfile.TemporaryDirectory(prefix="reproduce-") as place:
         folder = Path(place).resolve()
         with again(before, reader, folder) as repetition:
@@ -80,17 +90,25 @@ def reproduce(run_id: str) -> Result:
 def again(before: Recorded, reader: Reader, folder: Path) -> Iterator[Repetition]:
     """Restore a run in a worktree below `folder`, run its stage, and clear the worktree away."""
     workspace, place = root(), Path(tempfile.mkdtemp(dir=folder))
-    tree = place / "tree"
-    _git(workspace, "worktree", "prune")
-    if not before.commit or _git(workspace, "cat-file", "-e", f"{before.commit}^{{commit}}"):
+    if not before.commit:
+        why = before.tags.get("source.git", "it recorded no reason")
         raise PipelineError(
-            f"commit {before.commit or '(none recorded)'} of run {before.run_id} is not in "
-            f"{workspace}; fetch it first"
+            f"run {before.run_id} has no commit ({why}), so its code can't be restored; run the "
+            "stage in a repository that git reads, and reproduce that run"
         )
-    if said := _git(workspace, "worktree", "add", "--detach", str(tree), before.commit):
-        raise PipelineError(f"git worktree add failed: {said}")
+    prefix = os.fsdecode(_git(workspace, "rev-parse", "--show-prefix").rstrip(b"\n"))
+    _git(workspace, "worktree", "prune")
     try:
-        reasons = _apply_changes(before, tree)
+        _git(workspace, "cat-file", "-e", f"{before.commit}^{{commit}}")
+    except PipelineError as error:
+        raise PipelineError(
+            f"commit {before.commit} of run {before.run_id} is not in {workspace}; fetch it first"
+        ) from error
+    top = place / "tree"  # of the whole repository, of which the project may be a folder
+    tree = top / prefix
+    _git(workspace, "worktree", "add", "--detach", str(top), before.commit)
+    try:
+        reasons = _apply_changes(before, top, prefix)
         config, more = _restored(before)
         reasons += more
         _bring_inputs(before, reader, config, tree, workspace, folder)
@@ -103,7 +121,8 @@ def again(before: Recorded, reader: Reader, folder: Path) -> Iterator[Repetition
         run = store.read(store.runs(before.stage)[-1])
         yield Repetition(tree, config, store, run, reasons)
     finally:
-        _git(workspace, "worktree", "remove", "--force", str(tree))
+        with suppress(PipelineError):  # the next one prunes
+            _git(workspace, "worktree", "remove", "--force", str(top))
 
 
 def inside(tree: Path, path: str | Path) -> bool:
@@ -143,21 +162,42 @@ def free(tree: Path, path: str | Path) -> Path:
     return place
 
 
-def _apply_changes(run: Recorded, tree: Path) -> list[str]:
+def _apply_changes(run: Recorded, top: Path, prefix: str) -> list[str]:
     """Apply the run's uncommitted changes; returns what can't be restored."""
     reasons = []
-    if run.diff.strip():
-        if said := _git(tree, "apply", "--ignore-whitespace", given=run.diff):
-            raise PipelineError(
-                f"the uncommitted changes of run {run.run_id} don't apply to {run.commit[:10]} "
-                f"({said}); they are its artifact source/uncommitted.diff"
-            )
-        if MASK in run.diff:
+    if run.diff:
+        lines = list(unmasked(_lines(run.diff), lambda name: _blob(top, name)))
+        patch = "\n".join(lines).encode("utf-8", "surrogateescape")
+        apply = ("apply", "--whitespace=nowarn", "--no-ignore-whitespace")
+        try:
+            _git(top, *apply, given=patch)
+        except PipelineError as error:
+            start = f"--include={escape(prefix)}"
+            only = [f"{start}{name}{below}" for name in READ for below in ("", "/*")]
+            try:
+                _git(top, *apply, *only, given=patch)
+            except PipelineError as again:
+                raise PipelineError(
+                    f"the uncommitted changes of run {run.run_id} don't apply to "
+                    f"{run.commit[:10]} ({again}); they are its artifact source/uncommitted.diff"
+                ) from again
+            reasons.append(f"uncommitted changes of files that no stage reads don't apply: {error}")
+        if any(MASK in line for line in lines if line.startswith("+")):
             reasons.append("its uncommitted changes held secrets, which were not recorded")
+    if why := run.tags.get("source.diff", run.tags.get("source.git")):
+        reasons.append(f"uncommitted changes were not recorded: {why}")
     if run.untracked:
         names = ", ".join(run.untracked[:5]) + (", …" if len(run.untracked) > 5 else "")
         reasons.append(f"files that git did not know were not recorded: {names}")
     return reasons
+
+
+def _blob(folder: Path, name: str) -> list[str]:
+    return _lines(_git(folder, "cat-file", "blob", name))
+
+
+def _lines(content: bytes) -> list[str]:
+    return content.decode("utf-8", "surrogateescape").split("\n")  # and at no other line's end
 
 
 def _restored(run: Recorded) -> tuple[dict[str, Any], list[str]]:
@@ -356,19 +396,21 @@ def _pulled(tree: Path, where: Path, workspace: Path) -> bool:
     return subprocess.run(pull, cwd=tree, capture_output=True).returncode == 0
 
 
-def _git(folder: Path, *arguments: str, given: str = "") -> str:
-    """Run git without hooks; returns why it failed, empty on success."""
-    done = subprocess.run(
-        ["git", "-c", f"core.hooksPath={os.devnull}", *arguments],
-        cwd=folder,
-        input=given,
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-    )
-    if done.returncode == 0:
-        return ""
-    return " ".join(done.stderr.split()) or f"status {done.returncode}"
+def _git(folder: Path, *arguments: str, given: bytes = b"") -> bytes:
+    """What git says, run without hooks.
+
+    Raises:
+        PipelineError: it fails.
+    """
+    command = ["git", "-c", f"core.hooksPath={os.devnull}", *arguments]
+    try:
+        done = subprocess.run(command, cwd=folder, input=given, capture_output=True)
+    except OSError as error:
+        raise PipelineError(f"git can't be run ({error.strerror})") from error
+    if done.returncode:
+        said = done.stderr.decode("utf-8", "replace").strip() or f"status {done.returncode}"
+        raise PipelineError(f"git {arguments[0]} failed: {said}")
+    return done.stdout
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def recorded(place: Path, stage: str, **config: Any) -> str:
     if "weights" in config:
         tags |= {"input.model.md5": digests["model.safetensors"], "input.model.run_id": "train_cnn"}
     config = {"device": "cpu", **config}
-    RUNS[stage] = Recorded(stage, stage, "FINISHED", tags, config, {"device": "cpu"}, "", [])
+    RUNS[stage] = Recorded(stage, stage, "FINISHED", tags, config, {"device": "cpu"}, b"", [])
     return stage
 
 

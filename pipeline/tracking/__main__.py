@@ -3,6 +3,7 @@
 python -m pipeline.tracking sync              send what stages could not send (`make sync`)
 python -m pipeline.tracking drop URI          delete what is pending for a store that is gone
 python -m pipeline.tracking ui [--port N]     open the store in MLflow's UI (`make ui`)
+python -m pipeline.tracking moved             let the store of a moved or copied workspace be here
 """
 
 import argparse
@@ -10,13 +11,26 @@ import os
 import shutil
 import socket
 import sys
+from dataclasses import replace
 from typing import NoReturn
 from urllib.parse import urlsplit
 
+from pipeline.errors import PipelineError
 from pipeline.streams import make_safe
-from pipeline.tracking.journal import Journal, escaped, root, store_uri
+from pipeline.tracking.journal import (
+    Journal,
+    database,
+    escaped,
+    journals,
+    root,
+    sqlite_uri,
+    store_uri,
+    was_elsewhere,
+)
 from pipeline.tracking.masking import clean
+from pipeline.tracking.parents import parent_file, read_parents
 from pipeline.tracking.processes import credentials, quiet
+from pipeline.tracking.reader import Reader
 from pipeline.tracking.sender import leftovers
 from pipeline.tracking.sender import sync as send
 
@@ -52,6 +66,30 @@ def drop(uri: str) -> int:
     return 0 if found else 1
 
 
+def moved() -> int:
+    """Let the store and the journals of a workspace that was elsewhere belong to this one."""
+    from pipeline.tracking.store import elsewhere, relocate
+
+    here, folder, file = root(), root() / ".tracking", database(root())
+    if file.exists() and elsewhere(file):
+        changed, backup = relocate(file)
+        print(f"{changed} values of {file} changed; as it was it is in {backup}")
+    uri = sqlite_uri(file)
+    strange = [(journal, one) for journal, one in journals(folder) if was_elsewhere(one, here)]
+    for journal, begin in strange:
+        state = journal.state()
+        state.uri, state.error = uri, ""
+        journal.save(state)
+        journal.write_begin(replace(begin, root=str(here), uri=uri))
+    for path, parent in read_parents(folder):
+        if was_elsewhere(parent.first, here):
+            begin = replace(parent.first, root=str(here), uri=uri)
+            replace(parent, begin=vars(begin), uri=uri).save(parent_file(folder, begin))
+            path.unlink()
+    print(f"store and journals are those of {here} now; {len(strange)} run(s) are pending")
+    return 0
+
+
 def ui(host: str, port: int) -> None:
     """Become MLflow's server on this workspace's store; a store that is a server has a UI."""
     uri = store_uri()
@@ -65,11 +103,8 @@ def ui(host: str, port: int) -> None:
         except OSError as error:
             reason = f"{host}:{port} can't be listened on ({error.strerror})"
             sys.exit(f"error: {reason}; choose another port: make ui PORT={port + 1}")
-    from pipeline.tracking.store import Store
-
-    quiet()
     # opened here it is created, if need be, without a race against a stage that does so too
-    client = Store(uri, root()).client
+    client = Reader(uri).store.client
     places = [found.experiment_id for found in client.search_experiments()]
     newest = client.search_runs(places, max_results=1)
     # MLflow's front page is about chat models
@@ -102,15 +137,22 @@ def main(arguments: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("sync")
     commands.add_parser("drop").add_argument("uri", help="as `sync` names it")
+    commands.add_parser("moved")
     server = commands.add_parser("ui")
     server.add_argument("--host", default="127.0.0.1", help="the UI asks nobody for a password")
     server.add_argument("--port", type=int, default=5000)
     given = parser.parse_args(arguments)
-    if given.command == "sync":
-        return sync()
-    if given.command == "drop":
-        return drop(given.uri)
-    ui(given.host, given.port)
+    try:
+        if given.command == "sync":
+            return sync()
+        if given.command == "drop":
+            return drop(given.uri)
+        if given.command == "moved":
+            return moved()
+        ui(given.host, given.port)
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

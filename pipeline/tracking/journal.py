@@ -4,7 +4,8 @@ One folder per run, `{root}/.tracking/<id>/`:
 
     journal.jsonl   by the stage: an operation per line, append-only
     begin.json      by the stage: its latest start
-    source.json     beside the stage: git commit, diff, …; from then on the journal may be sent
+    source.json     beside the stage: git commit, …; from then on the journal may be sent
+    uncommitted.diff  beside the stage, before source.json
     observed.jsonl  by the sender: samples of the machine
     state.json      by the sender: how far it has come; replaced atomically
     files/<n>/…     copies of the artifacts
@@ -52,9 +53,19 @@ def sqlite_uri(file: Path) -> str:
     return f"{driver}:///{path}"
 
 
+def database(root: Path) -> Path:
+    """A workspace's own store."""
+    return root / "mlflow.db"
+
+
 def store_uri() -> str:
     """The store's: `$MLFLOW_TRACKING_URI`, or the workspace's own database."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(root() / "mlflow.db")
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(database(root()))
+
+
+def was_elsewhere(begin: Begin, root: Path) -> bool:
+    """Whether this is for the own store of a workspace that had another path then."""
+    return begin.root != str(root) and begin.uri == sqlite_uri(database(Path(begin.root)))
 
 
 class Log:
@@ -159,6 +170,7 @@ class Journal:
         self.files = folder / "files"
         self.beginning = FileLock(folder.parent / "begin.lock")
         """Held while a run begins, or what is complete is deleted."""
+        self.patch = folder / "uncommitted.diff"
 
     def begin(self) -> Begin | None:
         """The latest start; None when there is none, or it is of another format."""
@@ -242,6 +254,7 @@ class Journal:
                 shutil.rmtree(self.folder, ignore_errors=True)
             else:
                 shutil.rmtree(self.files, ignore_errors=True)
+                self.patch.unlink(missing_ok=True)
 
 
 def journals(folder: Path) -> list[tuple[Journal, Begin]]:

@@ -1,6 +1,7 @@
 """Keeps credentials out of everything that is logged."""
 
 import re
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 MASK = "***"
@@ -28,6 +29,8 @@ _KNOWN = re.compile(
     r"\b(ghp_|gho_|ghs_|github_pat_|glpat-|hf_|sk-|xox[abp]-|AKIA|ASIA|dckr_pat_|pypi-)[\w-]{16,}"
 )
 _BEARER = re.compile(r"\b(Bearer|Basic)\s+[\w.~+/=-]{8,}", re.IGNORECASE)
+# whatever one of the others could match: most lines of a large diff are none
+_SUSPECT = re.compile(rf"[:=]|{_BEARER.pattern}|{_KNOWN.pattern}", re.IGNORECASE)
 # `key="…"`, `"key": "…"`, `["key"] = "…"`, `key: str = "…"`
 _QUOTED = re.compile(
     r"""((?<![\w.-])([\w.-]+)["']?\]?\s*(?::[\w .|[\]]*=|[:=])\s*)"""
@@ -41,7 +44,8 @@ _FLOW = re.compile(
 _COMMENT = re.compile(
     r"""(#\s*(?:-\s+)?(?:export\s+)?["']?([\w.-]+)["']?\s*[:=](?!=)\s*)(\S+)(?=\s*$)"""
 )
-_SIGN = re.compile(r"@@ .*? @@ ?|[+\- ]?")
+_HUNK = re.compile(r"@@ -(\d+)(?:,(\d+))? \+\d+(?:,(\d+))? @@ ?")
+_INDEX = re.compile(r"index ([0-9a-f]+)\.\.")
 _PROSE = (".md", ".rst", ".txt", ".html")
 _CODE = (".py", ".pyi", ".ipynb", ".js", ".ts", ".c", ".cpp", ".rs", ".go")
 
@@ -74,49 +78,89 @@ def masked(value: Any, key: str = "") -> Any:
     return clean(value) if isinstance(value, str) else value
 
 
-def clean_diff(diff: str) -> str:
-    """A diff whose secret values are masked; without any it comes out as it is.
+def clean_diff(lines: Iterable[str]) -> Iterator[str]:
+    """The lines of a diff with secret values masked; without any they come out as they are.
 
     In code only quoted values are: `token = next(tokens)` is none. In other files (YAML, env,
     ini) whatever follows the key is, with the lines below it that are deeper, or list items.
     """
-    lines = []
     code = prose = in_private_key = False
     keys: dict[str, int] = {}  # column of the secret key above, in the old (-) and new (+) file
-    for line in diff.split("\n"):
-        sign = _SIGN.match(line)[0]  # type: ignore[index]  # matches anything
-        text = line[len(sign) :]
-        in_hunk_head = sign.startswith("@@")
-        if line.startswith("\\ No newline"):
-            lines.append(line)
-            continue
-        if line.startswith("diff --git "):
-            in_private_key, keys = False, {}
-        elif line.startswith(("+++ ", "--- ")):
-            code, prose = (line.rstrip('\t"').endswith(kind) for kind in (_CODE, _PROSE))
-        elif in_hunk_head:  # names the line that the hunk is below
+    for line, number in numbered(lines):
+        head = _HUNK.match(line) if number is None else None
+        if head:  # names the line that the hunk is below
             keys = {}
+        elif number is None:
+            if line.startswith("diff --git "):
+                in_private_key, keys = False, {}
+            elif line.startswith(("+++ ", "--- ")):
+                code, prose = (line.rstrip('\t"').endswith(kind) for kind in (_CODE, _PROSE))
+            yield line  # changed, it would name another file
+            continue
+        sign = head[0] if head else line[:1]
+        text = line[len(sign) :]
         in_private_key |= "-----BEGIN" in line and "PRIVATE KEY" in line
         files = sign if sign in ("-", "+") else "-+"
         column = len(text) - len(text.lstrip(" \t-"))
         is_blank = not text[column:].strip()
-        if in_private_key and not in_hunk_head:
+        if in_private_key and not head:
             in_private_key = "-----END" not in line
             text = MASK
         elif not is_blank and any(column > keys.get(file, column) for file in files):
             text = text[:column] + MASK
         else:
-            text = _QUOTED.sub(_mask_quoted, text)
             for file in files if not is_blank else "":
                 keys.pop(file, None)
+            if not _SUSPECT.search(text):
+                yield line
+                continue
+            text = _QUOTED.sub(_mask_quoted, text)
             if not code and not prose:
                 for kind in (_FLOW, _COMMENT) if "{" in text else (_COMMENT,):
                     text = kind.sub(lambda m: m[1] + MASK if is_secret(m[2]) else m[0], text)
             if not code and (match := _PLAIN.match(text)) and is_secret(match[2]):
                 text = match[1] + (MASK if match[3] else "")
                 keys |= dict.fromkeys(files, column)
-        lines.append(sign + clean(text))
-    return "\n".join(lines)
+        yield sign + clean(text)
+
+
+def unmasked(lines: Iterable[str], blob: Callable[[str], list[str]]) -> Iterator[str]:
+    """The lines of a masked diff with what the commit has in those that it does not add.
+
+    Args:
+        lines: of the diff.
+        blob: the lines of an old file, by its id.
+    """
+    name, old = "", list[str]()
+    for line, number in numbered(lines):
+        if number is None and (found := _INDEX.match(line)):
+            name, old = found[1], []
+        if number and MASK in line:
+            old = old or blob(name)
+            yield line[0] + old[number - 1]
+        else:
+            yield line
+
+
+def numbered(lines: Iterable[str]) -> Iterator[tuple[str, int | None]]:
+    """Each line of a diff with its number in the old file.
+
+    0 for one that is only in the new file, None for one that is in no hunk. By their first letters
+    `--- x` can be the name of a file or a line `-- x` that was removed.
+    """
+    at = old = new = 0
+    for line in lines:
+        if line.startswith("\\") or not (old or new):
+            yield line, None
+            if head := _HUNK.match(line):
+                at, old, new = int(head[1]), int(head[2] or 1), int(head[3] or 1)
+            continue
+        if line.startswith("+"):
+            new -= 1
+            yield line, 0
+            continue
+        yield line, at
+        at, old, new = at + 1, old - 1, new - (not line.startswith("-"))
 
 
 def _mask_quoted(match: re.Match[str]) -> str:

@@ -102,7 +102,7 @@ class Begin(Operation):
         to.begin = self
         if to.state.run_id:  # a store that was wiped meanwhile has to get the earlier starts too
             to.store.client.get_run(to.state.run_id)
-        source = to.journal.source(self)
+        source = to.journal.source(self) or {"refused": "it was not noted in time"}
         experiment = to.store.experiment(self.experiment)
         name, tags = self.dvc.get("stage") or self.stage, {"stage": self.stage}
         if parent := to.part("parent", lambda: to.open_parent(experiment, source)):
@@ -120,7 +120,8 @@ class Begin(Operation):
             if not self.finished:
                 tags["resumed"] = str(self.start - 1)
         if source.get("dirty"):
-            to.write("source/uncommitted.diff", source["diff"])
+            if (patch := to.journal.patch).exists():
+                to.part(patch.name, lambda: to.store.file(to.run_id, patch, "source"))
             to.write("source/untracked.txt", "\n".join(source["untracked"]) + "\n")
         facts: dict[str, Any] = {
             "host": self.host,
@@ -133,6 +134,8 @@ class Begin(Operation):
             "mlflow.source.git.branch": source.get("branch"),
             "mlflow.source.git.repoURL": source.get("remote"),
             "mlflow.source.git.dirty": source.get("dirty"),
+            "source.git": source.get("refused") or source.get("none"),
+            "source.diff": source.get("no_diff"),
             **{f"device.{key}": value for key, value in flat(self.card).items()},
         }
         to.tag(**tags, **{k: text(v) for k, v in facts.items() if v not in (None, "")})

@@ -11,6 +11,7 @@ import yaml
 
 from pipeline.errors import PipelineError
 from pipeline.tracking.journal import root, store_uri
+from pipeline.tracking.masking import clean
 from pipeline.tracking.processes import quiet
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Recorded:
         tags: all of them.
         config: the resolved config.
         card: the device card.
-        diff: what was not committed; empty for a clean working tree.
+        diff: what was not committed, for `git apply`; empty for a clean working tree.
         untracked: names of files that git did not know.
     """
 
@@ -41,7 +42,7 @@ class Recorded:
     tags: dict[str, str]
     config: dict[str, Any]
     card: dict[str, Any]
-    diff: str
+    diff: bytes
     untracked: list[str]
 
     @property
@@ -61,15 +62,27 @@ class Reader:
         self.uri = uri or store_uri()
 
     @cached_property
-    def _store(self) -> "Store":
+    def store(self) -> "Store":
+        """The store, opened.
+
+        Raises:
+            PipelineError: it can't be.
+        """
         from pipeline.tracking.store import Store
 
         quiet()
-        return Store(self.uri, root())
+        try:
+            return Store(self.uri, root())
+        except PipelineError:
+            raise
+        except Exception as error:  # each kind of store has its own
+            raise PipelineError(
+                f"the store {clean(self.uri)} can't be opened: {_first_line(error)}"
+            ) from error
 
     def runs(self, stage: str) -> list[str]:
         """Ids of a stage's runs, the oldest first, without those that a stage put beside itself."""
-        found = self._store.find("stage", stage)
+        found = self.store.find("stage", stage)
         return [run.info.run_id for run in found if "beside" not in run.data.tags]
 
     def read(self, run_id: str) -> Recorded:
@@ -81,14 +94,26 @@ class Reader:
         """
         from mlflow.exceptions import MlflowException
 
+        client, place = self.store.client, clean(self.uri)
         try:
-            run = self._store.client.get_run(run_id)
+            run = client.get_run(run_id)
         except MlflowException as error:
-            line = str(error).partition("\n")[0]
-            raise PipelineError(f"run {run_id} can't be read from the store: {line}") from error
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                raise PipelineError(
+                    f"run {run_id} is not on {place}; `make ui` shows the runs there, `make sync` "
+                    "sends what is pending, and MLFLOW_TRACKING_URI names another store"
+                ) from error
+            raise PipelineError(
+                f"run {run_id!r} can't be read from {place}: {_first_line(error)}"
+            ) from error
         tags = dict(run.data.tags)
-        stage = tags.get("stage", "dvc")
-        if stage == "dvc":
+        if "stage" not in tags:
+            experiment = client.get_experiment(run.info.experiment_id).name
+            raise PipelineError(
+                f"run {run_id} of the experiment {experiment} was not made by a stage of this "
+                "project, and can't be repeated"
+            )
+        if (stage := tags["stage"]) == "dvc":
             raise PipelineError(
                 f"run {run_id} is not the run of one stage; take the id of one of those below it"
             )
@@ -96,7 +121,7 @@ class Reader:
             raise PipelineError(
                 f"run {run_id} was made by another one; take the id of that: {tags['beside']}"
             )
-        config, card = self._text(run_id, "config.yaml"), self._text(run_id, "device.json")
+        config, card = self._file(run_id, "config.yaml"), self._file(run_id, "device.json")
         if not config or not card:
             raise PipelineError(
                 f"run {run_id} has no config.yaml or device.json on the store; if it is not sent "
@@ -109,13 +134,13 @@ class Reader:
             tags=tags,
             config=yaml.safe_load(config),
             card=json.loads(card),
-            diff=self._text(run_id, "source/uncommitted.diff"),
-            untracked=self._text(run_id, "source/untracked.txt").split("\n")[:-1],
+            diff=self._file(run_id, "source/uncommitted.diff"),
+            untracked=self._file(run_id, "source/untracked.txt").decode().split("\n")[:-1],
         )
 
     def series(self, run_id: str) -> Series:
         """Every point of every metric but times, memory and system metrics."""
-        client = self._store.client
+        client = self.store.client
         names = [
             name
             for name in client.get_run(run_id).data.metrics
@@ -130,7 +155,7 @@ class Reader:
         """The model that a run logged, downloaded into `folder`; None without one."""
         import mlflow
 
-        client = self._store.client
+        client = self.store.client
         run = client.get_run(run_id)
         found = client.search_logged_models(
             [run.info.experiment_id], f"source_run_id = '{run_id}'", max_results=1
@@ -143,11 +168,14 @@ class Reader:
         )
         return next(Path(got).rglob("model.safetensors"), None)
 
-    def _text(self, run_id: str, name: str) -> str:
-        """A text artifact, empty where there is none."""
-        client, (folder, _, _) = self._store.client, name.rpartition("/")
+    def _file(self, run_id: str, name: str) -> bytes:
+        """An artifact, empty where there is none."""
+        client, (folder, _, _) = self.store.client, name.rpartition("/")
         if name not in [file.path for file in client.list_artifacts(run_id, folder or None)]:
-            return ""
+            return b""
         with tempfile.TemporaryDirectory() as place:
-            path = Path(client.download_artifacts(run_id, name, place))
-            return path.read_bytes().decode("utf-8")  # a diff keeps its lone CRs
+            return Path(client.download_artifacts(run_id, name, place)).read_bytes()
+
+
+def _first_line(error: Exception) -> str:
+    return clean(str(error)).partition("\n")[0]

@@ -116,6 +116,7 @@ class Run:
         self._thinning: dict[tuple[str, str], Thinning] = {}
         self._journaled: dict[tuple[str, str], int] = {}
         self._sender: subprocess.Popen[bytes] | None = None
+        self._told = False
         if journal is None or begin is None:
             return
         with journal.beginning:
@@ -263,12 +264,14 @@ class Run:
         """Make what was logged so far survive a power cut; called at the end of an epoch."""
         if self._journal:
             self._log.sync()
+            self._tell_what_git_refuses(self._journal)
             self._see_to_a_sender(self._journal)
 
     def end(self, status: Status = "FINISHED", error: str | None = None) -> None:
         """Close the run and wait until the store has it, as long as it makes progress."""
         if not self._journal:
             return
+        self._tell_what_git_refuses(self._journal)
         self._append(op.End(status=status, error=clean(error or "")))
         self._log.sync()
         if self._log.unwritten or self._log.lost:
@@ -312,12 +315,20 @@ class Run:
             if free:
                 self._sender = _start_sender(journal)
 
+    def _tell_what_git_refuses(self, journal: Journal) -> None:
+        """Say once why it is not recorded what this stage runs from."""
+        refused = "" if self._told else journal.source(self._begin).get("refused")
+        if refused:
+            _warn(f"what this stage runs from is not recorded whole; git says: {refused}")
+            self._told = True
+
     def _drain(self, journal: Journal) -> None:
         before, patience, look = None, time.monotonic() + self._begin.flush, 0.0
         while not journal.is_complete() and journal.path.exists():
             state = journal.state()
             if (progress := (state.sent, len(state.parts))) != before:
                 before, patience = progress, time.monotonic() + self._begin.flush
+            self._tell_what_git_refuses(journal)
             if time.monotonic() > patience:
                 break
             if time.monotonic() > look:

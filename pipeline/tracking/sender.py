@@ -26,7 +26,7 @@ import psutil
 
 from pipeline.streams import make_safe
 from pipeline.tracking import provenance
-from pipeline.tracking.journal import Journal, Log, journals, read
+from pipeline.tracking.journal import Journal, Log, journals, read, was_elsewhere
 from pipeline.tracking.masking import clean
 from pipeline.tracking.operations import Begin, Metrics, now
 from pipeline.tracking.parents import Graph, Parent, close_parent, parent_file, read_parents
@@ -52,8 +52,7 @@ def main(folder: str) -> None:
     if begin is None:
         return
     if not journal.source(begin):
-        found = {**provenance.git(Path.cwd()), "changes": provenance.changes(Path.cwd())}
-        journal.note_source(begin, found)
+        journal.note_source(begin, provenance.git(Path.cwd(), journal.patch))
     os.chdir(begin.root)  # a temporary copy goes with dvc, and DVC's library needs a folder
     place, alone = journal.folder.parent, lock(journal.folder.parent, begin.uri)
     while journal.path.exists() and not journal.is_complete():
@@ -178,10 +177,13 @@ class Sender:
             replay.close_killed()
 
     def _open(self, begin: Begin) -> "Store":
-        from pipeline.tracking.store import Store
+        from pipeline.tracking.store import MovedError, Store
 
+        root = self._folder.parent
+        if was_elsewhere(begin, root):
+            raise MovedError(root, begin.root)
         if self._store is None:
-            self._store = Store(self._uri, Path(begin.root))
+            self._store = Store(self._uri, root)
         return self._store
 
     def _watch(self, pending: list[tuple[Journal, Begin]]) -> None:

@@ -2,10 +2,14 @@
 
 import json
 import os
+import shlex
+import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -16,7 +20,8 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from pipeline.tracking.journal import escaped, sqlite_uri
+from pipeline.errors import PipelineError
+from pipeline.tracking.journal import database, escaped, sqlite_uri
 from pipeline.tracking.masking import clean
 
 # the sender has its own retries; MLflow's would block it for up to an hour
@@ -25,12 +30,23 @@ mlflow.store.db.utils.MAX_RETRY_COUNT = 1
 # the user's, which may have credentials: `set_tracking_uri` replaces the variable
 GIVEN = os.environ.get("MLFLOW_TRACKING_URI", "")
 
+ARTIFACTS = "mlartifacts"
 METRICS, PARAMS = 1000, 50  # per request: the API's limit; and about 300 kB
 PARAM, TAG = 6000, 8000  # characters
 
 
 class RunGoneError(Exception):
     """The store does not know the run any more: it was wiped or replaced."""
+
+
+class MovedError(PipelineError):
+    """A workspace has another path than when its store was made, which holds absolute ones."""
+
+    def __init__(self, root: Path, before: str) -> None:
+        super().__init__(
+            f"{root} was {before} when its runs were recorded, and nothing is sent there; "
+            "`python -m pipeline.tracking moved` makes a backup of mlflow.db and lets it be here"
+        )
 
 
 class Store:
@@ -42,6 +58,8 @@ class Store:
         root: folder of the default store.
 
     Raises:
+        PipelineError: it is of another version of MLflow.
+        MovedError: it is the workspace's own, and its artifacts are in another one.
         Exception: the store can't be reached; try again later.
     """
 
@@ -57,8 +75,18 @@ class Store:
         with self.locked():  # of several first users all but one would crash in the migrations
             if self._database and not self._database.exists():
                 _create(self._database)
-            self.client = MlflowClient(self.uri, self.uri)
-            self.client.search_experiments(max_results=1)
+            try:
+                self.client = MlflowClient(self.uri, self.uri)
+                self.client.search_experiments(max_results=1)
+            except MlflowException as error:
+                if "out-of-date database schema" not in str(error):
+                    raise
+                raise PipelineError(
+                    f"{clean(uri)} is of another version of MLflow; if that is an older one, make "
+                    f"a backup and run: mlflow db upgrade {shlex.quote(clean(uri))}"
+                ) from error
+        if self._database == database(root) and (places := elsewhere(self._database)):
+            raise MovedError(root, unquote(places[0].removesuffix(f"/{ARTIFACTS}")))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -80,7 +108,7 @@ class Store:
             found = self.client.get_experiment_by_name(name)
             if found is None:
                 # absolute: a relative one would die with a temporary copy of the workspace
-                place = self._database and escaped(self._database.parent / "mlartifacts")
+                place = self._database and escaped(self._database.parent / ARTIFACTS)
                 try:
                     return self.client.create_experiment(name, artifact_location=place or None)
                 except MlflowException:
@@ -201,12 +229,52 @@ class Store:
             self.client.log_artifact(run_id, str(path), folder or None)
 
 
-def _create(database: Path) -> None:
+def elsewhere(file: Path) -> list[str]:
+    """The folders of artifacts of a database that was made in another folder."""
+    here = escaped(file.parent / ARTIFACTS)
+    with closing(sqlite3.connect(file)) as connection:
+        rows = connection.execute("SELECT artifact_location FROM experiments").fetchall()
+    places = {place.removeprefix("file://") for (place,) in rows if place}
+    return sorted(place for place in places - {here} if place.endswith(f"/{ARTIFACTS}"))
+
+
+def relocate(file: Path) -> tuple[int, Path]:
+    """Let the artifacts of a database be beside it, wherever they were.
+
+    Returns:
+        How many values were changed, and the backup that was made before.
+    """
+    here, changed = escaped(file.parent / ARTIFACTS), 0
+    backup = file.with_name(f"{file.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+    with FileLock(f"{file}.lock", timeout=60), closing(sqlite3.connect(file)) as connection:
+        with closing(sqlite3.connect(backup)) as copy:
+            connection.backup(copy)
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        columns = [
+            (table, column[1])
+            for (table,) in tables.fetchall()
+            for column in connection.execute(f'PRAGMA table_info("{table}")')
+        ]
+        places = product(elsewhere(file), ("", "file://"), columns)
+        with connection:  # all or nothing
+            for place, kind, (table, column) in places:
+                start, now = kind + place, kind + here
+                # the names are the database's own
+                found = connection.execute(
+                    f'UPDATE "{table}" SET "{column}" = ? || substr("{column}", ?) '  # noqa: S608  # nosec B608
+                    f'WHERE "{column}" = ? OR substr("{column}", 1, ?) = ?',
+                    (now, len(start) + 1, start, len(start) + 1, f"{start}/"),
+                )
+                changed += found.rowcount
+    return changed, backup
+
+
+def _create(file: Path) -> None:
     """Make an empty store; MLflow can't go on where its migrations were cut short.
 
     In a process of its own: what a failed attempt leaves in MLflow's caches would spoil the next.
     """
-    draft = database.with_name(f"{database.name}.new")
+    draft = file.with_name(f"{file.name}.new")
     draft.unlink(missing_ok=True)
     code = (
         "import sys, mlflow; mlflow.MlflowClient(*sys.argv[1:]).search_experiments(max_results=1)"
@@ -218,7 +286,7 @@ def _create(database: Path) -> None:
         )
         if done.returncode:
             raise OSError(" ".join(done.stderr.splitlines()[-1:]))
-        draft.replace(database)
+        draft.replace(file)
     finally:
         draft.unlink(missing_ok=True)
 

@@ -158,3 +158,17 @@ def wipe(client: Any, workspace: Path, run_id: str) -> None:
     uri = f"sqlite:///{workspace}/mlflow.db"
     command = ["mlflow", "gc", "--backend-store-uri", uri, "--tracking-uri", uri]
     subprocess.run([sys.executable, "-m", *command, "--run-ids", run_id], check=True)
+
+
+@pytest.mark.parametrize("when", ["at an epoch", "at the end"])
+def test_what_git_refuses_to_say_is_said_once_and_is_a_tag(when, start, client, settings, capsys):
+    run, journal = start()
+    journal.note_source(journal.begin(), {"refused": "fatal: not yours"})
+    if when == "at an epoch":
+        run.sync()
+        run.sync()
+    run.end()
+    assert capsys.readouterr().err.count("git says: fatal: not yours\n") == 1
+    assert send(journal)
+    (found,) = runs(client, settings.experiment)
+    assert found.data.tags["source.git"] == "fatal: not yours"

@@ -1,9 +1,18 @@
 """The default store is in the workspace, whatever the workspace is called."""
 
+import shutil
 import sqlite3
 from pathlib import Path
 
-from pipeline.tracking.journal import sqlite_uri, store_uri
+import pytest
+
+from pipeline import tracking
+from pipeline.errors import PipelineError
+from pipeline.settings import Tracking
+from pipeline.tracking import run as tracking_run
+from pipeline.tracking.__main__ import main
+from pipeline.tracking.journal import Journal, escaped, sqlite_uri, store_uri
+from pipeline.tracking.sender import sync
 from pipeline.tracking.store import Store
 
 NAME = "a%41 #ü+;?b=c&%"
@@ -33,3 +42,78 @@ def test_the_store_of_an_oddly_named_workspace_is_in_it(tmp_path, monkeypatch):
 
 def test_a_plain_path_is_written_as_it_is(tmp_path):
     assert sqlite_uri(tmp_path / "mlflow.db") == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def seen(folder: Path) -> dict[Path, tuple[int, int]]:
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*")}
+
+
+def copied(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a workspace, in which the test goes on."""
+    copy = folder.with_name(f"{folder.name}-copy ü")
+    shutil.copytree(folder, copy)
+    monkeypatch.setenv("DVC_ROOT", str(copy))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow sets it
+    return copy
+
+
+def test_the_store_of_a_copied_workspace_writes_nothing_to_the_original(
+    tmp_path, monkeypatch, capsys
+):
+    old = tmp_path / "wörk"
+    old.mkdir()
+    (tmp_path / "a.txt").write_text("a")
+    store = Store(sqlite_uri(old / "mlflow.db"), old)
+    run_id = store.client.create_run(store.experiment("x")).info.run_id
+    store.file(run_id, tmp_path / "a.txt", "")
+    store.client.set_tag(run_id, "other", f"{old}/mlartifacts2")
+    new, before = copied(old, monkeypatch), seen(old)
+    said = f"{new} was {old} when its runs were recorded, and nothing is sent there; `python -m"
+    with pytest.raises(PipelineError) as error:
+        Store(store_uri(), new)
+    assert str(error.value).startswith(said)
+    capsys.readouterr()
+    assert main(["ui"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+
+    assert main(["moved"]) == 0
+    assert "2 values of" in capsys.readouterr().out
+    assert main(["moved"]) == 0
+    (backup,) = new.glob("mlflow.db.2*")
+    moved = Store(store_uri(), new)
+    (tmp_path / "a.txt").write_text("new")
+    moved.file(moved.client.create_run(moved.experiment("x")).info.run_id, tmp_path / "a.txt", "")
+    run = moved.client.get_run(run_id)
+    assert run.info.artifact_uri == f"{escaped(new)}/mlartifacts/{run_id}/artifacts"
+    assert run.data.tags["other"] == f"{old}/mlartifacts2"
+    assert sorted(path.read_text() for path in new.rglob("a.txt")) == ["a", "new"]
+    assert seen(old) == before
+    with sqlite3.connect(backup) as one, sqlite3.connect(old / "mlflow.db") as other:
+        assert list(one.iterdump()) == list(other.iterdump())
+
+
+def test_journals_of_a_copied_workspace_wait_until_it_is_told(tmp_path, monkeypatch, capsys):
+    old = tmp_path / "work"
+    old.mkdir()
+    monkeypatch.setenv("DVC_ROOT", str(old))
+    monkeypatch.setattr(tracking_run, "_start_sender", lambda journal: None)
+    monkeypatch.setattr(Journal, "is_live", lambda *_: False)
+    settings = Tracking(
+        enabled=True, experiment="x", flush_seconds=0.1, system_seconds=1, promote=False
+    )
+    run = tracking.start("train_cnn", settings, {}, {})
+    (tmp_path / "a.txt").write_text("a")
+    run.artifact(tmp_path / "a.txt")
+    run.end()
+    new, before = copied(old, monkeypatch), seen(old)
+    assert sync(new / ".tracking") == 0
+    capsys.readouterr()
+    assert main(["sync"]) == 1
+    assert f"MovedError: {new} was {old} when its runs were" in capsys.readouterr().out
+    assert seen(old) == before
+    assert main(["moved"]) == 0
+    assert capsys.readouterr().out.endswith(f"those of {new} now; 1 run(s) are pending\n")
+    assert main(["sync"]) == 0
+    assert len(Store(store_uri(), new).find("stage", "train_cnn")) == 1
+    assert [path.read_text() for path in (new / "mlartifacts").rglob("a.txt")] == ["a"]
+    assert seen(old) == before
