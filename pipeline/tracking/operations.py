@@ -7,6 +7,7 @@ import json
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import yaml
@@ -241,7 +242,9 @@ class Model(Operation):
 
     @override
     def send(self, to: "Replay") -> None:
-        from pipeline.tracking.models import log_model  # a second
+        # a second, ten beside other work: a stage that waits should see that it goes on
+        to.part("MLflow's models", lambda: import_module("pipeline.tracking.models").__name__)
+        from pipeline.tracking.models import log_model
 
         log_model(to.store, to.run_id, to.journal.files, self, to.begin)
 
