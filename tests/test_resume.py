@@ -64,7 +64,8 @@ class Training:
         """Whether nothing is left of it but its outputs: killed then, it was not interrupted."""
         mine = [
             state for state in self.states()
-            if str(self.folder) in (state / "identity.json").read_text()
+            if (identity := state / "identity.json").exists()  # or it was killed before that
+            and str(self.folder) in identity.read_text()
         ]  # fmt: skip
         return (self.folder / "model").exists() and not mine
 
@@ -197,7 +198,7 @@ def test_ended_at_random_moments(model, number, wanted, nursery, root, uninterru
     """SIGTERM mostly twice in a row: what the first start journaled must not pass for the whole."""
     reference, moments, killed = uninterrupted(model), random.Random(model), 0
     for count in range(2 * wanted):
-        training = Training(nursery, root, tmp_path / str(count), model)
+        training = Training(nursery, root, tmp_path / f"{number:d}-{count}", model)
         times = 2 if number == signal.SIGTERM else moments.randint(1, 4)
         killed += kill_at_random(training, number, times, moments)
         assert training.outputs() == reference.outputs(), count
