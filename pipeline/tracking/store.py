@@ -260,11 +260,10 @@ def relocate(file: Path) -> tuple[int, Path]:
             for place, kind, (table, column) in places:
                 start, now = kind + place, kind + here
                 # the names are the database's own
-                found = connection.execute(
-                    f'UPDATE "{table}" SET "{column}" = ? || substr("{column}", ?) '  # noqa: S608  # nosec B608
-                    f'WHERE "{column}" = ? OR substr("{column}", 1, ?) = ?',
-                    (now, len(start) + 1, start, len(start) + 1, f"{start}/"),
-                )
+                change = f'UPDATE "{table}" SET "{column}" = ? || substr("{column}", ?) '  # noqa: S608  # nosec B608
+                where = f'WHERE "{column}" = ? OR substr("{column}", 1, ?) = ?'
+                given = (now, len(start) + 1, start, len(start) + 1, f"{start}/")
+                found = connection.execute(change + where, given)
                 changed += found.rowcount
     return changed, backup
 
