@@ -10,6 +10,7 @@ import argparse
 import os
 import shutil
 import socket
+import sqlite3
 import sys
 from dataclasses import replace
 from typing import NoReturn
@@ -71,9 +72,14 @@ def moved() -> int:
     from pipeline.tracking.store import elsewhere, relocate
 
     here, folder, file = root(), root() / ".tracking", database(root())
-    if file.exists() and elsewhere(file):
-        changed, backup = relocate(file)
-        print(f"{changed} values of {file} changed; as it was it is in {backup}")
+    try:
+        if file.exists() and elsewhere(file):
+            changed, backup = relocate(file)
+            print(f"{changed} values of {file} changed; as it was it is in {backup}")
+    except sqlite3.Error as error:
+        raise PipelineError(
+            f"{file} can't be read: {error}; put a backup there, or move it away for a new store"
+        ) from error
     uri = sqlite_uri(file)
     strange = [(journal, one) for journal, one in journals(folder) if was_elsewhere(one, here)]
     for journal, begin in strange:
@@ -86,7 +92,8 @@ def moved() -> int:
             begin = replace(parent.first, root=str(here), uri=uri)
             replace(parent, begin=vars(begin), uri=uri).save(parent_file(folder, begin))
             path.unlink()
-    print(f"store and journals are those of {here} now; {len(strange)} run(s) are pending")
+    pending = len(leftovers(folder))
+    print(f"store and journals are those of {here} now; {pending} run(s) are pending")
     return 0
 
 

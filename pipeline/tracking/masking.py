@@ -55,9 +55,9 @@ def is_secret(key: str) -> bool:
     return bool(_KEY.search(_INNOCENT.sub("", _CAMEL.sub("_", key))))
 
 
-def clean(text: str) -> str:
-    """The text without user info in URLs, secrets in queries, and well-known kinds of tokens."""
-    text = _USER_INFO.sub(r"\1", text)
+def clean(text: str, user_info: str = "") -> str:
+    """The text without credentials in URLs, and without well-known kinds of tokens."""
+    text = _USER_INFO.sub(rf"\1{user_info}", text)
     text = _QUERY.sub(
         lambda m: m[1] + MASK if is_secret(m[2]) or _SIGNATURE.search(m[2]) else m[0], text
     )
@@ -121,7 +121,7 @@ def clean_diff(lines: Iterable[str]) -> Iterator[str]:
             if not code and (match := _PLAIN.match(text)) and is_secret(match[2]):
                 text = match[1] + (MASK if match[3] else "")
                 keys |= dict.fromkeys(files, column)
-        yield sign + clean(text)
+        yield sign + clean(text, f"{MASK}@")  # without a mask it would not be put back
 
 
 def unmasked(lines: Iterable[str], blob: Callable[[str], list[str]]) -> Iterator[str]:

@@ -62,7 +62,8 @@ def git(folder: Path, patch: Path) -> dict[str, Any]:
     patch.unlink(missing_ok=True)  # of an earlier start
     try:
         # unlike `rev-parse` it says so if there is no commit yet
-        found["commit"] = _line(ask("log", "-1", "--no-show-signature", "--format=%H"))
+        plain = ("--no-show-signature", "--encoding=UTF-8")
+        found["commit"] = _line(ask("log", "-1", *plain, "--format=%H"))
         found["branch"] = _line(ask("branch", "--show-current"))
         remote = ask("config", "--default", "", "--get", "remote.origin.url")
         found["remote"] = clean(_line(remote))

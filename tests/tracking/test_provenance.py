@@ -71,6 +71,7 @@ HOSTILE = {
     "diff.renames": "copies",
     "diff.shout.textconv": "tr a-z A-Z <",
     "diff.suppressBlankEmpty": "true",
+    "i18n.logOutputEncoding": "UTF-16",
     "log.showSignature": "true",
 }
 ATTRIBUTES = """\
@@ -182,6 +183,22 @@ def test_secrets_of_the_commit_come_from_there_and_those_of_the_changes_from_now
     assert reasons == ["its uncommitted changes held secrets, which were not recorded"]
 
 
+def test_user_info_in_addresses_of_the_commit_comes_from_there(project):
+    write(project, {"params.yaml": b"url: ssh://git@host/x\nlr: 1\ngone: https://me:pw@host\n"})
+    git(project, "commit", "-q", "-a", "-m", "addresses")
+    write(project, {"params.yaml": b"url: ssh://git@host/x\nlr: 2\n"})
+    again, reasons = restored(project)
+    assert (again / "params.yaml").read_bytes() == b"url: ssh://git@host/x\nlr: 2\n"
+    assert reasons == []
+
+
+def test_user_info_in_added_addresses_is_a_known_reason(project):
+    write(project, {"params.yaml": b"url: https://me:pw@host/x\n"})
+    again, reasons = restored(project)
+    assert (again / "params.yaml").read_bytes() == b"url: https://***@host/x\n"
+    assert reasons == ["its uncommitted changes held secrets, which were not recorded"]
+
+
 def test_a_removed_line_that_looks_like_the_name_of_a_file_hides_no_secret():
     diff = [
         "--- a/x.yaml",
@@ -272,6 +289,18 @@ def test_a_run_without_a_commit_says_what_it_lacks(tmp_path, monkeypatch):
     said = r"run 1 has no commit \(fatal: no\), so its code can't be restored; run the stage in a"
     with pytest.raises(PipelineError, match=said), reproduce.again(run, Reader(), tmp_path):
         pass
+
+
+def test_a_run_of_a_project_that_was_in_another_folder_is_one_line(project, tmp_path, monkeypatch):
+    run, place = recorded(project), project.with_name("moved")
+    project.rename(place)
+    monkeypatch.setenv("DVC_ROOT", str(place))
+    with (
+        pytest.raises(PipelineError, match=r"has no projects/moved/conf/base\.yaml"),
+        reproduce.again(run, Reader(), tmp_path),
+    ):
+        pass
+    assert len(git(place, "worktree", "list").splitlines()) == 1
 
 
 def test_params_are_compared_with_those_of_the_projects_folder(project):

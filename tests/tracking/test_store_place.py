@@ -110,10 +110,21 @@ def test_journals_of_a_copied_workspace_wait_until_it_is_told(tmp_path, monkeypa
     capsys.readouterr()
     assert main(["sync"]) == 1
     assert f"MovedError: {new} was {old} when its runs were" in capsys.readouterr().out
+    tracking.start("train_cnn", settings, {}, {}).end()  # the copy's own
     assert seen(old) == before
+    capsys.readouterr()
     assert main(["moved"]) == 0
-    assert capsys.readouterr().out.endswith(f"those of {new} now; 1 run(s) are pending\n")
+    assert capsys.readouterr().out.endswith(f"those of {new} now; 2 run(s) are pending\n")
     assert main(["sync"]) == 0
-    assert len(Store(store_uri(), new).find("stage", "train_cnn")) == 1
+    assert len(Store(store_uri(), new).find("stage", "train_cnn")) == 2
     assert [path.read_text() for path in (new / "mlartifacts").rglob("a.txt")] == ["a"]
     assert seen(old) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"not a database"])
+def test_a_store_that_is_none_is_not_moved(content, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    (tmp_path / "mlflow.db").write_bytes(content)
+    assert main(["moved"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/mlflow.db can't be read: ")
+    assert (tmp_path / "mlflow.db").read_bytes() == content
