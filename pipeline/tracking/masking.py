@@ -31,10 +31,10 @@ _KNOWN = re.compile(
 _BEARER = re.compile(r"\b(Bearer|Basic)\s+[\w.~+/=-]{8,}", re.IGNORECASE)
 # whatever one of the others could match: most lines of a large diff are none
 _SUSPECT = re.compile(rf"[:=]|{_BEARER.pattern}|{_KNOWN.pattern}", re.IGNORECASE)
-# `key="…"`, `"key": "…"`, `["key"] = "…"`, `key: str = "…"`
+# `key="…"`, `"key": "…"`, `["key"] = "…"`, `key: str = "…"`, in a notebook with `\"`
 _QUOTED = re.compile(
-    r"""((?<![\w.-])([\w.-]+)["']?\]?\s*(?::[\w .|[\]]*=|[:=])\s*)"""
-    r"""(["'])(?:\\.|(?!\3).)+\3"""
+    r"""((?<![\w.-])([\w.-]+)\\?["']?\]?\s*(?::[\w .|[\]]*=|[:=])\s*)"""
+    r"""(\\?["'])(?:(?!\3)(?:\\(?:.|$)|[^\\]))+(?:\3|$)"""  # one way only to match backslashes
 )
 _PLAIN = re.compile(r"""(\s*(?:-\s+)?(?:export\s+)?["']?([\w.-]+)["']?\s*[:=](?!=)\s*)(\S.*)?""")
 # `{user: x, token: …}`, and a comment such as `# token: …`, unless that goes on as prose

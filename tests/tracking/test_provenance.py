@@ -175,6 +175,20 @@ def test_code_that_attributes_hide_is_masked(project):
     assert b'+PASSWORD = "***"' in recorded(project).diff
 
 
+def test_quoted_secrets_in_a_notebook_are_masked(project):
+    source = r'{"source": ["hf_token = \"hunter3\"\n", "x = {\"api_key\": \"hunter3\", \"a\": 1}"]}'
+    write(project, {"x.ipynb": source.encode()})
+    git(project, "add", "-N", "x.ipynb")
+    masked = source.replace("hunter3", "***")
+    assert f"+{masked}\n".encode() in recorded(project).diff
+
+
+@pytest.mark.timeout(10)
+def test_backslashes_in_a_quote_that_does_not_end_cost_no_time():
+    line = '+label = "' + "\\" * 60
+    assert list(clean_diff(["+++ b/x.py", "@@ -0,0 +1 @@", line]))[-1] == line
+
+
 def test_secrets_of_the_commit_come_from_there_and_those_of_the_changes_from_nowhere(project):
     write(project, {"conf/hub.yaml": b"name: me\napi_key: hunter3\nlr: 2\n"})
     assert b"hunter" not in recorded(project).diff
