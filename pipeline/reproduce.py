@@ -108,10 +108,10 @@ def again(before: Recorded, reader: Reader, folder: Path) -> Iterator[Repetition
     tree = top / prefix
     _git(workspace, "worktree", "add", "--detach", str(top), before.commit)
     try:
-        if not (tree / "conf/base.yaml").is_file():
+        if not tree.is_dir():
             raise PipelineError(
-                f"commit {before.commit} of run {before.run_id} has no {prefix}conf/base.yaml: the "
-                "project was in another folder; repeat the run in a worktree of that commit"
+                f"commit {before.commit} of run {before.run_id} has no folder {prefix}: the "
+                "project was in another one; repeat the run in a worktree of that commit"
             )
         reasons = _apply_changes(before, top, prefix)
         config, more = _restored(before)

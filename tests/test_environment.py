@@ -134,8 +134,11 @@ class TestStage:
     def start(self, compose, body) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
-                sys, "argv", ["train_cnn", "data=${oc.env:PLACE}/image", "curve=${data}.csv"]
-            )
+                sys, "argv", [
+                    "train_cnn", "data=${oc.env:PLACE}/image", "curve=${data}.csv",
+                    "tracking.flush_seconds=0.1",
+                ],
+            )  # fmt: skip
             with pytest.raises(SystemExit):
                 stage("train_cnn", TrainCNN, computes=False)(body)()
 

@@ -310,7 +310,7 @@ def test_a_run_of_a_project_that_was_in_another_folder_is_one_line(project, tmp_
     project.rename(place)
     monkeypatch.setenv("DVC_ROOT", str(place))
     with (
-        pytest.raises(PipelineError, match=r"has no projects/moved/conf/base\.yaml"),
+        pytest.raises(PipelineError, match=r"has no folder projects/moved/"),
         reproduce.again(run, Reader(), tmp_path),
     ):
         pass
