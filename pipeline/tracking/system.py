@@ -21,8 +21,7 @@ class Sampler:
     """Samples for one stage: first after 0.1 s, then every `begin.system` seconds.
 
     `system/cpu_utilization_percentage` and so on are of the machine, `system/process_…` of the
-    stage and its children. `before` are the steps of samples that an earlier process took. All
-    samplers of a process have to be called by one thread: psutil counts the CPU's use for each.
+    stage and its children. `before` are the steps of samples that an earlier process took.
     """
 
     def __init__(self, log: Log, begin: Begin, before: list[int]) -> None:
@@ -38,7 +37,8 @@ class Sampler:
         self._cpu_seconds: dict[int, float] = {}
         self._tree: list[psutil.Process] = []
         self._time = time.monotonic()
-        psutil.cpu_percent()  # the first call answers 0
+        self._cpus = (0.0, 0.0)
+        self._used()
         self._processes()
         self._due = self._time + min(0.1, self._seconds)
 
@@ -57,7 +57,7 @@ class Sampler:
         memory = psutil.virtual_memory()
         disk = psutil.disk_usage("/")
         values: dict[str, float] = {
-            "cpu_utilization_percentage": psutil.cpu_percent(),
+            "cpu_utilization_percentage": self._used(),
             "system_memory_usage_megabytes": memory.used / MB,
             "system_memory_usage_percentage": 100 * memory.used / memory.total,
             "disk_usage_percentage": disk.percent,
@@ -73,6 +73,15 @@ class Sampler:
         for gpu in self._gpus:
             values |= gpu()
         return {f"system/{name}": round(float(value), 2) for name, value in values.items()}
+
+    def _used(self) -> float:
+        """Per cent of the CPUs' time since the last sample; psutil keeps it for one caller."""
+        times = psutil.cpu_times()
+        guests = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)  # are users', too
+        idle, total = times.idle + getattr(times, "iowait", 0.0), sum(times) - guests
+        before, self._cpus = self._cpus, (idle, total)
+        passed = total - before[1]
+        return 100 * max(0.0, 1 - (idle - before[0]) / passed) if passed > 0 else 0.0
 
     def _processes(self) -> dict[str, float]:
         memory, used = 0.0, 0.0

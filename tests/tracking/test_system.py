@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -80,3 +81,16 @@ def test_a_second_sampler_goes_on_where_the_first_was_ended(tmp_path: Path) -> N
     # from 4,000 on only every second is kept
     found = samples(tmp_path / "observed.jsonl", list(range(3999)), 4)
     assert [one.step for one in found] == [3999, 4001]
+
+
+def test_samplers_of_two_stages_don_t_take_the_cpu_s_use_from_each_other(tmp_path: Path) -> None:
+    begin = SimpleNamespace(pid=os.getpid(), system=0.0)
+    both = [Sampler(Log(tmp_path / name), begin, []) for name in ("one", "other")]
+    end = time.monotonic() + 0.2
+    while time.monotonic() < end:
+        pass
+    for sampler in both:
+        sampler.sample_if_due()
+    for name in ("one", "other"):
+        ((sample, _),) = read(tmp_path / name)
+        assert sample.values["system/cpu_utilization_percentage"] > 20
