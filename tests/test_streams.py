@@ -65,6 +65,7 @@ def test_a_full_disk_below_the_output_changes_nothing(tmp_path):
 
     with (tmp_path / "log").open("w") as log:
         ended(tmp_path, LINES, stdout=log, stderr=log, preexec_fn=limit)
+    assert 0 < (tmp_path / "log").stat().st_size <= 1000
 
 
 def test_a_pipe_that_does_not_block_loses_no_line(tmp_path):

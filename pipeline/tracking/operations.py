@@ -62,7 +62,7 @@ class Begin(Operation):
     Attributes:
         start: 1, or how often the run was started, when it goes on.
         finished: an earlier start had done everything but end.
-        pid, created: of the stage's process, see `journal.this_process`.
+        pid, created: of the stage's process, see `processes.this_process`.
         uri: of the store, without credentials.
         credentials: the variables that hold them.
         root: the workspace with store and journals.

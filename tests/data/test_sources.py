@@ -221,7 +221,8 @@ class TestLinksOfOneFile:
         path = Path("raw") / name
         path.rename("raw/version2")
         path.symlink_to("version2")
-        prepare()
+        _, splits = prepare()
+        assert set(splits) == {"train", "validation", "test"}
 
     @pytest.mark.parametrize("key", KINDS)
     def test_may_lead_into_the_cache_of_dvc(self, key, linked):

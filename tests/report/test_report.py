@@ -214,6 +214,9 @@ def test_what_was_built_is_known_as_an_earlier_report(sources, tmp_path):
     for key, path in paths.items():
         (mark,) = Report.model_fields[key].metadata
         refuse_foreign(path, mark.kind, mark.mark)
+        path.write_text("somebody's own")
+        with pytest.raises(PipelineError, match=f"{path.name} has other content"):
+            refuse_foreign(path, mark.kind, mark.mark)
 
 
 def test_metrics_without_a_class_are_named(sources, tmp_path):
