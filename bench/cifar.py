@@ -54,8 +54,8 @@ def prepared(source: Path, folder: Path, held_out: int = 500) -> Path:
     import pyarrow as pa
     from torchvision.datasets import CIFAR10
 
-    from pipeline.data import png
-    from pipeline.data.prepared import dataset, identities, media, write
+    from pipeline.tasks.image_classification import png
+    from pipeline.prepared import dataset, identities, media, write
     from pipeline.sources import distinct
 
     parts = [CIFAR10(source, train=train) for train in (True, False)]

@@ -16,9 +16,11 @@ from torch.nn import functional as F
 from bench.measure import prepare
 from pipeline import config, models, tracking
 from pipeline.checkpoint import Checkpoints
-from pipeline.data import audio, image, text
-from pipeline.data.batches import Batch, Batches
-from pipeline.data.prepared import read_card
+from pipeline.tasks.speech_classification import data as audio
+from pipeline.tasks.image_classification import data as image
+from pipeline.tasks.text_classification import data as text
+from pipeline.batches import Batch, Batches
+from pipeline.prepared import read_card
 from pipeline.hardware import Hardware, card, configure
 from pipeline.settings import FinetuneTransformer, Train, TrainCNN, TrainRNN
 from pipeline.training import evaluate, fit, schedule

@@ -90,7 +90,7 @@ def _test(weights: Path, data: Path) -> dict[str, Any]:
     import torch
 
     from pipeline import models
-    from pipeline.data import image
+    from pipeline.tasks.image_classification import data as image
 
     model = models.load(weights).model
     test = image.load(data, "test", batch_size=1000, device=torch.device("cpu"))

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.data import png
-from pipeline.data.prepared import CARD, SPLITS, media
+from pipeline.tasks.image_classification import png
+from pipeline.prepared import CARD, SPLITS, media
 from pipeline.files import digest, write_json
 
 CLASSES = 10

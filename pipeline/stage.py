@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from pipeline import config, interrupts, launcher, machine, tracking
-from pipeline.data.prepared import read_card
+from pipeline.prepared import read_card
 from pipeline.errors import PipelineError
 from pipeline.files import refuse_endless, refuse_foreign
 from pipeline.schema import places

@@ -1,4 +1,4 @@
-"""One training loop for every model.
+"""One training loop for every task.
 
 The step count decides everything: the learning rate, the dropout masks, the order of the data and
 the augmentation are functions of (seed, step), so a run resumed at any step computes the very bits
@@ -8,23 +8,23 @@ that an uninterrupted one computes.
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from pipeline import interrupts
 from pipeline.adamw import AdamW
 from pipeline.checkpoint import Checkpoints
-from pipeline.data.batches import Batch, Batches, mix
+from pipeline.batches import Batch, Batches, mix
 from pipeline.errors import PipelineError
 from pipeline.hardware import Hardware, explain_failure, peak_memory
 from pipeline.settings import Optimizer, Training
+from pipeline.task import Forward, ModelModule
 
 Log = Callable[[dict[str, float], int], None]
 """Takes metrics by name and the optimizer step they belong to."""
@@ -41,12 +41,12 @@ class Progress:
         step: optimizer steps done.
         epoch: epochs done.
         batch: batches done in the current epoch.
-        best: best value of the monitored metric, higher is better.
+        best: best value of the monitored score; of one that should fall, its negative.
         best_step: the step it was measured at.
         stale: epochs since then.
         losses: training losses of the steps since the last logged point.
         epoch_loss: sum of the training losses of the current epoch's earlier points.
-        curve: a row per epoch: epoch, step, lr, train_loss, validation_loss, validation_accuracy.
+        curve: a row per epoch: epoch, step, lr, train_loss, and the scores as `validation_<name>`.
     """
 
     step: int = 0
@@ -65,6 +65,7 @@ def fit(
     train: Batches,
     validation: Batches,
     *,
+    task: ModelModule,
     settings: Training,
     optimizer: Optimizer,
     hardware: Hardware,
@@ -79,10 +80,10 @@ def fit(
     epoch, every `settings.save_minutes`, and when the process is asked to end.
 
     Args:
-        model: takes a batch's inputs as keywords; returns logits [batch, classes], or an object
-            that has them as `.logits` (transformers).
+        model: what the task's `loss` and `score` call.
         train: shuffled batches.
         validation: batches that decide which epoch is the best.
+        task: has `loss` and `score`.
         settings: the loop's settings.
         optimizer: the optimizer's settings.
         hardware: device and precision.
@@ -97,7 +98,9 @@ def fit(
             batches than `settings.accumulate`.
         Interrupted: SIGTERM or Ctrl-C; the state is saved.
     """
-    loop = _Loop(model, train, settings, optimizer, hardware, seed, checkpoints, log, max_steps)
+    loop = _Loop(
+        model, train, task, settings, optimizer, hardware, seed, checkpoints, log, max_steps
+    )
     loop.restore()
     progress = loop.progress
     with loop.bar, interrupts.deferred():
@@ -107,12 +110,12 @@ def fit(
             try:
                 loop.run_epoch()
                 seconds = time.perf_counter() - started
-                scores = loop.evaluate(validation)
+                scores = loop.score(validation)
             except (RuntimeError, MemoryError) as error:
                 if explained := explain_failure(error, train.batch_size, hardware):
                     raise explained from error
                 raise
-            loop.end_epoch(*scores, seconds, first_step)
+            loop.end_epoch(scores, seconds, first_step)
             loop.save()
     loop.take_best_weights()
     return progress
@@ -125,6 +128,7 @@ class _Loop:
         self,
         model: nn.Module,
         train: Batches,
+        task: ModelModule,
         settings: Training,
         optimizer: Optimizer,
         hardware: Hardware,
@@ -141,7 +145,7 @@ class _Loop:
             )
         total = settings.epochs * self.steps_per_epoch
         self.total = min(total, max_steps) if max_steps else total
-        self.train, self.settings, self.peak = train, settings, optimizer.lr
+        self.train, self.task, self.settings, self.peak = train, task, settings, optimizer.lr
         self.hardware, self.accelerator = hardware, hardware.accelerator
         self.seed, self.checkpoints, self.log = seed, checkpoints, log
 
@@ -157,6 +161,7 @@ class _Loop:
         self.scaler = self.accelerator.scaler
         if settings.compile:
             self.model = cast(nn.Module, torch.compile(self.model, mode=settings.compile))
+        self.forward = in_precision(self.model, hardware)
         self.optimizer = AdamW(list(model.parameters()), optimizer.weight_decay, optimizer.betas)
         self.best_weights = _weights(model)
         self.progress = Progress()
@@ -196,22 +201,21 @@ class _Loop:
 
     def step(self, batches: Iterator[Batch]) -> Tensor:
         """One optimizer step over `accumulate` batches; returns its mean loss, on the device."""
-        count, step, accelerator = self.settings.accumulate, self.progress.step, self.accelerator
+        step, accelerator = self.progress.step, self.accelerator
         self.optimizer.lr = self.learning_rate(step)
+        parts = [next(batches) for _ in range(self.settings.accumulate)]
+        total = sum(batch.whole for batch in parts)
         losses = []
-        for micro in range(count):
-            batch = next(batches)
+        for micro, batch in enumerate(parts):
             # Dropout draws from the global generator; seeded per batch, it needs no saved state.
             self.hardware.reseed(mix(self.seed, step, micro, self.rank))
+            # The mean over processes of what this gives is the mean over the step's examples.
+            share = batch.weight * self.processes / total
             # Data-parallel processes exchange gradients once per step, not once per batch.
-            last = micro == count - 1
+            last = micro == len(parts) - 1
             with nullcontext() if last else accelerator.no_sync(self.model):
-                loss = F.cross_entropy(
-                    _logits(self.model, batch, self.hardware),
-                    batch.labels,
-                    label_smoothing=self.settings.label_smoothing,
-                )
-                loss = loss / count if count > 1 else loss
+                loss = self.task.loss(self.forward, batch, self.settings)
+                loss = loss if share == 1 else loss * share
                 (self.scaler.scale(loss) if self.scaler else loss).backward()
             losses.append(loss.detach())
         if self.scaler:
@@ -220,7 +224,7 @@ class _Loop:
         else:
             self.optimizer.step(self.settings.clip_norm)
         self.optimizer.zero_grad()
-        return torch.stack(losses).sum() if count > 1 else losses[0]
+        return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
     def log_losses(self) -> None:
         """Log the mean loss since the last point."""
@@ -247,16 +251,17 @@ class _Loop:
             self.progress.losses += losses.tolist()
             self.pending.clear()
 
-    def evaluate(self, validation: Batches) -> tuple[float, float]:
-        """Mean cross-entropy and accuracy; every process goes by the first one's."""
-        scores = evaluate(self.bare, validation, self.hardware)
-        if self.processes == 1:
-            return scores
-        shared = torch.tensor(scores, dtype=torch.float64, device=self.hardware.device)
-        torch.distributed.broadcast(shared, src=0)
-        return float(shared[0]), float(shared[1])
+    def score(self, validation: Batches) -> dict[str, float]:
+        """The task's scores on a split; every process goes by the first one's."""
+        scores = score(self.bare, validation, self.task, self.settings, self.hardware)
+        if self.processes > 1:
+            values = list(scores.values())
+            shared = torch.tensor(values, dtype=torch.float64, device=self.hardware.device)
+            torch.distributed.broadcast(shared, src=0)
+            scores = dict(zip(scores, shared.tolist(), strict=True))
+        return scores
 
-    def end_epoch(self, loss: float, accuracy: float, seconds: float, first_step: int) -> None:
+    def end_epoch(self, scores: dict[str, float], seconds: float, first_step: int) -> None:
         """Count the epoch, keep its weights if they are the best, log and print."""
         progress, settings = self.progress, self.settings
         steps = progress.step - progress.epoch * self.steps_per_epoch
@@ -265,14 +270,14 @@ class _Loop:
             "step": progress.step,
             "lr": self.learning_rate(progress.step - 1),
             "train_loss": progress.epoch_loss / steps,
-            "validation_loss": loss,
-            "validation_accuracy": accuracy,
+            **{f"validation_{name}": value for name, value in scores.items()},
         }
         progress.curve.append(row)
         progress.epoch, progress.batch, progress.epoch_loss = progress.epoch + 1, 0, 0.0
-        score = accuracy if settings.monitor == "accuracy" else -loss
-        if score > progress.best:
-            progress.best, progress.best_step, progress.stale = score, progress.step, 0
+        value = scores[settings.monitor]
+        value = -value if settings.monitor in settings.falling else value
+        if value > progress.best:
+            progress.best, progress.best_step, progress.stale = value, progress.step, 0
             self.best_weights = _weights(self.bare)
         else:
             progress.stale += 1
@@ -280,8 +285,7 @@ class _Loop:
         examples = batches * self.train.batch_size * self.processes
         self.log(
             {
-                "validation/loss": loss,
-                "validation/accuracy": accuracy,
+                **{f"validation/{name}": value for name, value in scores.items()},
                 "time/epoch_seconds": seconds,
                 "time/examples_per_second": examples / seconds,
                 "memory/peak_bytes": peak_memory(self.hardware.device),
@@ -292,8 +296,9 @@ class _Loop:
             return
         self.bar.write(
             f"epoch {progress.epoch}/{settings.epochs}  step {progress.step}/{self.total}  "
-            f"train loss {row['train_loss']:.4f}  validation loss {loss:.4f}  "
-            f"validation accuracy {accuracy:.4f}  {seconds:.1f} s",
+            f"train loss {row['train_loss']:.4f}  "
+            + "".join(f"validation {name} {value:.4f}  " for name, value in scores.items())
+            + f"{seconds:.1f} s",
             file=sys.stdout,
         )
         sys.stdout.flush()
@@ -356,25 +361,38 @@ def schedule(step: int, total: int, kind: str, warmup: float) -> float:
     return 1.0
 
 
-def evaluate(model: nn.Module, batches: Batches, hardware: Hardware) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy over a split, read from the device once."""
+def score(
+    model: nn.Module,
+    batches: Batches,
+    task: ModelModule,
+    settings: Training,
+    hardware: Hardware,
+) -> dict[str, float]:
+    """The task's scores of a model over a split, in evaluation mode."""
     model.eval()
-    loss = torch.zeros((), device=hardware.device)
-    correct = torch.zeros((), device=hardware.device)
     with torch.inference_mode():
-        for batch in batches.epoch(0):
-            logits = _logits(model, batch, hardware)
-            loss += F.cross_entropy(logits, batch.labels, reduction="sum")
-            correct += (logits.argmax(1) == batch.labels).sum()
-    total, hits = torch.stack([loss, correct]).tolist()
-    return total / batches.examples, hits / batches.examples
+        return task.score(in_precision(model, hardware), batches, settings)
 
 
-def _logits(model: nn.Module, batch: Batch, hardware: Hardware) -> Tensor:
-    with hardware.accelerator.autocast():
-        output = model(**batch.inputs)
-    logits: Tensor = output if isinstance(output, Tensor) else output.logits
-    return logits.float()
+def in_precision(model: nn.Module, hardware: Hardware) -> Forward:
+    """The model's forward pass in the hardware's precision, with float32 results."""
+
+    def forward(*args: Any, **inputs: Any) -> Any:
+        with hardware.accelerator.autocast():
+            output = model(*args, **inputs)
+        return _float32(output)
+
+    return forward
+
+
+def _float32(output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return output.float() if output.is_floating_point() else output
+    if isinstance(output, Mapping):  # also what transformers return
+        return {name: _float32(value) for name, value in output.items()}
+    if isinstance(output, list | tuple):
+        return [_float32(value) for value in output]
+    return output
 
 
 def _sparse_gradients(model: nn.Module, wanted: bool) -> None:

@@ -1,35 +1,56 @@
-"""What the three training stages share: fit, write, log."""
+"""The body of every training stage: load, fit, write, log."""
 
 import csv
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from torch import nn
-
-from pipeline import models
-from pipeline.data.batches import Batches
-from pipeline.data.prepared import read_card, read_split
+from pipeline import net as nets
 from pipeline.files import new_directory, new_file
+from pipeline.prepared import read_card
 from pipeline.settings import Train
-from pipeline.stage import Context
+from pipeline.stage import Context, stage
+from pipeline.task import Task, find
 from pipeline.training import fit
 
 
-def train(
-    settings: Train,
-    context: Context,
-    model: nn.Module,
-    batches: tuple[Batches, Batches],
-    description: models.Description,
-    tokenizer: Any = None,
-) -> float:
-    """Fit a model on its (training, validation) batches, write it and its learning curve.
+def training(name: str) -> Callable[[], None]:
+    """The entrypoint of the stage that trains the task of this name."""
+    task = find(name=name)
 
-    `description` is what the model was built from. Returns the best validation metric.
-    """
+    @stage(task.about.stage, task.settings.Train)
+    def main(settings: Train, context: Context) -> float:
+        return train(task, settings, context)
+
+    return main
+
+
+def train(task: Task, settings: Train, context: Context) -> float:
+    """Fit the task's model, write it and its learning curve; returns the best validation score."""
     if context.checkpoints is None:
         raise ValueError("train() is for stages whose settings derive from Train")
-    run, data, output = context.run, Path(settings.data), Path(settings.output)
+    run, hardware, data = context.run, context.hardware, Path(settings.data)
+    card = read_card(data)
+    net = nets.build(task, getattr(settings, task.about.model), card.facts)
+    train, validation = (
+        task.data.load(
+            data,
+            split,
+            net,
+            batch_size=settings.training.batch_size * times,
+            device=hardware.device,
+            seed=settings.seed,
+            shuffle=shuffle,
+            shard=shard,
+            **settings.loading,
+        )
+        for split, times, shuffle, shard in (
+            ("train", 1, True, hardware.shard),
+            ("validation", 4, False, (0, 1)),
+        )
+    )
     run.input(data, name="data", context="training")
 
     def log(metrics: dict[str, float], step: int) -> None:
@@ -38,34 +59,56 @@ def train(
             run.sync()
 
     progress = fit(
-        model,
-        *batches,
+        net.module,
+        train,
+        validation,
+        task=task.model,
         settings=settings.training,
         optimizer=settings.optimizer,
-        hardware=context.hardware,
+        hardware=hardware,
         seed=settings.seed,
         checkpoints=context.checkpoints,
         log=log,
         max_steps=settings.profile.max_steps,
     )
-    if not context.hardware.leads:
+    monitor = settings.training.monitor
+    best = -progress.best if monitor in settings.training.falling else progress.best
+    if not hardware.leads:
         return progress.best
-    run.metrics({f"validation/best_{settings.training.monitor}": abs(progress.best)}, progress.step)
+    run.metrics({f"validation/best_{monitor}": best}, progress.step)
     with new_file(Path(settings.curve)) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, progress.curve[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(progress.curve)
-    with new_directory(output, models.DESCRIPTION) as folder:
-        models.save(folder, model, description, tokenizer)
-    run.output(output)
-    card = read_card(data)
-    run.model(output, card.task, card.classes, _example(data, card.task))
+    with new_directory(Path(settings.output), nets.DESCRIPTION) as folder:
+        nets.save(folder, _written(net, context))
+    run.output(Path(settings.output))
+    with tempfile.TemporaryDirectory() as temporary:
+        run.model(
+            Path(settings.output),
+            code=_shipped(task, Path(temporary)),
+            packages=task.about.packages,
+            example=task.data.example(data),
+            facts={"task": task.name, **card.facts.model_dump()},
+        )
     return progress.best
 
 
-def _example(data: Path, task: str) -> str | bytes:
-    """A raw input, as a user of the model would give it: the first one of the validation split."""
-    _, table = read_split(data, "validation", task)
-    first = table.slice(0, 1).to_pylist()[0]
-    example: str | bytes = first["text"] if task == "text" else first[task]["bytes"]
-    return example
+def _written(net: nets.Net, context: Context) -> nets.Net:
+    """With references in the place of what came from the environment."""
+    settings = net.settings
+    texts = {name: value for name, value in settings if isinstance(value, str)}
+    hidden = {name: context.written.conceal(value) for name, value in texts.items()}
+    return replace(net, settings=settings.model_copy(update=hidden))
+
+
+def _shipped(task: Task, folder: Path) -> Path:
+    """The part of this package that a served model needs, copied into a folder."""
+    package = Path(__file__).parent
+    apart = {"evaluation", "figures", "report", "tracking", "__pycache__"}
+    apart |= {other.name for other in (package / "tasks").iterdir() if other.name != task.name}
+
+    def ignored(_place: str, names: list[str]) -> set[str]:
+        return apart.intersection(names) - {"__init__.py"}
+
+    return shutil.copytree(package, folder / package.name, ignore=ignored)

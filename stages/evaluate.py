@@ -9,12 +9,12 @@ import re
 from pathlib import Path
 
 from pipeline import models
-from pipeline.data.prepared import read_card
+from pipeline.prepared import read_card
 from pipeline.errors import PipelineError
-from pipeline.evaluation.examples import read_examples
-from pipeline.evaluation.predictions import Predictions
-from pipeline.evaluation.study import Data, study
-from pipeline.evaluation.subject import Subject
+from pipeline.classification.examples import read_examples
+from pipeline.classification.evaluation.predictions import Predictions
+from pipeline.classification.evaluation.study import Data, study
+from pipeline.classification.evaluation.subject import Subject
 from pipeline.figures.style import look
 from pipeline.files import digest, new_directory, write_json
 from pipeline.settings import Evaluate

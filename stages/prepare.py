@@ -6,12 +6,14 @@ python -m stages.prepare modality=text text=imdb
 
 from pathlib import Path
 
-from pipeline.data.prepared import write
-from pipeline.evaluation.data_report import data_report
+from pipeline.prepared import write
+from pipeline.classification.data_report import data_report
 from pipeline.figures.style import look
 from pipeline.files import new_directory
 from pipeline.settings import Prepare
-from pipeline.sources import audio, image, text
+from pipeline.tasks.speech_classification import prepare as audio_source
+from pipeline.tasks.image_classification import prepare as image_source
+from pipeline.tasks.text_classification import prepare as text_source
 from pipeline.stage import Context, run, stage
 
 

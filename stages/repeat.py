@@ -12,9 +12,9 @@ from pathlib import Path
 
 from pipeline import config, models
 from pipeline.errors import PipelineError
-from pipeline.evaluation.examples import read_examples
-from pipeline.evaluation.repetition import repetition
-from pipeline.evaluation.subject import Subject
+from pipeline.classification.examples import read_examples
+from pipeline.classification.evaluation.repetition import repetition
+from pipeline.classification.evaluation.subject import Subject
 from pipeline.files import digest, write_json
 from pipeline.settings import Repeat
 from pipeline.stage import Context, run, stage

@@ -34,7 +34,7 @@ from bench.measure import (
 )
 from bench.plots import draw
 from bench.start import start
-from pipeline.data.prepared import read_card
+from pipeline.prepared import read_card
 
 ACCURACY = for_comparison(
     1, "a", [1], kind="accuracy", title="Digits",

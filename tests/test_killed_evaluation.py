@@ -20,9 +20,9 @@ SMALL = [
 ]
 PLACES = {
     "while the test split is predicted": "stages.evaluate:Subject.logits:before:2",
-    "between the tables": "pipeline.evaluation.study:write_reliability:before:1",
+    "between the tables": "pipeline.classification.evaluation.study:write_reliability:before:1",
     "in a figure": "matplotlib.figure:Figure.savefig:after:2",
-    "while the probes are fitted": "pipeline.evaluation.depth:probes:before:1",
+    "while the probes are fitted": "pipeline.classification.evaluation.depth:probes:before:1",
     "with all figures drawn": "pipeline.evaluation.page:Page.close:after:1",
     "with the earlier figures moved aside": "pathlib:Path.rename:after:1",
     "before the metrics": "stages.evaluate:write_json:before:1",

@@ -14,7 +14,7 @@ from torch import nn
 
 from pipeline import interrupts, training
 from pipeline.checkpoint import Checkpoints
-from pipeline.data.batches import Batches
+from pipeline.batches import Batches
 from pipeline.errors import PipelineError
 from pipeline.hardware import configure
 from pipeline.settings import Optimizer, Profile, Stage, Tracking, Training

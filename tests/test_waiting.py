@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.checkpoint import Checkpoints
-from pipeline.data.augment import affine
-from pipeline.data.batches import Batches, Ragged
+from pipeline.tasks.image_classification.augment import affine
+from pipeline.batches import Batches, Ragged
 from pipeline.hardware import Hardware, configure
-from pipeline.models import cnn, rnn, transformer
+from pipeline.tasks.image_classification import model as cnn
+from pipeline.tasks.speech_classification import model as rnn
+from pipeline.tasks.text_classification import model as transformer
 from pipeline.settings import Augment
 from pipeline.training import _Loop, _sparse_gradients
 from tests.models.presets import fused_attention, preset

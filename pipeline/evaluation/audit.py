@@ -125,22 +125,3 @@ def summary(values: NDArray[Any]) -> dict[str, float]:
     names = ("min", "q1", "median", "q3", "max")
     found = np.quantile(np.asarray(values, dtype=np.float64), [0, 0.25, 0.5, 0.75, 1])
     return {name: round(float(value), 4) for name, value in zip(names, found, strict=True)}
-
-
-def spectrum(wave: NDArray[np.float32], bands: int = 32, window: int = 256) -> NDArray[np.float32]:
-    """Log power of a waveform, float32 [bands, frames]: windows of `window` samples, half apart."""
-    padded = np.pad(wave, (0, max(0, window - len(wave))))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, window)[:: window // 2]
-    power = np.abs(np.fft.rfft(frames * np.hanning(window), axis=1)[:, 1:]) ** 2
-    pooled = power.reshape(len(power), bands, -1).mean(axis=2)
-    return np.log(pooled + 1e-4).T.astype(np.float32)
-
-
-def loudness_map(wave: NDArray[np.float32], cells: int = 16) -> NDArray[np.float32]:
-    """Log power float32 [bands, cells] with the time axis stretched to a fixed number of cells."""
-    picture = spectrum(wave)
-    where = np.linspace(0, picture.shape[1] - 1, cells)
-    low = np.floor(where).astype(int)
-    high = np.minimum(low + 1, picture.shape[1] - 1)
-    share = (where - low).astype(np.float32)
-    return picture[:, low] * (1 - share) + picture[:, high] * share

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.metrics import Interval, bootstrap
+from pipeline.evaluation.intervals import Interval, bootstrap
 
 
 class Comparison(NamedTuple):

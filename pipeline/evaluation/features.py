@@ -1,8 +1,4 @@
-"""The representations inside a network: where they are, and what they are for given inputs.
-
-Any transformers encoder, any convolutional network (what a stage is, is read off one forward pass),
-and this project's recurrent network.
-"""
+"""The representations inside a network: where they are, and what they are for given inputs."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,13 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
-from pipeline.models.rnn import SpeechClassifier, standardise
 
 Inputs = dict[str, Tensor]
-GRID = 4
-"""Feature maps are pooled to this many cells a side before a probe sees them."""
 
 
 class Point(NamedTuple):
@@ -34,55 +26,6 @@ class Point(NamedTuple):
     name: str
     module: nn.Module
     read: Callable[[Sequence[Any], Any, Inputs], Tensor]
-
-
-def points(model: nn.Module, inputs: Inputs) -> list[Point]:
-    """The stages of a network from its input to its head, in the order of computing.
-
-    Transformers: the embeddings and each layer, averaged over the tokens. Recurrent: log-mel
-    features, the convolution and each layer, averaged over time. Convolutional: the last feature
-    maps of each size, and what enters the head.
-
-    Raises:
-        ValueError: the network is of none of these kinds.
-    """
-    if "input_ids" in inputs:
-        return _transformer_points(model)
-    if isinstance(model, SpeechClassifier):
-        return _recurrent_points(model)
-    if "images" in inputs:
-        return [Point(stage.name, stage.module, _pool) for stage in map_stages(model, inputs)] + [
-            Point("head's input", last_linear(model), lambda args, _out, _in: args[0].flatten(1))
-        ]
-    raise ValueError(f"{type(model).__name__} has no stages that are known here")
-
-
-class Maps(NamedTuple):
-    """A module that ends a stage of a convolutional network, and the shape of its maps."""
-
-    name: str
-    module: nn.Module
-    shape: tuple[int, int, int]
-
-
-def map_stages(model: nn.Module, inputs: Inputs) -> list[Maps]:
-    """The last module of each shape of feature maps (channels, height, width), in order."""
-    size = tuple(inputs["images"].shape[1:])
-    seen: dict[tuple[int, ...], nn.Module] = {}
-
-    def note(module: nn.Module, _args: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.dim() == 4:
-            shape = tuple(output.shape[1:])
-            if shape != size and shape[1] * shape[2] > 1:
-                seen.pop(shape, None)
-                seen[shape] = module
-
-    with hooks((module, note) for module in model.modules()):
-        forward(model, inputs)
-    return [
-        Maps("×".join(map(str, shape)), module, (shape[0], shape[1], shape[2]))
-        for shape, module in seen.items()
-    ]
 
 
 def capture(
@@ -108,21 +51,6 @@ def capture(
             current.update(inputs)
             found["logits"].append(logits_of(forward(model, inputs)).float())
     return {name: torch.cat(parts).cpu().numpy() for name, parts in found.items()}
-
-
-def feature_maps(
-    model: nn.Module, inputs: Inputs, stages: Sequence[Maps]
-) -> list[NDArray[np.float32]]:
-    """Feature maps float32 [n, channels, height, width] at each stage, in one pass."""
-    found: dict[int, Tensor] = {}
-
-    def keep(number: int) -> Callable[[nn.Module, Any, Any], None]:
-        # A copy: a later module may write into its input.
-        return lambda _module, _args, output: found.update({number: output.detach().clone()})
-
-    with hooks((stage.module, keep(number)) for number, stage in enumerate(stages)):
-        forward(model, inputs)
-    return [found[number].float().cpu().numpy() for number in range(len(stages))]
 
 
 def untrained(model: nn.Module, seed: int) -> nn.Module:
@@ -184,61 +112,4 @@ def forward(model: nn.Module, inputs: Inputs) -> Any:
 
 def logits_of(output: Any) -> Tensor:
     """The logits in what a model returned: a tensor, or transformers' `ModelOutput`."""
-    return output if isinstance(output, Tensor) else output.logits
-
-
-def encoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of a transformers encoder: its longest list of modules."""
-    count = model.config.num_hidden_layers  # type: ignore[union-attr]
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
-    if not lists:
-        raise ValueError(f"{type(model).__name__} has no list of {count} layers")
-    return list(lists[0])
-
-
-def _transformer_points(model: nn.Module) -> list[Point]:
-    def mean(states: Tensor, inputs: Inputs) -> Tensor:
-        mask = inputs["attention_mask"][..., None].to(states.dtype)
-        return (states * mask).sum(dim=1) / mask.sum(dim=1)
-
-    def after(_args: Sequence[Any], output: Any, inputs: Inputs) -> Tensor:
-        return mean(output if isinstance(output, Tensor) else output[0], inputs)
-
-    layers = encoder_layers(model)
-    return [
-        Point("embeddings", layers[0], lambda args, _output, inputs: mean(args[0], inputs)),
-        *(Point(f"layer {number}", layer, after) for number, layer in enumerate(layers, 1)),
-    ]
-
-
-def _recurrent_points(model: SpeechClassifier) -> list[Point]:
-    """Means over the steps that are no padding."""
-
-    def mean(states: Tensor, count: Tensor) -> Tensor:
-        inside = torch.arange(states.shape[1], device=states.device) < count[:, None]
-        return (states * inside[..., None]).sum(dim=1) / count[:, None]
-
-    def steps(inputs: Inputs) -> Tensor:
-        frames = 1 + inputs["lengths"] // model.features.hop
-        return (frames - 1) // model.stride + 1
-
-    def spectrum(_args: Sequence[Any], output: Any, _inputs: Inputs) -> Tensor:
-        features, frames = output
-        return mean(standardise(features, frames), frames)
-
-    def convolved(_args: Sequence[Any], output: Tensor, inputs: Inputs) -> Tensor:
-        return mean(functional.relu(output).transpose(1, 2), steps(inputs))
-
-    def after(_args: Sequence[Any], output: Tensor, inputs: Inputs) -> Tensor:
-        return mean(output, steps(inputs))
-
-    return [
-        Point("log-mel", model.features, spectrum),
-        Point("convolution", model.front, convolved),
-        *(Point(f"layer {number}", layer, after) for number, layer in enumerate(model.layers, 1)),
-    ]
-
-
-def _pool(_args: Sequence[Any], output: Tensor, _inputs: Inputs) -> Tensor:
-    size = (min(GRID, output.shape[2]), min(GRID, output.shape[3]))
-    return functional.adaptive_avg_pool2d(output, size).flatten(1)
+    return output if isinstance(output, Tensor) else output["logits"]

@@ -1,43 +1,89 @@
-"""The page of one model: figures, each with a title, two sentences and a description."""
+"""The page of one model or data set: what was measured and drawn, in one folder."""
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.evaluation.intervals import rounded
 from pipeline.evaluation.tables import write_csv
 from pipeline.figures.style import save
 from pipeline.files import write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
     from matplotlib.figure import Figure
 
 LISTING = "figures.json"
+SUMMARY = "summary.json"
+"""What the report says of a model beside its figures, as `Page.summary` has it."""
+FINDINGS = "findings.json"
+"""What the report says of a data set beside its figures."""
 
 
 @dataclass
 class Page:
-    """Collects what is measured and drawn for one model in one folder.
+    """Collects what is measured and drawn in one folder.
 
     Attributes:
         folder: where tables and figures are written.
-        numbers: metrics to be added to the model's own, by name.
+        numbers: metrics, by name.
+        columns: texts for the report's table of models, by the column's heading.
+        facts: texts for the report, each with what it is called.
+        findings: the same of a data set.
     """
 
     folder: Path
     numbers: dict[str, float] = field(default_factory=dict)
+    columns: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
+    findings: dict[str, str] = field(default_factory=dict)
     _figures: list[dict[str, str]] = field(default_factory=list)
+    _tables: list[dict[str, Any]] = field(default_factory=list)
 
     def figure(self, name: str, figure: "Figure", *, title: str, text: str, alt: str) -> None:
         """Write `<name>.png`; `text` says what is seen, `alt` stands in for the picture."""
         save(figure, self.folder / f"{name}.png")
         self._figures.append({"file": f"{name}.png", "title": title, "text": text, "alt": alt})
 
-    def table(self, name: str, rows: "Iterable[Mapping[str, Any]]", columns: list[str]) -> None:
+    def table(self, name: str, rows: Iterable[Mapping[str, Any]], columns: list[str]) -> None:
         """Write `<name>.csv`."""
         write_csv(self.folder / f"{name}.csv", rows, columns)
 
+    def show(self, caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """Put a table into the report; its first column names the rows."""
+        rows = [list(row) for row in rows]
+        self._tables.append({"caption": caption, "columns": list(columns), "rows": rows})
+
     def close(self) -> None:
-        """Write the list of figures, in the order in which they were drawn."""
+        """Write the list of figures, in the order in which they were drawn, and the texts."""
         write_json(self.folder / LISTING, self._figures)
+        if self.findings:
+            write_json(self.folder / FINDINGS, self.findings)
+        if self.numbers:
+            summary = {"columns": self.columns, "facts": self.facts, "tables": self._tables}
+            write_json(self.folder / SUMMARY, summary)
+
+
+def fill(
+    folder: Path,
+    parts: Mapping[str, Callable[[Page, Any], None]],
+    study: Any,
+    switches: Any,
+) -> dict[str, float]:
+    """Let each part of an evaluation that is not switched off measure and draw.
+
+    Args:
+        folder: where tables and figures are written.
+        parts: the task's, in their order.
+        study: what they share.
+        switches: a part whose name is an attribute of it that is false is left out.
+
+    Returns:
+        The metrics, sorted by name, rounded to six digits.
+    """
+    page = Page(folder)
+    for name, part in parts.items():
+        if getattr(switches, name, True):
+            part(page, study)
+    page.close()
+    return rounded(page.numbers)

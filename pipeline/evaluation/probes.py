@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.metrics import Integers
+from pipeline.evaluation.intervals import Integers
 
 DIMENSIONS = 128
 ITERATIONS = 200

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.metrics import share
+from pipeline.evaluation.intervals import share
 
 SMALLEST = 20
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.evaluation.metrics import Reliability
+from pipeline.classification.evaluation.metrics import Reliability
 from pipeline.figures.style import (
     AMBER,
     BLUE,

@@ -4,11 +4,11 @@ import os
 import sys
 from pathlib import Path
 
-from pipeline.data import prepared
+from pipeline import prepared
 from pipeline.errors import PipelineError
-from pipeline.sources.audio import prepare as prepare_audio
-from pipeline.sources.image import prepare as prepare_image
-from pipeline.sources.text import prepare as prepare_text
+from pipeline.tasks.speech_classification.prepare import prepare as prepare_audio
+from pipeline.tasks.image_classification.prepare import prepare as prepare_image
+from pipeline.tasks.text_classification.prepare import prepare as prepare_text
 from tests.data.sources import audio_source, contents, image_source, text_source
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.data import prepared
+from pipeline import prepared
 from pipeline.errors import PipelineError
 from pipeline.settings import AudioSource, ImageSource, TextSource
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pipeline.data.augment import affine
+from pipeline.tasks.image_classification.augment import affine
 from pipeline.settings import Augment
 
 NONE = {"degrees": 0.0, "translate": 0.0, "scale": 0.0, "flip": False}

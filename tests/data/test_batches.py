@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.batches import Batches, Ragged, mix
+from pipeline.batches import Batches, Ragged, mix
 
 
 def batches(n: int, size: int, **changes) -> Batches:

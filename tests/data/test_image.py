@@ -6,10 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.data import image, prepared
+from pipeline.tasks.image_classification import data as image
+from pipeline import prepared
 from pipeline.errors import PipelineError
 from pipeline.settings import Augment
-from pipeline.sources.image import prepare as prepare_image
+from pipeline.tasks.image_classification.prepare import prepare as prepare_image
 from tests.data.sources import fingerprint, image_folder, image_source
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data import prepared
+from pipeline import prepared
 from pipeline.errors import PipelineError
 from tests.data.sources import contents
 

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from pipeline.data import prepared
-from pipeline.sources.image import prepare as prepare_image
+from pipeline import prepared
+from pipeline.tasks.image_classification.prepare import prepare as prepare_image
 from tests.data import prepare_tiny
 from tests.data.sources import ROOT, contents, image_source
 

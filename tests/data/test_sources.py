@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import PipelineError
 from pipeline.sources import cap, distinct, labelled_files, numbered, package_file, partition
-from pipeline.sources.image import prepare as prepare_image
-from pipeline.sources.text import prepare as prepare_text
+from pipeline.tasks.image_classification.prepare import prepare as prepare_image
+from pipeline.tasks.text_classification.prepare import prepare as prepare_text
 from tests.data.sources import image_source, text_source
 
 KINDS = {

@@ -8,16 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.data import prepared
-from pipeline.evaluation.examples import read_examples
-from pipeline.evaluation.predictions import Predictions
-from pipeline.evaluation.study import Data
-from pipeline.evaluation.subject import Subject
-from pipeline.models import cnn, rnn
+from pipeline import prepared
+from pipeline.classification.examples import read_examples
+from pipeline.classification.evaluation.predictions import Predictions
+from pipeline.classification.evaluation.study import Data
+from pipeline.classification.evaluation.subject import Subject
+from pipeline.tasks.image_classification import model as cnn
+from pipeline.tasks.speech_classification import model as rnn
 from pipeline.settings import RNN, AudioSource, ConvNet, ImageSource, Parts, TextSource
-from pipeline.sources.audio import prepare as prepare_audio
-from pipeline.sources.image import prepare as prepare_image
-from pipeline.sources.text import prepare as prepare_text
+from pipeline.tasks.speech_classification.prepare import prepare as prepare_audio
+from pipeline.tasks.image_classification.prepare import prepare as prepare_image
+from pipeline.tasks.text_classification.prepare import prepare as prepare_text
 
 CPU = torch.device("cpu")
 WORDS = {"NEGATIVE": ["dull", "tired", "awful", "lifeless"], "POSITIVE": ["fine", "warm", "lovely"]}

@@ -7,8 +7,8 @@ import pytest
 from playwright.sync_api import expect
 
 from pipeline.evaluation import metrics
-from pipeline.evaluation.examples import sample_rows
-from pipeline.evaluation.predictions import probabilities
+from pipeline.classification.examples import sample_rows
+from pipeline.classification.evaluation.predictions import probabilities
 from tests.evaluation.explored import CLASSES, HARM, hostile, write
 
 pytestmark = pytest.mark.browser

@@ -7,7 +7,7 @@ from torch import nn
 
 from pipeline.evaluation import explain, features
 from pipeline.evaluation.similarity import linear_cka
-from pipeline.models import rnn
+from pipeline.tasks.speech_classification import model as rnn
 from pipeline.settings import RNN
 
 

@@ -6,7 +6,7 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 
-from pipeline.evaluation import measures
+from pipeline.classification.evaluation import measures
 from pipeline.evaluation.slices import Slice
 from pipeline.figures.data import balance_and_sizes
 from pipeline.figures.evidence import Clip, evidence

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pipeline.evaluation import metrics
 from pipeline.evaluation.comparison import compare, mcnemar
-from pipeline.evaluation.predictions import probabilities
+from pipeline.classification.evaluation.predictions import probabilities
 
 CLASSES = ["cat", "dog", "eel"]
 

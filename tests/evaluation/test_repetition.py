@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation.features import untrained
-from pipeline.evaluation.repetition import repetition
+from pipeline.classification.evaluation.repetition import repetition
 
 
 @pytest.mark.parametrize("task", ["image", "text", "audio"])

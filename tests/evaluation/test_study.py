@@ -9,11 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.data import audio, image, text
+from pipeline.tasks.speech_classification import data as audio
+from pipeline.tasks.image_classification import data as image
+from pipeline.tasks.text_classification import data as text
 from pipeline.errors import PipelineError
-from pipeline.evaluation import predictions
-from pipeline.evaluation.data_report import data_report
-from pipeline.evaluation.study import study
+from pipeline.classification.evaluation import predictions
+from pipeline.classification.data_report import data_report
+from pipeline.classification.evaluation.study import study
 
 TASKS = ("image", "text", "audio")
 CURVE = [

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline.errors import PipelineError
-from pipeline.models import cnn
+from pipeline.tasks.image_classification import model as cnn
 from pipeline.settings import TorchVision
 from tests.models.presets import names, preset
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline.errors import PipelineError
-from pipeline.models import rnn
+from pipeline.tasks.speech_classification import model as rnn
 from tests.models.presets import names, preset
 
 RATE = 8000

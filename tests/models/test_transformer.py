@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipeline.errors import PipelineError
-from pipeline.models import transformer
+from pipeline.tasks.text_classification import model as transformer
 from tests.models.conftest import inputs, settings
 from tests.models.presets import fused_attention, names, preset
 

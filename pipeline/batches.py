@@ -1,0 +1,164 @@
+"""Batches by index from data that is already on the device.
+
+Per-example loading is the usual reason for slow training on small inputs: here a split is a few
+tensors, and a batch is one gather. The order of an epoch is a function of (seed, epoch) and of
+nothing else, so a run can be resumed at any step and repeats for any number of workers.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """One batch on the device.
+
+    Attributes:
+        inputs: the model's keyword arguments.
+        targets: what its loss needs besides: labels int64 [batch], say.
+        weight: what its mean loss counts for in an optimizer step over several batches, such as the
+            number of examples or of tokens; known to the host.
+        whole: the weight of the batches of all processes together.
+    """
+
+    inputs: dict[str, Tensor]
+    targets: Any
+    weight: float
+    whole: float
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Sequences of different lengths in one flat tensor.
+
+    Attributes:
+        values: all sequences end to end, [total], on the device.
+        offsets: int64 [n + 1], on the CPU; sequence i is `values[offsets[i]:offsets[i + 1]]`.
+    """
+
+    values: Tensor
+    offsets: Tensor
+
+    def pad(self, index: Tensor, value: int = 0) -> tuple[Tensor, Tensor]:
+        """Gather sequences `index`, on the CPU, into [batch, longest]; and their lengths [batch].
+
+        Shorter ones are filled up with `value`. The host does not wait for the device: it knows the
+        lengths.
+        """
+        device = self.values.device
+        lengths = self.offsets[index + 1] - self.offsets[index]
+        position = torch.arange(int(lengths.max()), device=device)
+        starts = self.offsets[index].to(device, non_blocking=True)
+        lengths = lengths.to(device, non_blocking=True)
+        inside = position < lengths[:, None]
+        where = (starts[:, None] + position) * inside
+        return self.values[where].masked_fill(~inside, value), lengths
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of one split.
+
+    Attributes:
+        examples: number of examples in the split.
+        device: where the batches are made.
+        collate: maps an int64 index [batch], on the CPU, to the model's inputs and the targets.
+        batch_size: examples per batch and process.
+        shuffle: whether the order changes with every epoch; an incomplete last batch is then left
+            out, so that every optimizer step averages over the same number of examples.
+        seed: decides the order and the augmentation.
+        lengths: int64 [n] on the CPU; given, batches hold sequences of similar length.
+        weights: float [n] on the CPU, what each example counts for; one each where not given.
+        augment: changes a training batch; draws from the given generator only.
+        shard: (rank, processes) for data-parallel training.
+        ahead: whether a thread gathers the next batch meanwhile, as pays for data on the disk.
+    """
+
+    examples: int
+    device: torch.device
+    collate: Callable[[Tensor], tuple[dict[str, Tensor], Any]]
+    batch_size: int
+    shuffle: bool = False
+    seed: int = 0
+    lengths: Tensor | None = None
+    weights: Tensor | None = None
+    augment: Callable[[Batch, torch.Generator], Batch] | None = None
+    shard: tuple[int, int] = (0, 1)
+    ahead: bool = False
+
+    def __len__(self) -> int:
+        """Batches per epoch and process."""
+        size = self.batch_size * self.shard[1]
+        if self.shuffle and self.examples >= size:
+            return self.examples // size
+        return -(-self.examples // size)
+
+    def order(self, epoch: int) -> list[Tensor]:
+        """The example indices of each batch of an epoch: int64, on the CPU.
+
+        Without `shuffle` and `lengths` this is the split's own order. With `lengths`, a shuffled
+        order is sorted by length inside windows of 50 batches, which leaves almost no padding and
+        still mixes the examples (the habit of transformers' `group_by_length`).
+        """
+        rank, processes = self.shard
+        return [whole[rank::processes] for whole in self._wholes(epoch)]
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from batch `start` on, on the device."""
+        batches = self._gather(epoch, start)
+        if not self.ahead:
+            yield from batches
+            return
+        with ThreadPoolExecutor(1) as worker:
+            coming = worker.submit(next, batches, None)
+            while (batch := coming.result()) is not None:
+                coming = worker.submit(next, batches, None)
+                yield batch
+
+    def _wholes(self, epoch: int) -> list[Tensor]:
+        """The example indices of each batch of all processes together."""
+        generator = torch.Generator().manual_seed(mix(self.seed, epoch))
+        size = self.batch_size * self.shard[1]
+        if self.shuffle:
+            index = torch.randperm(self.examples, generator=generator)
+        else:
+            index = torch.arange(self.examples)
+        if self.lengths is not None:
+            window = 50 * size if self.shuffle else self.examples
+            index = torch.cat(
+                [part[self.lengths[part].argsort(stable=True)] for part in index.split(window)]
+            )
+        batches = list(index.split(size))[: len(self)]
+        if self.shuffle and self.lengths is not None:
+            # Otherwise a window would be trained on from its shortest to its longest example.
+            batches = [batches[i] for i in torch.randperm(len(batches), generator=generator)]
+        return batches
+
+    def _gather(self, epoch: int, start: int) -> Iterator[Batch]:
+        rank, processes = self.shard
+        for number, whole in enumerate(self._wholes(epoch)[start:], start):
+            index = whole[rank::processes]
+            batch = Batch(*self.collate(index), self._weight(index), self._weight(whole))
+            if self.augment is not None:
+                numbers = (self.seed, epoch, number, *([rank] if rank else []))
+                generator = torch.Generator(self.device).manual_seed(mix(*numbers))
+                batch = self.augment(batch, generator)
+            yield batch
+
+    def _weight(self, index: Tensor) -> float:
+        return float(len(index) if self.weights is None else self.weights[index].sum())
+
+
+def mix(*numbers: int) -> int:
+    """One 63-bit seed from several small numbers (SplitMix64's finalizer over a running sum)."""
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1

@@ -1,0 +1,1 @@
+"""Measuring a classifier on its test split, and showing what it learnt."""

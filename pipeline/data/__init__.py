@@ -1,1 +1,0 @@
-"""From a source to the prepared data set, and from there to batches."""

@@ -1,0 +1,285 @@
+"""The prepared data set: three Parquet files and `dataset.json`, the same for every task.
+
+The files are written with Hugging Face `datasets`, so `load_dataset("parquet", …)` shows images,
+class names and all. They are read with pyarrow alone: importing `datasets` costs a second.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import PipelineError
+from pipeline.files import digest, new_directory, read_json, write_json
+from pipeline.task import find, tasks
+
+SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+CARD = "dataset.json"
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class Split(_Model):
+    """One Parquet file."""
+
+    rows: Annotated[int, Field(gt=0)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Card(_Model):
+    """What `dataset.json` says."""
+
+    task: str
+    name: str
+    source: str
+    """Where the examples come from."""
+    licence: str
+    citation: str
+    seed: int
+    """Seed of the splits."""
+    dropped: dict[str, Count]
+    """Examples left out, and why: `repeats` of another one, say."""
+    facts: Any
+    """What has to be known to build a model for it: the task's `Facts`."""
+    splits: dict[SplitName, Split]
+
+    @property
+    def digest(self) -> str:
+        """Hex digest of the data: the facts and the bytes of all splits."""
+        parts = [self.facts.model_dump_json(), *(self.splits[split].sha256 for split in SPLITS)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+class Prepared(NamedTuple):
+    """What a task's `prepare` makes of a source.
+
+    Attributes:
+        about: `name`, `source`, `licence` and `citation` of the card.
+        facts: the task's `Facts`.
+        dropped: see `Card`.
+        splits: a `datasets.Dataset` for each of `SPLITS`.
+        identities: what makes a row of a table the same example as another one.
+        group: a column whose values (speakers, say) must not be in two splits.
+    """
+
+    about: dict[str, str]
+    facts: BaseModel
+    dropped: dict[str, int]
+    splits: dict[SplitName, Any]
+    identities: Callable[[pa.Table], list[bytes]]
+    group: str | None = None
+
+
+def text_identities(table: pa.Table) -> list[bytes]:
+    """The words of each row's `text`, whatever the case: two texts of the same words are one."""
+    texts = _whole(table["text"], table).to_pylist()
+    return [" ".join(text.split()).casefold().encode() for text in texts]
+
+
+def file_identities(column: str) -> Callable[[pa.Table], list[bytes]]:
+    """The bytes of the files in a column of structs with `bytes`."""
+    return lambda table: _whole(contents(table[column]), table).to_pylist()
+
+
+def _whole(column: pa.ChunkedArray, table: pa.Table) -> pa.ChunkedArray:
+    if column.null_count:
+        row = column.is_null().to_pylist().index(True)
+        raise PipelineError(f"row {row} of {table.num_rows}: has no content; remove it")
+    return column
+
+
+def media(files: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Binary files as the column that `datasets.Image` and `Audio` store, without paths."""
+    names = ["bytes", "path"]
+    return pa.chunked_array(
+        [
+            pa.StructArray.from_arrays([chunk, pa.nulls(len(chunk), pa.string())], names)
+            for chunk in files.chunks
+        ]
+    )
+
+
+def contents(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The files in such a column, binary; a path in it is never followed."""
+    return pa.chunked_array([chunk.field("bytes") for chunk in column.chunks], pa.binary())
+
+
+def dataset(table: pa.Table, features: dict[str, Any], rows: NDArray[np.int64]) -> Any:
+    """The given rows as a `datasets.Dataset` with these features."""
+    import datasets
+
+    schema = datasets.Features(features)
+    return datasets.Dataset(
+        table.take(pa.array(rows)).cast(schema.arrow_schema),
+        info=datasets.DatasetInfo(features=schema),
+    )
+
+
+def write(folder: Path, task: str, prepared: Prepared, seed: int) -> None:
+    """Write a prepared data set: all of it, or nothing.
+
+    Args:
+        folder: takes the place of an earlier folder.
+        task: name of the task.
+        prepared: what its `prepare` made.
+        seed: what the splits were drawn with.
+
+    Raises:
+        PipelineError: a split is empty; an example or a group is in two splits; the folder can't be
+            written.
+    """
+    import datasets
+
+    tables = {split: prepared.splits[split].with_format("arrow")[:] for split in SPLITS}
+    if empty := [split for split in SPLITS if not len(tables[split])]:
+        raise PipelineError(
+            f"{prepared.about['name']}, split {empty[0]}: is empty; give it more examples"
+        )
+    _refuse_leaks(tables, prepared)
+    datasets.disable_progress_bars()
+    described = {}
+    with new_directory(folder, "dataset.json") as temporary:
+        for split in SPLITS:
+            path = temporary / f"{split}.parquet"
+            prepared.splits[split].to_parquet(path)
+            described[split] = {"rows": len(tables[split]), "sha256": digest(path, "sha256")}
+        card = {
+            "task": task,
+            **prepared.about,
+            "seed": seed,
+            "dropped": prepared.dropped,
+            "facts": prepared.facts.model_dump(),
+            "splits": described,
+        }
+        Card.model_validate(card)
+        write_json(temporary / CARD, card)
+
+
+def read_card(folder: Path) -> Card:
+    """What a prepared data set says about itself.
+
+    Raises:
+        PipelineError: `dataset.json` is missing or malformed.
+    """
+    path = folder / CARD
+    value = read_json(path, made_by=_stage(folder.name))
+    try:
+        at = ""
+        card = Card.model_validate(value)
+        facts, at = find(name=card.task).settings.Facts, "facts."
+        card = card.model_copy(update={"facts": facts.model_validate(card.facts)})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = at + ".".join(str(part) for part in first["loc"]) or "the file"
+        raise PipelineError(
+            f"{path}: {key}: {first['msg']}; run `dvc repro -f {_stage(folder.name)}`"
+        ) from error
+    except LookupError as error:
+        raise PipelineError(
+            f"{path}: task: {error}; run `dvc repro -f {_stage(folder.name)}`"
+        ) from error
+    if missing := [split for split in SPLITS if split not in card.splits]:
+        raise PipelineError(
+            f"{path}: splits.{missing[0]} is missing; run `dvc repro -f {_stage(folder.name)}`"
+        )
+    return card
+
+
+def read_split(folder: Path, split: SplitName, task: str) -> tuple[Card, pa.Table]:
+    """The card, and the rows of one split as they were written.
+
+    Arguments and errors are those of `open_split`.
+    """
+    card, file = open_split(folder, split, task)
+    return card, pa.Table.from_batches(rows(folder / f"{split}.parquet", file), file.schema_arrow)
+
+
+def open_split(folder: Path, split: SplitName, task: str) -> tuple[Card, pq.ParquetFile]:
+    """The card, and the file of one split, checked but unread.
+
+    Args:
+        folder: a prepared data set.
+        split: one of `SPLITS`.
+        task: whose data the caller can read.
+
+    Raises:
+        PipelineError: a file is missing, is not the one the card describes (truncated, edited), or
+            is of another task.
+    """
+    card = read_card(folder)
+    path = folder / f"{split}.parquet"
+    again = f"run `dvc repro -f {_stage(folder.name)}`"
+    if card.task != task:
+        raise PipelineError(
+            f"{folder / CARD}: task is {card.task}, not {task}; name another folder"
+        )
+    try:
+        with pa.memory_map(str(path)) as file:
+            content = file.read_buffer()
+    except FileNotFoundError:
+        raise PipelineError(f"{path} is missing; {again}") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise PipelineError(f"{path} can't be read ({error}); {again}") from error
+    if hashlib.sha256(content).hexdigest() != card.splits[split].sha256:
+        raise PipelineError(
+            f"{path} is not the file that {CARD} describes (truncated or edited: its sha256 "
+            f"differs); {again}"
+        )
+    try:
+        return card, pq.ParquetFile(pa.BufferReader(content))
+    except (pa.ArrowException, OSError) as error:
+        raise PipelineError(f"{path} can't be read ({_line(error)}); {again}") from error
+
+
+def rows(
+    path: Path, file: pq.ParquetFile, columns: list[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """The rows of an opened split in their order, some at a time; all columns, or only these.
+
+    Raises:
+        PipelineError: the file's content is damaged; names `path`.
+    """
+    try:
+        yield from file.iter_batches(batch_size=4096, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise PipelineError(f"{path} can't be read ({_line(error)}); prepare it again") from error
+
+
+def _refuse_leaks(tables: dict[SplitName, pa.Table], prepared: Prepared) -> None:
+    seen: dict[bytes, tuple[str, int]] = {}
+    grouped: dict[str, str] = {}
+    for split in SPLITS:
+        table, group = tables[split], prepared.group
+        for row, key in enumerate(prepared.identities(table)):
+            other, at = seen.setdefault(hashlib.blake2b(key, digest_size=16).digest(), (split, row))
+            if other != split:
+                raise PipelineError(
+                    f"row {at} of split {other} and row {row} of split {split} are the same "
+                    "example; drop one of them"
+                )
+        for name in set(table[group].to_pylist()) if group else ():
+            if grouped.setdefault(name, split) != split:
+                raise PipelineError(
+                    f"{group} {name!r} is in the splits {grouped[name]} and {split}; keep all "
+                    f"examples of a {group} in one split"
+                )
+
+
+def _stage(folder: str) -> str:
+    """The stage that makes the data set in a folder of this name."""
+    return f"prepare@{folder}" if folder in [task.about.data for task in tasks()] else "prepare"
+
+
+def _line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -1,0 +1,243 @@
+"""What a task is, and which there are.
+
+A task is one folder below `pipeline/tasks/`, and all that is known of it stands there:
+
+    settings.py     what it is called, and the classes of its settings and facts; loads no torch
+    prepare.py      from a source to splits; loads no torch
+    data_report.py  what the preparation draws; loads no torch
+    data.py         from splits to batches, from raw examples to inputs
+    model.py        the network, its loss, its scores, its answers
+    show.py         what evaluation measures and draws
+
+The protocols below say what each of these modules has. No task imports another one; what several
+share stands beside `tasks/`, as `pipeline.classification` does.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from pydantic import BaseModel
+    from torch import Tensor, nn
+
+    from pipeline.batches import Batch, Batches
+    from pipeline.evaluation.page import Page
+    from pipeline.evaluation.subject import Subject
+    from pipeline.net import Net
+    from pipeline.prepared import Card, Prepared, SplitName
+    from pipeline.settings import Evaluate, Train, Training
+
+TASKS = Path(__file__).with_name("tasks")
+
+
+@dataclass(frozen=True)
+class About:
+    """What a task is called, here and there.
+
+    Attributes:
+        data: the prepared data set: `data/<data>`, `conf/<data>/`, `prepare@<data>`.
+        model: the model: `models/<model>`, `conf/<model>/`, `evaluate@<model>`.
+        stage: the stage that trains it.
+        title: what a report calls the model.
+        registered: the registered model that its versions belong to.
+        headline: the test metric that stands for the model; its 95 % interval is in
+            `<headline>_low` and `<headline>_high`.
+        unit: how it is written: a share in percent, or a plain number.
+        watched: the test metrics whose change is worth a line.
+        packages: what a served model needs besides torch.
+    """
+
+    data: str
+    model: str
+    stage: str
+    title: str
+    registered: str
+    headline: str
+    unit: Literal["share", "number"]
+    watched: tuple[str, ...]
+    packages: tuple[str, ...] = ()
+
+
+class SettingsModule(Protocol):
+    """`settings.py`."""
+
+    ABOUT: About
+    Source: "type[BaseModel]"
+    """Of `conf/<data>/*.yaml`: where a data set comes from and how it is cut."""
+    Model: Any
+    """Of `conf/<model>/*.yaml`: the network; a settings class or a union of them."""
+    Facts: "type[BaseModel]"
+    """What has to be known of a data set to build a network for it; in `dataset.json` and
+    `model.json`."""
+    Train: "type[Train]"
+    """Of the training stage; the field named `ABOUT.model` holds a `Model`."""
+    Parts: "type[BaseModel]"
+    """Switches and sizes of the evaluation's parts."""
+
+
+class PrepareModule(Protocol):
+    """`prepare.py`."""
+
+    def prepare(self, source: Any, seed: int, limit: int | None) -> "Prepared":
+        """Read a source and cut it into splits of at most `limit` rows each.
+
+        Raises:
+            PipelineError: the source is missing, malformed or too small.
+        """
+
+
+class DataReportModule(Protocol):
+    """`data_report.py`."""
+
+    def data_report(self, folder: Path, card: "Card", page: "Page") -> dict[str, float]:
+        """Look through a prepared data set: figures, tables and findings go to `page`.
+
+        Returns:
+            Counts for tracking, by name.
+        """
+
+
+class DataModule(Protocol):
+    """`data.py`."""
+
+    def load(
+        self,
+        folder: Path,
+        split: "SplitName",
+        net: "Net",
+        *,
+        batch_size: int,
+        device: "torch.device",
+        seed: int = 0,
+        shuffle: bool = False,
+        shard: tuple[int, int] = (0, 1),
+        **options: Any,
+    ) -> "Batches":
+        """Batches of one split; `options` are the training's `loading`.
+
+        Raises:
+            PipelineError: the split is missing or damaged.
+        """
+
+    def encode(self, raw: Sequence[Any], net: "Net") -> "dict[str, Tensor]":
+        """The network's inputs for raw examples, on the CPU: the same that `load` gives.
+
+        Raw is what evaluation reads and what a user of the served model sends.
+
+        Raises:
+            ValueError: an example is of a kind that the task does not take.
+        """
+
+    def example(self, folder: Path) -> Any:
+        """One raw example of the validation split that JSON can hold."""
+
+
+class ModelModule(Protocol):
+    """`model.py`; it may have `save` and `load` too, in place of those of `pipeline.net`."""
+
+    def build(self, settings: Any, facts: Any) -> "tuple[nn.Module, Any]":
+        """A network with its initial weights, drawn from torch's global generator; a tokenizer.
+
+        Raises:
+            PipelineError: no such network, or none that takes such data.
+        """
+
+    def loss(self, module: "Forward", batch: "Batch", settings: "Training") -> "Tensor":
+        """Mean loss over a batch, a scalar; a batch of several is weighed by `batch.weight`."""
+
+    def score(
+        self, module: "Forward", batches: "Batches", settings: "Training"
+    ) -> dict[str, float]:
+        """Scores over a whole split, `loss` among them; `settings.monitor` names one."""
+
+    def answer(self, output: Any, net: "Net") -> list[Any]:
+        """What the network says of each example, as JSON that a user can read."""
+
+
+class ShowModule(Protocol):
+    """`show.py`."""
+
+    PARTS: "Mapping[str, Callable[[Page, Any], None]]"
+    """What evaluation does, in this order: each part measures and draws something of the study and
+    puts it on the page. One that `Parts` has a switch for can be switched off."""
+
+    def study(self, subject: "Subject", settings: "Evaluate", curve: list[dict[str, str]]) -> Any:
+        """What the parts share; `curve` are the rows of the learning curve."""
+
+    def repetition(self, first: Any, second: Any, settings: Any) -> dict[str, float]:
+        """The scores of the second of two models of other seeds, and how it stands to the first."""
+
+
+Forward = Callable[..., Any]
+"""The network as `loss` and `score` get it: computes in the training's precision and returns
+float32."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task; its modules are loaded when they are first asked for."""
+
+    name: str
+    """Of the folder."""
+
+    @property
+    def settings(self) -> SettingsModule:
+        """`settings.py`."""
+        return self._module("settings")
+
+    @property
+    def about(self) -> About:
+        """What it is called."""
+        return self.settings.ABOUT
+
+    @property
+    def prepare(self) -> PrepareModule:
+        """`prepare.py`."""
+        return self._module("prepare")
+
+    @property
+    def data_report(self) -> DataReportModule:
+        """`data_report.py`."""
+        return self._module("data_report")
+
+    @property
+    def data(self) -> DataModule:
+        """`data.py`."""
+        return self._module("data")
+
+    @property
+    def model(self) -> ModelModule:
+        """`model.py`."""
+        return self._module("model")
+
+    @property
+    def show(self) -> ShowModule:
+        """`show.py`."""
+        return self._module("show")
+
+    def _module(self, name: str) -> Any:
+        return import_module(f"pipeline.tasks.{self.name}.{name}")
+
+
+def tasks() -> list[Task]:
+    """All tasks, by name."""
+    return [Task(file.parent.name) for file in sorted(TASKS.glob("*/settings.py"))]
+
+
+def find(*, name: str = "", data: str = "", model: str = "") -> Task:
+    """The task of this name, or the one whose data set or model is called so.
+
+    Raises:
+        LookupError: there is none.
+    """
+    for task in tasks():
+        if name == task.name or (data or model) and (data, model) in (
+            (task.about.data, ""),
+            ("", task.about.model),
+        ):
+            return task
+    raise LookupError(f"no task is called {name or data or model}")

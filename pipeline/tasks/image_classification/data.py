@@ -1,0 +1,181 @@
+"""A prepared data set of images in batches."""
+
+import base64
+import io
+import math
+import mmap
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.batches import Batches
+from pipeline.classification.labels import column
+from pipeline.errors import PipelineError
+from pipeline.net import Net, file_bytes
+from pipeline.prepared import SplitName, contents, open_split, read_split, rows
+from pipeline.tasks.image_classification import png
+from pipeline.tasks.image_classification.augment import affine
+from pipeline.tasks.image_classification.settings import Augment
+
+TASK = "image_classification"
+
+
+def load(
+    folder: Path,
+    split: SplitName,
+    net: Net | None = None,  # noqa: ARG001  # nothing of the network decides the pixels
+    *,
+    batch_size: int,
+    device: torch.device,
+    seed: int = 0,
+    shuffle: bool = False,
+    shard: tuple[int, int] = (0, 1),
+    augment: Augment | None = None,
+    in_memory_limit: float = math.inf,
+) -> Batches:
+    """Batches of one split: inputs `images`, uint8 [batch, channels, height, width].
+
+    Shuffled batches are changed by `augment`. Pixels of more than `in_memory_limit` bytes stay on
+    the disk, in a file without a name beside the data, and a thread gathers each batch while the
+    one before is computed.
+
+    Raises:
+        PipelineError: the split can't be read, or an image is corrupt.
+    """
+    card, file = open_split(folder, split, TASK)
+    path, facts = folder / f"{split}.parquet", card.facts
+    table = pa.Table.from_batches(rows(path, file, ["label"]))
+    labels = torch.tensor(column(table, facts.classes, path), device=device)
+    shape = (len(labels), facts.channels, facts.height, facts.width)
+    pixels = _decoded(path, file, png.Layout(facts.height, facts.width, facts.channels))
+    on_disk = math.prod(shape) > in_memory_limit
+    if on_disk:
+        images = _on_disk(folder, pixels, shape)
+    else:
+        images = torch.empty(shape, dtype=torch.uint8)
+        start = 0
+        for part in pixels:
+            images[start : start + len(part)] = torch.from_numpy(part)
+            start += len(part)
+        images = images.to(device)
+
+    def collate(index: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        place = index.to(device, non_blocking=True)
+        if not on_disk:
+            return {"images": images[place]}, labels[place]
+        batch = images[index]
+        batch = batch.pin_memory() if device.type == "cuda" else batch
+        return {"images": batch.to(device, non_blocking=True)}, labels[place]
+
+    change = affine(augment) if augment is not None and shuffle else None
+    return Batches(
+        examples=len(labels),
+        device=device,
+        collate=collate,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        seed=seed,
+        augment=change and (lambda one, draw: one._replace(inputs=change(one.inputs, draw))),
+        shard=shard,
+        ahead=on_disk,
+    )
+
+
+def encode(raw: Sequence[Any], net: Net) -> dict[str, Tensor]:
+    """Images, see `image`, as `images`, uint8 [n, channels, height, width].
+
+    Raises:
+        ValueError: an image is of another kind.
+    """
+    facts = net.facts
+    shape = (facts.channels, facts.height, facts.width)
+    if isinstance(raw, np.ndarray) and raw.dtype == np.uint8 and raw.shape[1:] == shape:
+        return {"images": torch.from_numpy(raw)}
+    size = (facts.height, facts.width)
+    return {"images": torch.from_numpy(np.stack([image(one, facts.channels, size) for one in raw]))}
+
+
+def example(folder: Path) -> str:
+    """The first image of the validation split, a PNG file as base64 text."""
+    _, table = read_split(folder, "validation", TASK)
+    return base64.b64encode(contents(table["image"])[0].as_py()).decode()
+
+
+def _decoded(path: Path, file: Any, layout: png.Layout) -> Iterator[png.Bytes]:
+    """The pixels of an opened split, [n, channels, height, width] at a time."""
+    first = 0
+    for part in rows(path, file, ["image"]):
+        files = contents(pa.chunked_array([part.column("image")]))
+        yield png.decode(files, layout, str(path), first)
+        first += len(part)
+
+
+def _on_disk(folder: Path, pixels: Iterable[png.Bytes], shape: tuple[int, ...]) -> Tensor:
+    """Pixels in a memory-mapped file without a name, which is gone when the process ends."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            for part in pixels:
+                file.write(part.data)
+            file.flush()
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_WRITE)
+    except OSError as error:
+        raise PipelineError(
+            f"{folder}: {math.prod(shape):,} bytes of pixels can't be put on the disk "
+            f"({error.strerror}); make room or raise in_memory_limit"
+        ) from error
+    if hasattr(mmap, "MADV_RANDOM"):
+        content.madvise(mmap.MADV_RANDOM)  # reading ahead would fetch what no batch wants
+    return torch.frombuffer(content, dtype=torch.uint8).view(shape)
+
+
+def image(raw: Any, channels: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """One image as uint8 [channels, height, width], brought to the size the model takes.
+
+    Args:
+        raw: a PNG or JPEG file, its bytes or base64 text; or an array of 0 to 255: [height, width],
+            [height, width, channels] or [channels, height, width].
+        channels: 1 (grey) or 3 (RGB).
+        size: height and width in pixels.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    from PIL import Image, ImageOps
+
+    if isinstance(raw, bytes | str):
+        content = io.BytesIO(file_bytes(raw))
+        try:  # of other formats, Pillow calls `gs` for PostScript
+            picture: Image.Image = Image.open(content, formats=("PNG", "JPEG"))
+            picture = ImageOps.exif_transpose(picture)  # as in the data; it reads the pixels, too
+        except Exception as error:  # Pillow's readers raise whatever malformed bytes lead them to
+            raise ValueError(
+                f"these bytes are no image that can be read ({type(error).__name__}); PNG and JPEG "
+                "are taken"
+            ) from None
+    else:
+        array = np.asarray(raw)
+        if array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 255:
+            array = array.astype(np.uint8)
+        if array.dtype != np.uint8 or array.ndim not in (2, 3):
+            raise ValueError(
+                "an image is PNG or JPEG bytes or an array of 0 to 255 with 2 or 3 dimensions, "
+                f"not {array.dtype} {list(array.shape)}"
+            )
+        if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
+            array = array.transpose(1, 2, 0)
+        if array.ndim == 3 and array.shape[2] == 1:
+            array = array[:, :, 0]
+        picture = Image.fromarray(array)
+    if channels in (1, 3):
+        picture = picture.convert("L" if channels == 1 else "RGB")
+    if picture.size != (size[1], size[0]):
+        picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    pixels = np.asarray(picture, dtype=np.uint8)
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -1,0 +1,46 @@
+"""Damage to waveforms, a list of float32 arrays in -1..1.
+
+Each function takes the severity and a seed; an infinite one for noise, 1 for speed, gives the
+clips back as they are. The same seed gives the same damage.
+"""
+
+import math
+import numpy as np
+import torch
+from collections.abc import Sequence
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from pipeline.classification.evaluation.subject import Corruption
+
+Waves = list[NDArray[np.float32]]
+
+
+def hiss(waves: Waves, decibels: float, seed: int) -> Waves:
+    """Add white noise at a signal-to-noise ratio in decibels; infinite adds none."""
+    if math.isinf(decibels):
+        return waves
+    generator = np.random.default_rng(seed)
+    noisy = []
+    for wave in waves:
+        power = float(np.mean(np.square(wave, dtype=np.float64)))
+        draw = generator.normal(scale=math.sqrt(power / 10 ** (decibels / 10)), size=len(wave))
+        noisy.append(np.clip(wave + draw, -1, 1).astype(np.float32))
+    return noisy
+
+
+def tempo(waves: Waves, factor: float, _seed: int = 0) -> Waves:
+    """Play `factor` times as fast, by linear interpolation: the pitch rises too, as on a tape."""
+    if factor == 1:
+        return waves
+    played = []
+    for wave in waves:
+        where = np.arange(0, max(len(wave) - 1, 1), factor)
+        played.append(np.interp(where, np.arange(len(wave)), wave).astype(np.float32))
+    return played
+
+
+CORRUPTIONS = (
+    Corruption("noise", "signal-to-noise ratio in dB", (math.inf, 30, 20, 10, 0), hiss),
+    Corruption("speed", "times as fast", (1, 0.7, 0.85, 1.15, 1.3), tempo),
+)

@@ -1,0 +1,127 @@
+"""Labelled clips: prepared splits as batches, raw clips as inputs."""
+
+import base64
+import io
+import wave
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.batches import Batches, Ragged
+from pipeline.classification.labels import column
+from pipeline.errors import PipelineError
+from pipeline.net import Net, file_bytes
+from pipeline.prepared import SplitName, contents, read_split
+from pipeline.tasks.speech_classification.wav import read_wav
+
+TASK = "speech_classification"
+
+
+def load(
+    folder: Path,
+    split: SplitName,
+    net: Net | None = None,  # noqa: ARG001  # nothing of the network decides the samples
+    *,
+    batch_size: int,
+    device: torch.device,
+    seed: int = 0,
+    shuffle: bool = False,
+    shard: tuple[int, int] = (0, 1),
+) -> Batches:
+    """Batches of one split: `waveforms`, float32 [batch, samples] in [-1, 1), and `lengths`, int64.
+
+    Batches hold clips of similar length and are padded with zeros to the longest of them; `lengths`
+    [batch] counts the samples before the padding.
+
+    Raises:
+        PipelineError: the split can't be read, or a clip is corrupt.
+    """
+    card, table = read_split(folder, split, TASK)
+    path = folder / f"{split}.parquet"
+    clips = []
+    for row, content in enumerate(contents(table["audio"]).to_pylist()):
+        samples, rate = read_wav(content, f"{path}, row {row}")
+        if rate != card.facts.sample_rate:
+            raise PipelineError(
+                f"{path}, row {row}: has {rate} Hz, the data set says {card.facts.sample_rate}; "
+                "run `dvc repro -f prepare@audio`"
+            )
+        clips.append(samples)
+    lengths = np.fromiter(map(len, clips), np.int64, len(clips))
+    ragged = Ragged(
+        torch.from_numpy(np.concatenate(clips)).to(device),
+        torch.from_numpy(np.concatenate([[0], lengths.cumsum()])),
+    )
+    targets = torch.tensor(column(table, card.facts.classes, path), device=device)
+
+    def collate(index: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        samples, sizes = ragged.pad(index)
+        inputs = {"waveforms": samples.float().div_(32768), "lengths": sizes}
+        return inputs, targets[index.to(device, non_blocking=True)]
+
+    return Batches(
+        examples=len(targets),
+        device=device,
+        collate=collate,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        seed=seed,
+        lengths=torch.from_numpy(lengths),
+        shard=shard,
+    )
+
+
+def encode(raw: Sequence[Any], net: Net) -> dict[str, Tensor]:
+    """Clips, see `sound`, as `waveforms`, float32 [n, samples], and `lengths`, int64 [n].
+
+    Raises:
+        ValueError: a clip is of another kind.
+    """
+    waves = [torch.from_numpy(sound(each, net.facts.sample_rate)) for each in raw]
+    lengths = torch.tensor([len(each) for each in waves])
+    return {
+        "waveforms": torch.nn.utils.rnn.pad_sequence(waves, batch_first=True),
+        "lengths": lengths,
+    }
+
+
+def example(folder: Path) -> str:
+    """The first clip of the validation split, a WAV file as base64 text."""
+    _, table = read_split(folder, "validation", TASK)
+    return base64.b64encode(contents(table["audio"])[0].as_py()).decode()
+
+
+def sound(raw: Any, rate: int) -> NDArray[np.float32]:
+    """One clip as float32 samples in -1..1, mono, at `rate` Hz.
+
+    Args:
+        raw: a 16-bit WAV file of any rate, its bytes or base64 text; or an array of float (-1..1)
+            or int16 samples at `rate`.
+        rate: the model's.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if not isinstance(raw, bytes | str):
+        array = np.asarray(raw)
+        if array.ndim != 1 or not array.size:
+            raise ValueError(f"a sound has one dimension and a sample, not {list(array.shape)}")
+        scale = 32768 if array.dtype == np.int16 else 1
+        return (array / scale).astype(np.float32)
+    with wave.open(io.BytesIO(file_bytes(raw))) as file:
+        if file.getsampwidth() != 2:
+            raise ValueError(f"a WAV file has 16 bits, not {8 * file.getsampwidth()}")
+        frames = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+        samples = frames.reshape(-1, file.getnchannels()).mean(axis=1) / 32768
+        before = file.getframerate()
+    if before != rate:
+        from scipy.signal import resample_poly
+
+        shared = int(np.gcd(rate, before))
+        samples = resample_poly(samples, rate // shared, before // shared)
+    return samples.astype(np.float32)

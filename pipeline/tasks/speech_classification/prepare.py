@@ -1,0 +1,234 @@
+"""Spoken digits, synthesised or from folders, cut into splits of different speakers."""
+
+import json
+import math
+import struct
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.classification.labels import (
+    Index,
+    cap,
+    check,
+    distinct,
+    labelled_files,
+    numbered,
+    partition,
+)
+from pipeline.errors import PipelineError
+from pipeline.prepared import Prepared, dataset, file_identities, media
+from pipeline.sources import package_file
+from pipeline.tasks.speech_classification.settings import Facts, Source
+from pipeline.tasks.speech_classification.wav import Samples, read_wav, write_wav
+
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+ACCENTS = (
+    "en",
+    "en-029",
+    "en-gb-scotland",
+    "en-gb-x-gbclan",
+    "en-gb-x-gbcwmd",
+    "en-gb-x-rp",
+    "en-us",
+    "en-us-nyc",
+)
+_SPEEDS = (130, 230)
+_PITCHES = (25, 75)
+_PER_PROCESS = 500
+_SPEAKER = str(Path(__file__).with_name("espeak.py"))
+
+
+def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
+    """Synthesise or read clips and cut them into splits of different speakers.
+
+    Columns are `audio` (16-bit mono WAV), `label`, `speaker`, and of synthesised clips `accent`,
+    `speed` and `pitch`.
+
+    Raises:
+        PipelineError: the source is missing, empty or corrupt, or too small for its splits.
+    """
+    import datasets
+
+    shares = {"validation": source.validation, "test": source.test}
+    features: dict[str, Any] = {"speaker": datasets.Value("string")}
+    if source.kind == "espeak":
+        table, rows = _espeak(source, shares, seed, limit)
+        classes = list(DIGITS)
+        features |= {
+            "accent": datasets.Value("string"),
+            "speed": datasets.Value("int64"),
+            "pitch": datasets.Value("int64"),
+        }
+        about = {
+            "source": "synthesised with espeak-ng 1.52 of the package espeakng-loader",
+            "licence": "made by this project; espeak-ng is GPL-3.0-or-later and no part of it",
+            "citation": "espeak-ng, https://github.com/espeak-ng/espeak-ng",
+        }
+    else:
+        table, classes, rows = _folder(source, shares, seed)
+        about = {
+            "source": f"folder {Path(source.folder or '').name}",
+            "licence": "not stated",
+            "citation": "not stated",
+        }
+    labels, identities = table["label"].to_numpy(), file_identities("audio")
+    kept, dropped = distinct(identities(table), labels)
+    features = {
+        "audio": datasets.Audio(sampling_rate=source.sample_rate, decode=False),
+        "label": datasets.ClassLabel(names=classes),
+        **features,
+    }
+    splits: Any = {}
+    for split, part in rows.items():
+        part = cap(part[np.isin(part, kept)], labels, limit)
+        check(labels[part], classes, f"{source.name}, split {split}")
+        splits[split] = dataset(table, features, part)
+    facts = Facts(classes=classes, sample_rate=source.sample_rate)
+    return Prepared(
+        {"name": source.name, **about}, facts, dropped, splits, identities, group="speaker"
+    )
+
+
+def resample(clips: Sequence[Samples], before: int, after: int) -> list[Samples]:
+    """Each clip at another sample rate (Hz), by scipy's polyphase filter.
+
+    All clips go through it in one row: with gaps longer than the filter, and starts that are
+    multiples of the step, each comes out as it would alone.
+    """
+    if before == after:
+        return list(clips)
+    from scipy.signal import resample_poly
+
+    common = math.gcd(before, after)
+    up, down = after // common, before // common
+    gap = 10 * max(up, down) // up + 1
+    starts = np.cumsum([0, *(-(-(len(clip) + gap) // down) * down for clip in clips)])
+    row = np.zeros(starts[-1])
+    for clip, start in zip(clips, starts[:-1], strict=True):
+        row[start : start + len(clip)] = clip
+    row = resample_poly(row, up, down).round().clip(-32768, 32767).astype(np.int16)
+    places = starts[:-1] // down * up
+    return [
+        row[place : place - (-len(clip) * up // down)]
+        for clip, place in zip(clips, places, strict=True)
+    ]
+
+
+def voices() -> list[tuple[str, str]]:
+    """(name, accent) of every English voice of espeak-ng: each accent in each of its variants."""
+    folder = package_file("espeakng_loader", "espeak-ng-data/voices/!v")
+    variants = ["", *sorted(f"+{path.name}" for path in folder.iterdir())]
+    return [(accent + variant, accent) for accent in ACCENTS for variant in variants]
+
+
+def _espeak(
+    source: Source, shares: dict[str, float], seed: int, max_examples: int | None
+) -> tuple[pa.Table, dict[str, Index]]:
+    """A table of clips, and the rows of each split; voices are shared out accent by accent."""
+    if source.clips is None:
+        raise PipelineError("audio.clips is null; give the number of clips to synthesise")
+    random = np.random.default_rng([seed, 1])
+    names, accents = zip(*voices(), strict=True)
+    accent = np.array([ACCENTS.index(name) for name in accents])
+    chosen = partition(accent, ACCENTS, shares, seed, "espeak-ng's voices")
+    keys = ("label", "speaker", "accent", "speed", "pitch")
+    columns: dict[str, list[Any]] = {key: [] for key in keys}
+    rows: dict[str, Index] = {}
+    for split, mine in chosen.items():
+        share = shares.get(split, 1 - sum(shares.values()))
+        count = int(source.clips * share + 0.5)
+        if min(count, max_examples or count) < len(DIGITS):
+            raise PipelineError(
+                f"audio.clips={source.clips} or profile.max_examples={max_examples} leaves split "
+                f"{split} fewer clips than there are digits; raise it"
+            )
+        # whole rounds of all voices: each speaks as often as the others, give or take one
+        order = np.concatenate([random.permutation(mine) for _ in range(-(-count // len(mine)))])
+        start = len(columns["label"])
+        count = min(count, max_examples or count)
+        rows[split] = np.arange(start, start + count)
+        columns["label"] += [number % len(DIGITS) for number in range(count)]
+        columns["speaker"] += [names[voice] for voice in order[:count]]
+        columns["accent"] += [accents[voice] for voice in order[:count]]
+        columns["speed"] += random.integers(*_SPEEDS, count, endpoint=True).tolist()
+        columns["pitch"] += random.integers(*_PITCHES, count, endpoint=True).tolist()
+    wanted = [
+        (DIGITS[label], speaker, speed, pitch)
+        for label, speaker, speed, pitch in zip(
+            columns["label"], columns["speaker"], columns["speed"], columns["pitch"], strict=True
+        )
+    ]
+    # a fixed number of clips per process: the bytes don't depend on how many run at once
+    parts = [wanted[start : start + _PER_PROCESS] for start in range(0, len(wanted), _PER_PROCESS)]
+    with ThreadPoolExecutor() as threads:
+        spoken = threads.map(lambda part: _speak(part, source.sample_rate), parts)
+        files = [file for part in spoken for file in part]
+    return pa.table({"audio": media(pa.chunked_array([files], pa.binary())), **columns}), rows
+
+
+def _speak(wanted: Sequence[tuple[str, str, int, int]], rate: int) -> list[bytes]:
+    """WAV files of (text, voice, speed, pitch), from a process of its own."""
+    try:
+        process = subprocess.run(
+            [sys.executable, _SPEAKER],
+            input=json.dumps(wanted).encode(),
+            capture_output=True,
+            timeout=300,
+            check=True,
+        )
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.decode(errors="replace").strip().splitlines()
+        raise PipelineError(
+            f"espeak-ng failed with status {error.returncode} ({said[-1] if said else 'no message'}"
+            "); install the locked packages again"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise PipelineError("espeak-ng did not answer in 300 s; try again") from error
+    content = process.stdout
+    (before,) = struct.unpack_from("<i", content)
+    clips, place = [], 4
+    while place < len(content):
+        (count,) = struct.unpack_from("<i", content, place)
+        clips.append(np.frombuffer(content, "<i2", count, place + 4))
+        place += 4 + 2 * count
+    return [write_wav(clip, rate) for clip in resample(clips, before, rate)]
+
+
+def _folder(
+    source: Source, shares: dict[str, float], seed: int
+) -> tuple[pa.Table, list[str], dict[str, Index]]:
+    """A table of clips, the classes, and the rows of each split; speakers are shared out."""
+    found = labelled_files(source.folder, "audio.folder", frozenset({".wav"}))
+    where = f"audio.folder: {source.folder}"
+    classes, labels = numbered([label for _, label in found], where)
+    read = [read_wav(path.read_bytes(), str(path)) for path, _ in found]
+    clips: list[Samples] = [clip for clip, _ in read]
+    for rate in sorted({rate for _, rate in read}):
+        mine = [i for i, (_, before) in enumerate(read) if before == rate]
+        same = resample([clips[i] for i in mine], rate, source.sample_rate)
+        for i, clip in zip(mine, same, strict=True):
+            clips[i] = clip
+    speakers = [path.stem.partition("_")[0] for path, _ in found]
+    names, speaker = np.unique(speakers, return_inverse=True)
+    parts = partition(np.zeros(len(names), np.int64), ["speaker"], shares, seed, where)
+    random = np.random.default_rng([seed, 1])
+    rows = {
+        split: random.permutation(np.flatnonzero(np.isin(speaker, part)))
+        for split, part in parts.items()
+    }
+    files = [write_wav(clip, source.sample_rate) for clip in clips]
+    table = pa.table(
+        {
+            "audio": media(pa.chunked_array([files], pa.binary())),
+            "label": labels,
+            "speaker": speakers,
+        }
+    )
+    return table, classes, rows

@@ -1,0 +1,65 @@
+"""Spoken words with a label each: names, settings, facts."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.classification.settings import ClassFacts, TrainClassifier
+from pipeline.classification.settings import Parts as Parts
+from pipeline.settings import Fraction, Input, Settings
+from pipeline.settings import Source as AnySource
+from pipeline.task import About
+
+ABOUT = About(
+    data="audio",
+    model="rnn",
+    stage="train_rnn",
+    title="RNN",
+    registered="audio-classifier",
+    headline="accuracy",
+    unit="share",
+    watched=("accuracy", "macro_f1", "loss", "ece", "worst_slice/accuracy"),
+    packages=("scipy",),
+)
+
+
+class Source(AnySource):
+    """Spoken digits, synthesised with espeak-ng, or a folder of clips."""
+
+    test: Annotated[float, Field(gt=0, lt=0.5)]
+    """Share of the voices in the test split."""
+    kind: Literal["espeak", "folder"]
+    """`espeak` synthesises; `folder` reads one folder of WAV files per class."""
+    sample_rate: Literal[8000, 16000]
+    """Hz; clips of another rate are resampled."""
+    clips: Annotated[int, Field(ge=10)] | None
+    """How many clips to synthesise; their voices, speeds and pitches are drawn from the seed."""
+    folder: Annotated[str | None, Input()]
+    """Of `folder`; in a file's name the part before the first `_` is the speaker."""
+
+
+class Facts(ClassFacts):
+    """What has to be known of the clips."""
+
+    sample_rate: Annotated[int, Field(gt=0)]
+    """Hz."""
+
+
+class Model(Settings):
+    """Bidirectional GRU or LSTM over log-mel features, mean over time, linear head."""
+
+    cell: Literal["gru", "lstm"]
+    mels: Annotated[int, Field(gt=0)]
+    """Mel bands."""
+    stride: Annotated[int, Field(gt=0)]
+    """Feature frames (10 ms each) per step of the recurrence."""
+    hidden: Annotated[int, Field(gt=0)]
+    """Units per direction."""
+    layers: Annotated[int, Field(gt=0)]
+    dropout: Fraction
+
+
+class Train(TrainClassifier):
+    """The settings of `stages.train_rnn`."""
+
+    rnn: Model

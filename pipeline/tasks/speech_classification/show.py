@@ -1,0 +1,160 @@
+"""What evaluation shows of a network of sounds: evidence over time."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.classification.evaluation import baselines
+from pipeline.classification.evaluation.repetition import repeat
+from pipeline.classification.evaluation.study import PARTS as PARTS
+from pipeline.classification.evaluation.study import Study, open_study
+from pipeline.classification.evaluation.subject import Kind, Sizes, Subject
+from pipeline.classification.examples import Raw
+from pipeline.evaluation.features import Inputs, Point, hooks, logits_of
+from pipeline.evaluation.page import Page
+from pipeline.figures import evidence
+from pipeline.figures.sheets import Caption, spectrogram_sheet
+from pipeline.figures.style import shorten
+from pipeline.tasks.speech_classification import wav
+from pipeline.tasks.speech_classification.damage import CORRUPTIONS
+from pipeline.tasks.speech_classification.data_report import seconds_of
+from pipeline.tasks.speech_classification.model import SpeechClassifier, standardise
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SAMPLES = 2000
+"""Points that a waveform is resampled to for the probe of the raw input."""
+
+
+def points(network: nn.Module, _inputs: Inputs) -> list[Point]:
+    """Log-mel features, the convolution and each layer, averaged over the steps inside a clip."""
+    model = cast(SpeechClassifier, network)
+
+    def mean(states: Tensor, count: Tensor) -> Tensor:
+        inside = torch.arange(states.shape[1], device=states.device) < count[:, None]
+        return (states * inside[..., None]).sum(dim=1) / count[:, None]
+
+    def steps(inputs: Inputs) -> Tensor:
+        frames = 1 + inputs["lengths"] // model.features.hop
+        return (frames - 1) // model.stride + 1
+
+    def spectrum(_args: Sequence[Any], output: Any, _inputs: Inputs) -> Tensor:
+        features, frames = output
+        return mean(standardise(features, frames), frames)
+
+    def convolved(_args: Sequence[Any], output: Tensor, inputs: Inputs) -> Tensor:
+        return mean(functional.relu(output).transpose(1, 2), steps(inputs))
+
+    def after(_args: Sequence[Any], output: Tensor, inputs: Inputs) -> Tensor:
+        return mean(output, steps(inputs))
+
+    return [
+        Point("log-mel", model.features, spectrum),
+        Point("convolution", model.front, convolved),
+        *(Point(f"layer {number}", layer, after) for number, layer in enumerate(model.layers, 1)),
+    ]
+
+
+def evidence_over_time(model: nn.Module, inputs: Inputs, last: nn.Module) -> NDArray[np.float32]:
+    """What each moment adds to each class's logit: float32 [steps, classes], for one clip.
+
+    `last` is the module whose output [1, steps, units] is pooled over time. Hidden state times the
+    gradient of the logit: where the head is linear in the pooled states this is exact, and sums
+    over time to the logit less the head's bias.
+    """
+    seen: list[Tensor] = []
+
+    def keep(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        seen.append(output.detach().requires_grad_(True))
+        return seen[0]
+
+    with torch.enable_grad(), hooks([(last, keep)]):
+        logits = logits_of(model(**inputs))[0].float()
+    gradients = [torch.autograd.grad(logit, seen[0], retain_graph=True)[0] for logit in logits]
+    parts = [(gradient * seen[0]).detach().float().sum(dim=-1)[0] for gradient in gradients]
+    return torch.stack(parts, dim=1).cpu().numpy()
+
+
+def pictures(page: Page, study: Study) -> None:
+    """The spectrogram, and the evidence for each class gathered over time."""
+    subject, test, guesses, name = study.subject, study.test, study.guesses, study.name
+    model = cast(SpeechClassifier, subject.model)
+    hits = np.flatnonzero(guesses == test.labels)
+    misses = np.flatnonzero(guesses != test.labels)
+    labels = dict.fromkeys(test.labels[hits].tolist())
+    rows = [int(next(i for i in hits if test.labels[i] == label)) for label in list(labels)[:2]]
+    rows = (rows + [int(i) for i in misses[:2]])[:3] or [0]
+    clips = []
+    for row in rows:
+        inputs = subject.encode([test.raw[row]])
+        picture = spectrograms(subject, [test.raw[row]])[0]
+        gathered = evidence_over_time(model, inputs, model.layers[-1])
+        seconds = len(test.raw[row]) / subject.net.facts.sample_rate
+        true, guess = subject.classes[test.labels[row]], subject.classes[guesses[row]]
+        about = f"row {row}: {shorten(true, 10)}, read as {shorten(guess, 10)}"
+        clips.append(evidence.Clip(picture, gathered, seconds, about))
+    page.figure(
+        "evidence",
+        evidence.evidence(clips, subject.classes, f"{name}: evidence for each class over time"),
+        title="When it makes up its mind",
+        text="Above, the log-mel spectrogram as the network gets it; below, what the hidden states "
+        "have added to each class's logit up to that moment, the three likeliest classes in "
+        "colour. Where a line rises steeply the sound above it told the classes apart.",
+        alt="; ".join(clip.about for clip in clips),
+    )
+
+
+def spectrograms(subject: Subject, waves: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    """The standardised log-mel spectrum that the network gets, float32 [bands, frames] each."""
+    model = cast(SpeechClassifier, subject.model)
+    found = []
+    for wave in waves:
+        with torch.no_grad():
+            features, frames = model.features(**subject.encode([wave]))
+        found.append(standardise(features, frames)[0].cpu().numpy().T)
+    return found
+
+
+def _stretched(waves: list[NDArray[np.float32]]) -> NDArray[np.float64]:
+    points = np.linspace(0, 1, SAMPLES)
+    return np.stack(
+        [np.interp(points, np.linspace(0, 1, max(len(wave), 2)), _at_least(wave)) for wave in waves]
+    )
+
+
+def _at_least(wave: NDArray[np.float32]) -> NDArray[np.float32]:
+    return wave if len(wave) > 1 else np.resize(wave, 2)
+
+
+def _mean_spectra(subject: Subject, *splits: Raw) -> tuple[Any, ...]:
+    first = points(subject.model, {})[:1]
+    means = [subject.features(waves, first)[first[0].name] for waves in splits]
+    return baselines.standardise(means[0], means[1])
+
+
+def _sheet(subject: Subject, waves: Raw, captions: Sequence[Caption], title: str) -> "Figure":
+    seconds = seconds_of(waves, subject.net.facts).tolist()
+    return spectrogram_sheet(spectrograms(subject, waves), seconds, captions, title)
+
+
+KIND = Kind(
+    column="audio",
+    read=wav.read,
+    batches=8,  # a recurrence pays for each batch as much as for its longest clip
+    points=points,
+    vectors=lambda *splits: tuple(_stretched(waves) for waves in splits),
+    plain="mean log-mel + logistic regression",
+    features=_mean_spectra,
+    sizes=lambda waves, facts: Sizes("duration", seconds_of(waves, facts), "s"),
+    corruptions=CORRUPTIONS,
+    sheet=_sheet,
+    pictures=pictures,
+)
+study, repetition = partial(open_study, KIND), partial(repeat, KIND)

@@ -1,0 +1,98 @@
+"""Labelled texts: prepared splits as batches, raw texts as inputs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.batches import Batches, Ragged
+from pipeline.classification.labels import column
+from pipeline.net import Net
+from pipeline.prepared import SplitName, read_split
+
+TASK = "text_classification"
+
+
+def load(
+    folder: Path,
+    split: SplitName,
+    net: Net,
+    *,
+    batch_size: int,
+    device: torch.device,
+    seed: int = 0,
+    shuffle: bool = False,
+    shard: tuple[int, int] = (0, 1),
+) -> Batches:
+    """Batches of one split: `input_ids` and `attention_mask`, int64 [batch, tokens].
+
+    All texts are tokenised here, once, and cut to the `max_length` of the network's settings.
+    Batches hold texts of similar length and are padded to the longest of them.
+
+    Raises:
+        PipelineError: the split can't be read.
+    """
+    card, table = read_split(folder, split, TASK)
+    tokenizer = net.tokenizer
+    encoded = tokenizer(
+        table["text"].to_pylist(),
+        truncation=True,
+        max_length=net.settings.max_length,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )["input_ids"]
+    lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+    values = np.concatenate([np.asarray(ids, np.int32) for ids in encoded])
+    ragged = Ragged(
+        torch.from_numpy(values).to(device),
+        torch.from_numpy(np.concatenate([[0], lengths.cumsum()])),
+    )
+    padding = tokenizer.pad_token_id
+    labels = column(table, card.facts.classes, folder / f"{split}.parquet")
+    targets = torch.tensor(labels, device=device)
+
+    def collate(index: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        ids, sizes = ragged.pad(index, padding)
+        mask = torch.arange(ids.shape[1], device=ids.device) < sizes[:, None]
+        inputs = {"input_ids": ids.long(), "attention_mask": mask.long()}
+        return inputs, targets[index.to(device, non_blocking=True)]
+
+    return Batches(
+        examples=len(labels),
+        device=device,
+        collate=collate,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        seed=seed,
+        lengths=torch.from_numpy(lengths),
+        shard=shard,
+    )
+
+
+def encode(raw: Sequence[Any], net: Net) -> dict[str, Tensor]:
+    """Texts as `input_ids` and `attention_mask`, int64 [n, tokens], padded to the longest.
+
+    Raises:
+        ValueError: one is no string.
+    """
+    if wrong := [type(each).__name__ for each in raw if not isinstance(each, str)]:
+        raise ValueError(f"a text is a string, not {wrong[0]}")
+    found = net.tokenizer(
+        list(raw),
+        padding=True,
+        truncation=True,
+        max_length=net.settings.max_length,
+        return_token_type_ids=False,
+        return_tensors="pt",
+    )
+    return {name: found[name] for name in ("input_ids", "attention_mask")}
+
+
+def example(folder: Path) -> str:
+    """The first text of the validation split."""
+    _, table = read_split(folder, "validation", TASK)
+    text: str = table["text"][0].as_py()
+    return text
