@@ -54,9 +54,9 @@ def prepared(source: Path, folder: Path, held_out: int = 500) -> Path:
     import pyarrow as pa
     from torchvision.datasets import CIFAR10
 
-    from pipeline.tasks.image_classification import png
     from pipeline.prepared import dataset, identities, media, write
     from pipeline.sources import distinct
+    from pipeline.tasks.image_classification import png
 
     parts = [CIFAR10(source, train=train) for train in (True, False)]
     classes = parts[0].classes

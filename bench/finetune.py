@@ -81,9 +81,9 @@ def measure(quick: bool) -> list[Row]:
 def _ours(data: Path, seed: int, steps: int) -> dict[str, Any]:
     from bench.jobs import job
     from bench.measure import scratch
+    from pipeline.settings import FinetuneTransformer
     from pipeline.tasks.text_classification import data as text
     from pipeline.tasks.text_classification import model as transformer
-    from pipeline.settings import FinetuneTransformer
     from pipeline.training import evaluate
 
     with scratch() as folder:

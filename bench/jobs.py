@@ -15,14 +15,14 @@ from torch.nn import functional as F
 
 from bench.measure import prepare
 from pipeline import config, models, tracking
-from pipeline.checkpoint import Checkpoints
-from pipeline.tasks.speech_classification import data as audio
-from pipeline.tasks.image_classification import data as image
-from pipeline.tasks.text_classification import data as text
 from pipeline.batches import Batch, Batches
-from pipeline.prepared import read_card
+from pipeline.checkpoint import Checkpoints
 from pipeline.hardware import Hardware, card, configure
+from pipeline.prepared import read_card
 from pipeline.settings import FinetuneTransformer, Train, TrainCNN, TrainRNN
+from pipeline.tasks.image_classification import data as image
+from pipeline.tasks.speech_classification import data as audio
+from pipeline.tasks.text_classification import data as text
 from pipeline.training import evaluate, fit, schedule
 
 SCHEMAS: dict[str, tuple[str, type[Train]]] = {

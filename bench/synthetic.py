@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.tasks.image_classification import png
-from pipeline.prepared import CARD, SPLITS, media
 from pipeline.files import digest, write_json
+from pipeline.prepared import CARD, SPLITS, media
+from pipeline.tasks.image_classification import png
 
 CLASSES = 10
 _PART = 20_000

@@ -17,12 +17,13 @@ from typing import Any, TypeVar
 
 import hydra
 import yaml
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
@@ -32,6 +33,7 @@ from pipeline.errors import PipelineError
 from pipeline.schema import known, suggest, unknown
 from pipeline.settings import Stage
 from pipeline.streams import make_safe
+from pipeline.task import find, tasks
 
 ROOT = Path(__file__).resolve().parent.parent
 """The working copy this code stands in; for `dvc exp run --temp` and `--queue` a temporary one."""
@@ -78,7 +80,7 @@ def main(stage: str, schema: type[S], task: Callable[[S, Written], Any]) -> None
 
     command_line: list[str] = []
     environment = Environment()
-    OmegaConf.register_new_resolver("output", _output, replace=True)
+    _register()
     hydra_guard.install()
     try:
         read_conf()
@@ -245,6 +247,25 @@ def explain(
         return f"{place(full_key)} has no value: {reason}; correct the ${{…}} or what it refers to"
     ours = isinstance(error, OverrideParseException) or any(one in text for one in argv)
     return f"command line: {text}" if ours else text
+
+
+def _register() -> None:
+    """Tell Hydra and OmegaConf what conf/ does not spell out: the tasks, and where outputs go."""
+    OmegaConf.register_new_resolver("output", _output, replace=True)
+    OmegaConf.register_new_resolver("task", _task, replace=True)
+    OmegaConf.register_new_resolver(
+        "tasks", lambda: {t.about.model: f"data/{t.about.data}" for t in tasks()}, replace=True
+    )
+    groups = [{task.about.data: MISSING} for task in tasks()]
+    ConfigStore.instance().store("sources", {"defaults": groups})
+
+
+def _task(model: str, what: str) -> str:
+    """`${task:model,what}`: what the task of that model calls its data set or stage."""
+    try:
+        return str(getattr(find(model=model).about, what))
+    except LookupError:
+        return model  # the check of the settings says that there is no such model
 
 
 def _output(path: str) -> str:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from pipeline import config, interrupts, launcher, machine, tracking
-from pipeline.prepared import read_card
 from pipeline.errors import PipelineError
 from pipeline.files import refuse_endless, refuse_foreign
+from pipeline.prepared import read_card
 from pipeline.schema import places
 from pipeline.settings import Input, Output, Stage, Train
 from pipeline.tracking.content import dvc_md5
@@ -145,12 +145,15 @@ def _execute(
         if isinstance(settings, Train):
             from pipeline.checkpoint import checkpoints
 
-            values = settings.model_dump(exclude={"tracking"})
+            about, values = (
+                read_card(Path(settings.data)),
+                settings.model_dump(exclude={"tracking"}),
+            )
             said = {key: value for key, value in written.config.items() if key in values}
             identity = {
                 "config": said,
-                "data": read_card(Path(settings.data)).digest,
-                "code": _digest_of_code(),
+                "data": about.digest,
+                "code": _digest_of_code(about.task),
             }
             if said != values:  # what the environment gave decides too, and is not kept
                 text = json.dumps(values, sort_keys=True)
@@ -210,13 +213,16 @@ def _place(path: Path) -> Path:
     return Path(os.path.realpath(path.parent)) / path.name
 
 
-def _digest_of_code() -> str:
-    """sha256 of the modules that decide what a training computes."""
+def _digest_of_code(task: str) -> str:
+    """sha256 of the modules that decide what a training of this task computes."""
     package = config.ROOT / "pipeline"
     apart = {"evaluation", "figures", "report", "tracking"}
-    sources = [
-        file
-        for file in sorted(package.rglob("*.py"))
-        if file.relative_to(package).parts[0] not in apart
-    ]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()
+    after = {"prepare.py", "data_report.py", "show.py", "damage.py"}
+    sources = []
+    for file in sorted(package.rglob("*.py")):
+        folders = file.relative_to(package).parts[:-1]
+        if apart.intersection(folders) or (folders[:1] == ("tasks",) and task not in folders):
+            continue
+        if file.name not in after:
+            sources.append(file.read_bytes())
+    return hashlib.sha256(b"".join(sources)).hexdigest()

@@ -17,21 +17,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+
+from pydantic import BaseModel, create_model
+
+from pipeline.settings import Evaluate, Prepare, Repeat
 
 if TYPE_CHECKING:
     import torch
-    from pydantic import BaseModel
     from torch import Tensor, nn
 
     from pipeline.batches import Batch, Batches
     from pipeline.evaluation.page import Page
-    from pipeline.evaluation.subject import Subject
+    from pipeline.hardware import Hardware
     from pipeline.net import Net
     from pipeline.prepared import Card, Prepared, SplitName
-    from pipeline.settings import Evaluate, Train, Training
+    from pipeline.settings import Train, Training
 
 TASKS = Path(__file__).with_name("tasks")
+
+M = TypeVar("M", Evaluate, Repeat)
 
 
 @dataclass(frozen=True)
@@ -66,16 +71,16 @@ class SettingsModule(Protocol):
     """`settings.py`."""
 
     ABOUT: About
-    Source: "type[BaseModel]"
+    Source: type[BaseModel]
     """Of `conf/<data>/*.yaml`: where a data set comes from and how it is cut."""
     Model: Any
     """Of `conf/<model>/*.yaml`: the network; a settings class or a union of them."""
-    Facts: "type[BaseModel]"
+    Facts: type[BaseModel]
     """What has to be known of a data set to build a network for it; in `dataset.json` and
     `model.json`."""
     Train: "type[Train]"
     """Of the training stage; the field named `ABOUT.model` holds a `Model`."""
-    Parts: "type[BaseModel]"
+    Parts: type[BaseModel]
     """Switches and sizes of the evaluation's parts."""
 
 
@@ -165,11 +170,23 @@ class ShowModule(Protocol):
     """What evaluation does, in this order: each part measures and draws something of the study and
     puts it on the page. One that `Parts` has a switch for can be switched off."""
 
-    def study(self, subject: "Subject", settings: "Evaluate", curve: list[dict[str, str]]) -> Any:
-        """What the parts share; `curve` are the rows of the learning curve."""
+    def study(
+        self, net: "Net", settings: "Evaluate", hardware: "Hardware", curve: list[dict[str, str]]
+    ) -> Any:
+        """What the parts share: a trained network, its data; the rows of its learning curve.
 
-    def repetition(self, first: Any, second: Any, settings: Any) -> dict[str, float]:
-        """The scores of the second of two models of other seeds, and how it stands to the first."""
+        Raises:
+            PipelineError: the data set is missing or damaged, or not one that the network knows.
+        """
+
+    def repetition(
+        self, first: "Net", second: "Net", settings: "Repeat", hardware: "Hardware"
+    ) -> dict[str, float]:
+        """The scores of the second of two networks of other seeds, and how it stands to the first.
+
+        Returns:
+            The headline, its interval, `examples`, and `difference`; what else there is to say.
+        """
 
 
 Forward = Callable[..., Any]
@@ -235,9 +252,33 @@ def find(*, name: str = "", data: str = "", model: str = "") -> Task:
         LookupError: there is none.
     """
     for task in tasks():
-        if name == task.name or (data or model) and (data, model) in (
-            (task.about.data, ""),
-            ("", task.about.model),
+        if name == task.name or (
+            (data or model)
+            and (data, model)
+            in (
+                (task.about.data, ""),
+                ("", task.about.model),
+            )
         ):
             return task
     raise LookupError(f"no task is called {name or data or model}")
+
+
+def with_sources(schema: type[Prepare]) -> type[Prepare]:
+    """The settings of a stage that prepares any data set: a `Source` for each of them."""
+    one: Any = Literal[tuple(task.about.data for task in tasks())]
+    sources: Any = {task.about.data: (task.settings.Source, ...) for task in tasks()}
+    return create_model(schema.__name__, __base__=schema, modality=(one, ...), **sources)
+
+
+def of_a_model(schema: type[M]) -> type[M]:
+    """The settings of a stage that is about one of the models."""
+    one: Any = Literal[tuple(task.about.model for task in tasks())]
+    return create_model(schema.__name__, __base__=schema, model=(one, ...))
+
+
+def with_parts(schema: type[Evaluate]) -> type[Evaluate]:
+    """The settings of a stage that evaluates any model: the switches of all tasks."""
+    each: Any = tuple(dict.fromkeys(task.settings.Parts for task in tasks()))
+    parts = create_model("Parts", __base__=each)
+    return create_model(schema.__name__, __base__=schema, parts=(parts, ...))

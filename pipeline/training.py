@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from pipeline import interrupts
 from pipeline.adamw import AdamW
-from pipeline.checkpoint import Checkpoints
 from pipeline.batches import Batch, Batches, mix
+from pipeline.checkpoint import Checkpoints
 from pipeline.errors import PipelineError
 from pipeline.hardware import Hardware, explain_failure, peak_memory
 from pipeline.settings import Optimizer, Training

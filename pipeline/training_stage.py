@@ -6,10 +6,12 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pipeline import net as nets
+from pipeline.batches import Batches
 from pipeline.files import new_directory, new_file
-from pipeline.prepared import read_card
+from pipeline.prepared import SplitName, read_card
 from pipeline.settings import Train
 from pipeline.stage import Context, stage
 from pipeline.task import Task, find
@@ -34,23 +36,18 @@ def train(task: Task, settings: Train, context: Context) -> float:
     run, hardware, data = context.run, context.hardware, Path(settings.data)
     card = read_card(data)
     net = nets.build(task, getattr(settings, task.about.model), card.facts)
-    train, validation = (
-        task.data.load(
-            data,
-            split,
-            net,
-            batch_size=settings.training.batch_size * times,
-            device=hardware.device,
-            seed=settings.seed,
-            shuffle=shuffle,
-            shard=shard,
-            **settings.loading,
-        )
-        for split, times, shuffle, shard in (
-            ("train", 1, True, hardware.shard),
-            ("validation", 4, False, (0, 1)),
-        )
-    )
+
+    def batches(split: SplitName, times: int, **order: Any) -> Batches:
+        size = settings.training.batch_size * times
+        where: dict[str, Any] = {
+            "batch_size": size,
+            "device": hardware.device,
+            "seed": settings.seed,
+        }
+        return task.data.load(data, split, net, **where, **order, **settings.loading)
+
+    train = batches("train", 1, shuffle=True, shard=hardware.shard)
+    validation = batches("validation", 4)
     run.input(data, name="data", context="training")
 
     def log(metrics: dict[str, float], step: int) -> None:
@@ -83,10 +80,10 @@ def train(task: Task, settings: Train, context: Context) -> float:
     with new_directory(Path(settings.output), nets.DESCRIPTION) as folder:
         nets.save(folder, _written(net, context))
     run.output(Path(settings.output))
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as place:
         run.model(
             Path(settings.output),
-            code=_shipped(task, Path(temporary)),
+            code=_shipped(task, Path(place)),
             packages=task.about.packages,
             example=task.data.example(data),
             facts={"task": task.name, **card.facts.model_dump()},

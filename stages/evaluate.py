@@ -5,74 +5,57 @@ python -m stages.evaluate model=rnn parts.robustness=false
 """
 
 import csv
-import re
 from pathlib import Path
 
-from pipeline import models
-from pipeline.prepared import read_card
+from pipeline import net as nets
 from pipeline.errors import PipelineError
-from pipeline.classification.examples import read_examples
-from pipeline.classification.evaluation.predictions import Predictions
-from pipeline.classification.evaluation.study import Data, study
-from pipeline.classification.evaluation.subject import Subject
+from pipeline.evaluation.page import fill
 from pipeline.figures.style import look
 from pipeline.files import digest, new_directory, write_json
+from pipeline.prepared import read_card
 from pipeline.settings import Evaluate
 from pipeline.stage import Context, run, stage
+from pipeline.task import of_a_model, with_parts
 
 
-@stage("evaluate", Evaluate)
+@stage("evaluate", with_parts(of_a_model(Evaluate)))
 def main(settings: Evaluate, context: Context) -> float:
-    """The body; returns the test accuracy."""
-    data, weights = Path(settings.data), Path(settings.weights)
-    run, hardware = context.run, context.hardware
-    subject = Subject.read(
-        weights, data, hardware.device, settings.batch_size, hardware.accelerator.autocast
-    )
+    """The body; returns the headline of the test metrics."""
+    data, weights, run = Path(settings.data), Path(settings.weights), context.run
+    net = nets.load(weights)
+    about, show = net.task.about, net.task.show
     run.input(data, name="data", context="testing")
     run.input(weights, name="model")
-    train, validation, test = (read_examples(data, s) for s in ("train", "validation", "test"))
-    held_out = [
-        Predictions(subject.logits(split.raw), split.labels) for split in (validation, test)
-    ]
+    study = show.study(net, settings, context.hardware, _rows(Path(settings.curve)))
     with new_directory(Path(settings.plots), "predictions.parquet") as folder, look():
-        numbers = study(
-            subject,
-            Data(train, validation, test, *held_out),
-            settings.parts,
-            folder,
-            name=settings.model,
-            seed=settings.seed,
-            mistakes=settings.mistakes,
-            curve=_rows(Path(settings.curve)),
-        )
+        numbers = fill(folder, show.PARTS, study, settings.parts)
     write_json(Path(settings.metrics), numbers)
 
-    card, md5 = read_card(data), digest(weights / models.WEIGHTS)
+    md5 = digest(weights / nets.WEIGHTS)
     tested = {f"test/{name}": value for name, value in numbers.items()}
     run.metrics(tested)
     run.metrics(tested, target=f"trained:{md5}")
     run.tags({"summary": settings.model})
     for name, value in numbers.items():
-        if baseline := re.fullmatch(r"baseline/(.+)/accuracy", name):
-            beside = f"beside:{settings.model} baseline: {baseline[1]}"
-            run.metrics({"test/accuracy": value}, target=beside)
+        if name.startswith("baseline/") and name.endswith(f"/{about.headline}"):
+            simple = name.removeprefix("baseline/").removesuffix(f"/{about.headline}")
+            beside = f"beside:{settings.model} baseline: {simple}"
+            run.metrics({f"test/{about.headline}": value}, target=beside)
     run.artifact(Path(settings.plots))
     run.output(Path(settings.plots))
     run.register(
-        f"{card.task}-classifier",
+        about.registered,
         weights=md5,
-        data=card.digest,
+        data=read_card(data).digest,
         predictions=Path(settings.plots) / "predictions.parquet",
         metrics=tested,
         promote=settings.tracking.promote,
         capped=any(cap is not None for _, cap in settings.profile),
     )
-    print(
-        f"test accuracy {numbers['accuracy']:.4f} "
-        f"({numbers['accuracy_low']:.4f} to {numbers['accuracy_high']:.4f} with 95 % confidence)"
-    )
-    return numbers["accuracy"]
+    low, high = (numbers[f"{about.headline}_{end}"] for end in ("low", "high"))
+    value = numbers[about.headline]
+    print(f"test {about.headline} {value:.4f} ({low:.4f} to {high:.4f} with 95 % confidence)")
+    return value
 
 
 def _rows(curve: Path) -> list[dict[str, str]]:

@@ -10,61 +10,54 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline import config, models
+from pipeline import config
+from pipeline import net as nets
 from pipeline.errors import PipelineError
-from pipeline.classification.examples import read_examples
-from pipeline.classification.evaluation.repetition import repetition
-from pipeline.classification.evaluation.subject import Subject
 from pipeline.files import digest, write_json
 from pipeline.settings import Repeat
 from pipeline.stage import Context, run, stage
+from pipeline.task import find, of_a_model
 
 
-@stage("repeat", Repeat)
+@stage("repeat", of_a_model(Repeat))
 def main(settings: Repeat, context: Context) -> float:
-    """The body; returns the test accuracy."""
+    """The body; returns the headline of the test metrics."""
     if settings.again == settings.seed:
         raise PipelineError(
             f"report.seeds has {settings.again}, which is common.seed: that model is there "
             "already; leave it out"
         )
     data, weights, again = (Path(p) for p in (settings.data, settings.weights, settings.trained))
-    run, hardware = context.run, context.hardware
+    run = context.run
     _train(settings, context.written.conceal)
     run.input(data, name="data", context="testing")
     run.input(weights, name="model")
     run.input(again, name="repeated")
-    first, second = (
-        Subject.read(
-            folder, data, hardware.device, settings.batch_size, hardware.accelerator.autocast
-        )
-        for folder in (weights, again)
-    )
-    numbers = repetition(
-        first, second, read_examples(data, "test"), settings.compared, settings.seed
-    )
+    net = nets.load(weights)
+    numbers = net.task.show.repetition(net, nets.load(again), settings, context.hardware)
     write_json(Path(settings.metrics), numbers)
     run.output(Path(settings.metrics))
 
     tested = {f"test/{name}": value for name, value in numbers.items()}
     run.metrics(tested)
-    run.metrics(tested, target=f"trained:{digest(again / models.WEIGHTS)}")
+    run.metrics(tested, target=f"trained:{digest(again / nets.WEIGHTS)}")
     run.tags({"summary": f"{settings.model}/seed-{settings.again}"})
     # MLflow has the model; what is kept here are the numbers.
     shutil.rmtree(again)
     _curve(settings).unlink()
     with suppress(OSError):  # of what is not the training's it has more
         again.parent.rmdir()
+    headline = net.task.about.headline
     print(
-        f"seed {settings.again}: test accuracy {numbers['accuracy']:.4f}, "
+        f"seed {settings.again}: test {headline} {numbers[headline]:.4f}, "
         f"{numbers['difference']:+.4f} against seed {settings.seed}"
     )
-    return numbers["accuracy"]
+    return numbers[headline]
 
 
 def _curve(settings: Repeat) -> Path:
     """Beside the model."""
-    return Path(settings.trained).parent / f"{models.STAGES[settings.model]}.csv"
+    return Path(settings.trained).parent / f"{find(model=settings.model).about.stage}.csv"
 
 
 def _train(settings: Repeat, conceal: Callable[[str], str]) -> None:
@@ -72,7 +65,7 @@ def _train(settings: Repeat, conceal: Callable[[str], str]) -> None:
 
     It logs what its command line says, so that has the references of `conceal`.
     """
-    name = models.STAGES[settings.model]
+    name = find(model=settings.model).about.stage
     values = {
         "seed": settings.again,
         "data": conceal(settings.data),

@@ -10,6 +10,7 @@ from pipeline.report import Sources, build
 from pipeline.report.numbers import changes_table, committed, read_metrics, seeds
 from pipeline.settings import Report
 from pipeline.stage import Context, run, stage
+from pipeline.task import find
 
 
 @stage("report", Report, computes=False)
@@ -40,12 +41,13 @@ def main(settings: Report, context: Context) -> None:
 
     # What changed depends on the last commit, so it is shown and logged, and is no output.
     repeated = {
-        name: seeds(metrics, name, numbers["accuracy"], settings.seeds)
+        name: seeds(metrics, name, metric, numbers[metric], settings.seeds)
         for name, numbers in now.items()
+        for metric in [find(model=name).about.headline]
     }
     # Two trainings say too little to call a change noise.
     limits = {
-        name: found.noise for name, found in repeated.items() if found and len(found.accuracies) > 2
+        name: found.noise for name, found in repeated.items() if found and len(found.values) > 2
     }
     table = changes_table(committed(metrics, list(now)), now, limits)
     print(table, end="")

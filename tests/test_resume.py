@@ -228,7 +228,9 @@ def test_asked_to_end_it_saves_says_so_and_continues(
     assert training.outputs() == uninterrupted("cnn", UNTRACKED).outputs()
 
 
-@pytest.mark.parametrize("place", ["pipeline.tasks.image_classification.data:load", "pipeline.models:save"])
+@pytest.mark.parametrize(
+    "place", ["pipeline.tasks.image_classification.data:load", "pipeline.models:save"]
+)
 def test_asked_to_end_outside_the_loop_it_ends_at_once(
     place, nursery, root, uninterrupted, tmp_path
 ):

@@ -21,15 +21,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import config, models
-from pipeline.tasks.speech_classification import data as audio
-from pipeline.tasks.image_classification import data as image
-from pipeline import prepared
+from pipeline import config, models, prepared
 from pipeline.errors import PipelineError
 from pipeline.files import digest, write_json
 from pipeline.settings import TrainCNN
-from pipeline.tasks.speech_classification.prepare import prepare as prepare_audio
+from pipeline.tasks.image_classification import data as image
 from pipeline.tasks.image_classification.prepare import prepare as prepare_image
+from pipeline.tasks.speech_classification import data as audio
+from pipeline.tasks.speech_classification.prepare import prepare as prepare_audio
 from pipeline.tasks.text_classification.prepare import prepare as prepare_text
 from tests.data.sources import audio_source, complaint, image_folder, image_source, text_source
 from tests.models.presets import preset

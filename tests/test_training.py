@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline import interrupts, training
-from pipeline.checkpoint import Checkpoints
 from pipeline.batches import Batches
+from pipeline.checkpoint import Checkpoints
 from pipeline.errors import PipelineError
 from pipeline.hardware import configure
 from pipeline.settings import Optimizer, Profile, Stage, Tracking, Training

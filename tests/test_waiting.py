@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.checkpoint import Checkpoints
-from pipeline.tasks.image_classification.augment import affine
 from pipeline.batches import Batches, Ragged
+from pipeline.checkpoint import Checkpoints
 from pipeline.hardware import Hardware, configure
+from pipeline.settings import Augment
 from pipeline.tasks.image_classification import model as cnn
+from pipeline.tasks.image_classification.augment import affine
 from pipeline.tasks.speech_classification import model as rnn
 from pipeline.tasks.text_classification import model as transformer
-from pipeline.settings import Augment
 from pipeline.training import _Loop, _sparse_gradients
 from tests.models.presets import fused_attention, preset
 from tests.test_training import OPTIMIZER, STAGE, TRAINING

@@ -64,8 +64,8 @@ def workspace(base: Path) -> Path:
 def prepare_all(folder: Path) -> None:
     """Prepare the three data sets and write an encoder of 2 layers."""
     from pipeline import prepared
-    from pipeline.tasks.speech_classification.prepare import prepare as prepare_audio
     from pipeline.tasks.image_classification.prepare import prepare as prepare_image
+    from pipeline.tasks.speech_classification.prepare import prepare as prepare_audio
     from pipeline.tasks.text_classification.prepare import prepare as prepare_text
     from tests.data.sources import audio_source, image_source, text_source
 

@@ -69,7 +69,9 @@ def report(look: Look, folder: Path, card: Card, page: Page) -> dict[str, float]
         for name, count in found.items()
     ]
     page.table("balance", rows, ["split", "class", "rows"])
-    sizes = {name: look.sizes(part.raw, card.facts) for name, part in splits.items()}
+    sizes: dict[str, NDArray[Any]] = {
+        name: look.sizes(part.raw, card.facts) for name, part in splits.items()
+    }
     least = min(row["rows"] for row in rows if row["split"] == "train")
     most = max(row["rows"] for row in rows if row["split"] == "train")
     page.figure(

@@ -10,7 +10,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
-from pipeline.prepared import SPLITS, SplitName
 from pipeline.sources import visible
 
 Index = NDArray[np.int64]

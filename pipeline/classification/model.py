@@ -43,5 +43,5 @@ def answer(output: Any, net: Net) -> list[dict[str, Any]]:
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits [batch, classes] in what a model returned: a tensor, or what transformers return."""
+    """The logits [batch, classes] in a model's output: a tensor, or what transformers return."""
     return output if isinstance(output, Tensor) else output["logits"]

@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-
 Inputs = dict[str, Tensor]
 
 

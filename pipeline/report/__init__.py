@@ -13,17 +13,8 @@ from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.files import new_file, read_json
-from pipeline.report.numbers import (
-    headline,
-    interval,
-    percent,
-    points,
-    read_metrics,
-    seeds,
-    spread,
-)
-
-TITLES = {"cnn": "CNN", "transformer": "Transformer", "rnn": "RNN"}
+from pipeline.report.numbers import Measure, headline, read_metrics, seeds
+from pipeline.task import find
 
 
 @dataclass(frozen=True)
@@ -64,8 +55,7 @@ def build(sources: Sources, html: Path, markdown: Path) -> None:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"percent": percent, "points": points, "cell": _cell}
-    environment.globals |= {"interval": interval, "spread": spread}
+    environment.filters["cell"] = _cell
     content = collect(sources, markdown.parent)
     for path, template in ((html, "report.html.j2"), (markdown, "report.md.j2")):
         with new_file(path) as temporary:
@@ -74,35 +64,51 @@ def build(sources: Sources, html: Path, markdown: Path) -> None:
 
 def collect(sources: Sources, beside: Path) -> dict[str, Any]:
     """What the templates show; paths of images are relative to the folder `beside`."""
-    shown = []
-    for name, folder in sources.data.items():
-        numbers = read_metrics(sources.metrics / f"{name}.json", f"evaluate@{name}")
-        card = read_json(folder / "dataset.json", f"prepare@{folder.name}")
-        description = read_json(sources.models / name / "model.json", f"--downstream train_{name}")
-        try:
-            shown.append(
-                {
-                    "name": name,
-                    "title": f"{TITLES.get(name, name)} on {card['name']}",
-                    "numbers": numbers,
-                    "headline": headline(numbers),
-                    "classes": _classes(numbers, card["classes"]),
-                    "slice": _worst(sources.plots / name / "slices.csv"),
-                    "seeds": seeds(sources.metrics, name, numbers["accuracy"], sources.seeds),
-                    "figures": _figures(sources.plots / name, beside, f"evaluate@{name}"),
-                    "settings": _flat(description["description"]["settings"]),
-                    "weights": description["sha256"],
-                    "registered": f"{card['task']}-classifier",
-                    "query": f"tags.`weights.md5` = '{_md5(sources.models / name)}'",
-                    "data": folder.name,
-                }
-            )
-        except (KeyError, TypeError) as error:
-            raise PipelineError(
-                f"metrics or cards of {name} lack {error}; run `dvc repro -f evaluate@{name}`"
-            ) from error
+    shown = [_model(name, folder, sources, beside) for name, folder in sources.data.items()]
     sets = [_data(folder, sources.data_plots, beside) for folder in sources.data.values()]
-    return {"models": shown, "sets": sets}
+    columns = dict.fromkeys(heading for model in shown for heading in model["columns"])
+    return {"models": shown, "sets": sets, "columns": list(columns)}
+
+
+def _model(name: str, folder: Path, sources: Sources, beside: Path) -> dict[str, Any]:
+    about, made_by = find(model=name).about, f"evaluate@{name}"
+    numbers = read_metrics(sources.metrics / f"{name}.json", made_by)
+    card = read_json(folder / "dataset.json", f"prepare@{folder.name}")
+    description = read_json(sources.models / name / "model.json", f"--downstream {about.stage}")
+    summary = read_json(sources.plots / name / "summary.json", made_by)
+    try:
+        measure = Measure(about.headline, about.unit)
+        value = numbers[about.headline]
+        repeated = seeds(sources.metrics, name, measure.name, value, sources.seeds)
+        rival = headline(numbers, measure.name)
+        columns = {
+            f"Test {measure.name}": measure.value(value),
+            "95% interval": measure.interval(numbers),
+        }
+        if rival.baseline and rival.value is not None and rival.gain is not None:
+            columns["Best simple rule"] = f"{rival.baseline}: {measure.value(rival.value)}"
+            columns[f"Gain{measure.points}"] = measure.difference(rival.gain)
+        return {
+            "name": name,
+            "title": f"{about.title} on {card['name']}",
+            "measure": measure,
+            "numbers": numbers,
+            "headline": rival,
+            "columns": columns | summary["columns"],
+            "facts": summary["facts"],
+            "tables": summary["tables"],
+            "seeds": repeated,
+            "figures": _figures(sources.plots / name, beside, made_by),
+            "settings": _flat(description["settings"]),
+            "weights": description["sha256"],
+            "registered": about.registered,
+            "query": f"tags.`weights.md5` = '{_md5(sources.models / name)}'",
+            "data": folder.name,
+        }
+    except (KeyError, TypeError) as error:
+        raise PipelineError(
+            f"metrics or cards of {name} lack {error}; run `dvc repro -f evaluate@{name}`"
+        ) from error
 
 
 def _figures(folder: Path, beside: Path, stage: str) -> list[dict[str, Any]]:
@@ -133,34 +139,18 @@ def _data(folder: Path, plots: Path | None, beside: Path) -> dict[str, Any]:
     card = read_json(folder / "dataset.json", f"prepare@{folder.name}")
     stage = f"prepare@{folder.name}"
     figures: list[dict[str, Any]] = []
-    findings: list[str] = []
+    findings: dict[str, str] = {}
     if plots is not None and (plots / folder.name / "figures.json").exists():
         figures = _figures(plots / folder.name, beside, stage)
         findings = read_json(plots / folder.name / "findings.json", stage)
-    return {"folder": folder.name, "card": card, "figures": figures, "findings": findings}
-
-
-def _classes(numbers: dict[str, float], classes: list[str]) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": name,
-            "precision": numbers[f"precision/{name}"],
-            "recall": numbers[f"recall/{name}"],
-            "f1": numbers[f"f1/{name}"],
-        }
-        for name in classes
-    ]
-
-
-def _worst(table: Path) -> dict[str, str] | None:
-    """The row of the slices' table with the lowest accuracy; of equal ones the larger."""
-    import csv
-
-    if not table.exists():
-        return None
-    with table.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return min(rows, key=lambda row: (float(row["accuracy"]), -int(row["examples"])), default=None)
+    facts = _flat(card["facts"])
+    return {
+        "folder": folder.name,
+        "card": card,
+        "facts": facts,
+        "figures": figures,
+        "findings": findings,
+    }
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:

@@ -6,46 +6,66 @@ import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pipeline.errors import PipelineError
 from pipeline.files import read_json
+from pipeline.task import find
 
 BASELINE = "baseline/"
 DEPTHS = ("early", "middle", "late")
 
 
-def percent(value: float, digits: int = 1) -> str:
-    """A share in percent."""
-    return f"{100 * float(value):.{digits}f}%"
+class Measure(NamedTuple):
+    """How the headline of a model is called and written."""
 
+    name: str
+    unit: Literal["share", "number"]
 
-def points(value: float) -> str:
-    """A difference of shares in percentage points, with its sign."""
-    return f"{100 * float(value):+.1f}".replace("-", "−")
+    @property
+    def points(self) -> str:
+        """What to add to the name of a difference."""
+        return " in points" if self.unit == "share" else ""
 
+    def value(self, value: float, digits: int = 1) -> str:
+        """A value: a share in percent."""
+        shown = f"{100 * float(value):.{digits}f}%" if self.unit == "share" else f"{value:.4g}"
+        return shown.replace("-", "−")
 
-def interval(low: float, high: float) -> str:
-    """A 95 % interval of a share."""
-    return f"{100 * float(low):.1f} to {100 * float(high):.1f}%"
+    def difference(self, value: float) -> str:
+        """A difference, with its sign: of shares in percentage points."""
+        shown = f"{100 * float(value):+.1f}" if self.unit == "share" else f"{value:+.3g}"
+        return shown.replace("-", "−")
 
+    def width(self, value: float) -> str:
+        """The width of a spread."""
+        return f"{100 * float(value):.1f}" if self.unit == "share" else f"{value:.3g}"
 
-def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation over seeds."""
-    return f"{100 * statistics.fmean(values):.2f} ± {100 * statistics.stdev(values):.2f}%"
+    def interval(self, numbers: Mapping[str, float]) -> str:
+        """The 95 % interval."""
+        low, high = numbers[f"{self.name}_low"], numbers[f"{self.name}_high"]
+        if self.unit == "share":
+            return f"{100 * float(low):.1f} to {100 * float(high):.1f}%"
+        return f"{self.value(low)} to {self.value(high)}"
+
+    def spread(self, values: Sequence[float]) -> str:
+        """Mean and standard deviation over seeds."""
+        mean, deviation = statistics.fmean(values), statistics.stdev(values)
+        if self.unit == "share":
+            return f"{100 * mean:.2f} ± {100 * deviation:.2f}%"
+        return f"{self.value(mean)} ± {self.value(deviation)}"
 
 
 def read_metrics(path: Path, made_by: str) -> dict[str, float]:
     """The metrics that stage `made_by` wrote.
 
     Raises:
-        PipelineError: the file is missing, is not JSON or does not map `accuracy` and others to
-            numbers.
+        PipelineError: the file is missing, is not JSON or does not map names to numbers.
     """
     numbers = read_json(path, made_by)
     if not _are_metrics(numbers):
         raise PipelineError(
-            f"{path} does not map accuracy and others to numbers; "
+            f"{path} does not map names of metrics to numbers; "
             f"delete it and run `dvc repro {made_by}`"
         )
     return dict(numbers)
@@ -54,7 +74,7 @@ def read_metrics(path: Path, made_by: str) -> dict[str, float]:
 def _are_metrics(numbers: Any) -> bool:
     return (
         isinstance(numbers, dict)
-        and "accuracy" in numbers
+        and "examples" in numbers
         and all(isinstance(value, int | float) for value in numbers.values())
     )
 
@@ -63,16 +83,16 @@ class Headline(NamedTuple):
     """The model's best competitor among the simple rules, if they were measured."""
 
     baseline: str | None
-    accuracy: float | None
+    value: float | None
     gain: float | None
 
 
-def headline(numbers: dict[str, float]) -> Headline:
-    """The best baseline of a model's metrics and the gain over it."""
+def headline(numbers: dict[str, float], metric: str) -> Headline:
+    """The baseline with the best `metric`, and the gain over it."""
     found = {
-        name.removeprefix(BASELINE).removesuffix("/accuracy"): value
+        name.removeprefix(BASELINE).removesuffix(f"/{metric}"): value
         for name, value in numbers.items()
-        if name.startswith(BASELINE) and name.endswith("/accuracy")
+        if name.startswith(BASELINE) and name.endswith(f"/{metric}")
     }
     if not found:
         return Headline(None, None, None)
@@ -84,19 +104,21 @@ class Seeds(NamedTuple):
     """The same training with several seeds.
 
     Attributes:
-        accuracies: of the model itself and of its repetitions, in the order of `repeated`.
+        values: the headline of the model itself and of its repetitions, in the order of `repeated`.
         noise: 95 % of the differences between two such trainings are smaller.
         repeated: seed and numbers of each repetition, as the stage `repeat` wrote them.
         depths: the depths for which there is a CKA with the model.
     """
 
-    accuracies: list[float]
+    values: list[float]
     noise: float
     repeated: dict[int, dict[str, float]]
     depths: list[str]
 
 
-def seeds(metrics: Path, name: str, accuracy: float, wanted: Sequence[int]) -> Seeds | None:
+def seeds(
+    metrics: Path, name: str, metric: str, value: float, wanted: Sequence[int]
+) -> Seeds | None:
     """What the seed alone changes, from `seeds/<name>-<seed>.json`; None without other seeds.
 
     Raises:
@@ -109,9 +131,9 @@ def seeds(metrics: Path, name: str, accuracy: float, wanted: Sequence[int]) -> S
         seed: read_metrics(folder / f"{name}-{seed}.json", f"repeat@{name}-{seed}")
         for seed in dict.fromkeys(wanted)
     }
-    accuracies = [accuracy, *(numbers["accuracy"] for numbers in found.values())]
+    values = [value, *(numbers[metric] for numbers in found.values())]
     depths = [depth for depth in DEPTHS if all(f"cka/{depth}" in one for one in found.values())]
-    return Seeds(accuracies, seed_noise(accuracies), found, depths)
+    return Seeds(values, seed_noise(values), found, depths)
 
 
 def seed_noise(values: Sequence[float]) -> float:
@@ -133,9 +155,6 @@ class Change(NamedTuple):
     now: float
     note: str
     """`other test data`, `within noise` (it may be chance or the seed's doing) or nothing."""
-
-
-SHOWN = ("accuracy", "macro_f1", "loss", "ece", "worst_slice/accuracy")
 
 
 def committed(metrics: Path, models: list[str]) -> dict[str, dict[str, float]]:
@@ -165,19 +184,20 @@ def changes(
 ) -> list[Change]:
     """What differs.
 
-    A change of accuracy is called noise inside both 95 % intervals, and below the model's limit
+    A change of the headline is called noise inside both 95 % intervals, and below the model's limit
     (`Seeds.noise`) where `limits` has one.
     """
     found = []
     for model, numbers in now.items():
         old: dict[str, Any] = before.get(model, {})
-        for metric in SHOWN:
+        about = find(model=model).about
+        for metric in about.watched:
             if metric in numbers and metric in old and numbers[metric] != old[metric]:
                 small = abs(numbers[metric] - old[metric]) <= (limits or {}).get(model, 0)
                 note = ""
                 if numbers.get("examples") != old.get("examples"):
                     note = "other test data"
-                elif metric == "accuracy" and (small or _inside(old, numbers)):
+                elif metric == about.headline and (small or _inside(old, numbers, metric)):
                     note = "within noise"
                 found.append(Change(model, metric, old[metric], numbers[metric], note))
     return found
@@ -204,11 +224,11 @@ def changes_table(
     return "\n".join(lines) + "\n"
 
 
-def _inside(old: dict[str, float], new: dict[str, float]) -> bool:
+def _inside(old: dict[str, float], new: dict[str, float], metric: str) -> bool:
     try:
-        return (
-            old["accuracy_low"] <= new["accuracy"] <= old["accuracy_high"]
-            and new["accuracy_low"] <= old["accuracy"] <= new["accuracy_high"]
+        return all(
+            one[f"{metric}_low"] <= other[metric] <= one[f"{metric}_high"]
+            for one, other in ((old, new), (new, old))
         )
     except KeyError:
         return False

@@ -6,7 +6,6 @@ and the profile caps nothing.
 """
 
 import json
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,9 +52,9 @@ def log_model(store: Store, run_id: str, files: Path, model: Model, begin: Begin
             place,
             name,
             run_id,
-            tags={"task": model.task, **md5},
+            tags={"task": model.metadata["task"], **md5},
             params=run.data.params,
-            model_type=f"{model.task} classifier",
+            model_type=model.metadata["task"],
         )
     )
     if logged.status == "READY":
@@ -101,20 +100,14 @@ def _show_metrics(store: Store, run_id: str, model_id: str, prefix: str) -> None
 
 def _save(folder: Path, files: Path, model: Model, about: "mlflow.models.Model") -> None:
     """Write the MLflow model into a new folder; `about` is what MLmodel says besides."""
-    with tempfile.TemporaryDirectory() as temporary:
-        code = Path(temporary) / "pipeline"
-        code.mkdir()
-        for name in model.code:
-            copy = shutil.copytree if (files / name).is_dir() else shutil.copyfile
-            copy(files / name, code / Path(name).name)
-        mlflow.pyfunc.save_model(
-            path=folder,
-            python_model=files / model.server,
-            artifacts={"model": str(files / model.file)},
-            code_paths=[str(code)],
-            pip_requirements=model.packages,
-            mlflow_model=about,
-        )
+    mlflow.pyfunc.save_model(
+        path=folder,
+        python_model=files / model.server,
+        artifacts={"model": str(files / model.file)},
+        code_paths=[str(files / model.code)],
+        pip_requirements=model.packages,
+        mlflow_model=about,
+    )
     # MLflow would run the model to save the example: seconds in which the stage's end waits
     (folder / "input_example.json").write_text(json.dumps([model.example]))
     request = json.dumps({"inputs": [model.example]})
@@ -136,7 +129,7 @@ def register(
         store: where.
         run_id: run of the evaluation.
         trained: run that trained the model; None when it is not on this store.
-        predictions: Parquet with `label` and `prediction`.
+        predictions: Parquet with the column `score`.
         record: what the stage journaled.
 
     Returns the version; None when the store has no logged model of these weights.
@@ -204,17 +197,17 @@ def _decide(
             return False, f"version {before} stays champion: its predictions are gone", {}
     better, worse, p = found.only_second, found.only_first, found.p_value
     numbers = (
-        f"on {better} test examples only {version} is right, on {worse} only {before}, "
-        f"McNemar's exact p = {p:.3g}"
+        f"{version} does better on {better} test examples, {before} on {worse}, "
+        f"paired test p = {p:.3g}"
     )
-    wins = better > worse and p < SIGNIFICANT
+    wins = found.gain > 0 and p < SIGNIFICANT
     what = (
         f"version {version} follows {before} as champion"
         if wins
         else f"version {before} stays champion against {version}"
     )
     tags = {"better": str(better), "worse": str(worse), "p": f"{p:.6g}"}
-    named = {f"mcnemar.{key}": value for key, value in tags.items()}
+    named = {f"paired.{key}": value for key, value in tags.items()}
     return wins, f"{what}: {numbers}", {"compared_to": before, **named}
 
 

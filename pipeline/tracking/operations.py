@@ -16,7 +16,7 @@ from typing_extensions import override
 if TYPE_CHECKING:
     from pipeline.tracking.replay import Replay
 
-FORMAT = 2
+FORMAT = 3
 """Of the journals; one of another format is for the code that wrote it."""
 
 NOTE = "mlflow.note.content"
@@ -225,7 +225,7 @@ class Model(Operation):
 
     Attributes:
         file: its folder among the journal's files.
-        code: files and folders of `pipeline` that load it, likewise.
+        code: the package that loads it, likewise.
         server: the file that MLflow runs to answer, likewise.
         packages: what it needs, at the versions it was trained with.
         example: one raw input.
@@ -233,11 +233,10 @@ class Model(Operation):
     """
 
     file: str
-    code: list[str]
+    code: str
     server: str
     packages: list[str]
-    task: str
-    example: str
+    example: Any
     metadata: dict[str, Any]
 
     @override

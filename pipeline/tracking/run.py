@@ -1,6 +1,5 @@
 """What a stage holds: a `Run` whose calls append to the journal and return."""
 
-import base64
 import contextlib
 import dataclasses
 import importlib.metadata
@@ -9,7 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,15 +24,8 @@ if TYPE_CHECKING:
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
-SHIPPED = ("__init__.py", "errors.py", "files.py", "settings.py", "models")
-"""What of `pipeline` a model needs to be loaded."""
-
-NEEDED = {
-    "image": ("pillow", "torchvision"),
-    "text": ("transformers", "tokenizers"),
-    "audio": ("scipy",),
-}
 ALWAYS = ("mlflow", "numpy", "torch", "pydantic", "safetensors")
+"""What every served model needs."""
 
 LOG = "sender.log"
 """Below `.tracking/`: what went wrong in sender processes."""
@@ -197,31 +189,29 @@ class Run:
         self._append_of(path, made)
 
     def model(
-        self, folder: Path, task: str, classes: list[str], example: str | bytes, **facts: Any
+        self, folder: Path, code: Path, packages: Sequence[str], example: Any, facts: dict[str, Any]
     ) -> None:
         """Log the trained model as an MLflow model that takes raw inputs.
 
         The code that loads it and the versions it needs are kept as they are now.
 
         Args:
-            folder: what `pipeline.models.save` wrote.
-            task: `image`, `text` or `audio`.
-            classes: names of the outputs in their order.
-            example: one raw input: PNG bytes, a sentence, WAV bytes.
-            facts: go to the model's metadata.
+            folder: what `pipeline.net.save` wrote.
+            code: a copy of this package, of which what loads the model.
+            packages: what it needs besides torch.
+            example: one raw input, as JSON holds it.
+            facts: go to the model's metadata; `task` is among them.
         """
-        given = example if isinstance(example, str) else base64.b64encode(example).decode()
-        version, source = importlib.metadata.version, Path(__file__).parents[1]
+        version = importlib.metadata.version
         self._append_of(
             folder,
             lambda keep: op.Model(
                 file=keep(folder),
-                code=[keep(source / name) for name in SHIPPED],
+                code=keep(code),
                 server=keep(Path(__file__).with_name("served.py")),
-                packages=[f"{name}=={version(name)}" for name in (*ALWAYS, *NEEDED[task])],
-                task=task,
-                example=given,
-                metadata=masked({"task": task, "classes": classes, **facts}),
+                packages=[f"{name}=={version(name)}" for name in (*ALWAYS, *packages)],
+                example=example,
+                metadata=masked(facts),
             ),
         )
 
@@ -241,7 +231,7 @@ class Run:
             name: such as `image-classifier`.
             weights: md5 of its weights, which finds the model.
             data: digest of the data set it was tested on.
-            predictions: Parquet with the columns `label` and `prediction`, one row per example.
+            predictions: Parquet with the column `score`, one row per example, higher is better.
             metrics: test metrics.
             promote: whether `champion` may move.
             capped: whether training or data were cut short; such a version never takes over

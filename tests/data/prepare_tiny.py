@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pipeline import prepared
 from pipeline.errors import PipelineError
-from pipeline.tasks.speech_classification.prepare import prepare as prepare_audio
 from pipeline.tasks.image_classification.prepare import prepare as prepare_image
+from pipeline.tasks.speech_classification.prepare import prepare as prepare_audio
 from pipeline.tasks.text_classification.prepare import prepare as prepare_text
 from tests.data.sources import audio_source, contents, image_source, text_source
 

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.signal import resample_poly
 
-from pipeline.tasks.speech_classification import data as audio
 from pipeline import prepared
-from pipeline.tasks.speech_classification.wav import read_wav, write_wav
 from pipeline.errors import PipelineError
+from pipeline.tasks.speech_classification import data as audio
 from pipeline.tasks.speech_classification import prepare as spoken
 from pipeline.tasks.speech_classification.prepare import prepare as prepare_audio
+from pipeline.tasks.speech_classification.wav import read_wav, write_wav
 from tests.data.sources import ROOT, audio_source, complaint, contents
 
 CPU = torch.device("cpu")

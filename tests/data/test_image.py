@@ -6,10 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.tasks.image_classification import data as image
 from pipeline import prepared
 from pipeline.errors import PipelineError
 from pipeline.settings import Augment
+from pipeline.tasks.image_classification import data as image
 from pipeline.tasks.image_classification.prepare import prepare as prepare_image
 from tests.data.sources import fingerprint, image_folder, image_source
 

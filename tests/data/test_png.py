@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import EpsImagePlugin, Image
 
-from pipeline.tasks.image_classification import png
 from pipeline.errors import PipelineError
+from pipeline.tasks.image_classification import png
 from pipeline.tasks.image_classification import prepare as image_source
 from pipeline.tracking import served
 from tests.data.sources import complaint

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import prepared
-from pipeline.tasks.text_classification import data as text
 from pipeline.errors import PipelineError
 from pipeline.sources import package_file
+from pipeline.tasks.text_classification import data as text
 from pipeline.tasks.text_classification.prepare import prepare as prepare_text
 from tests.data.sources import complaint, fingerprint, text_source
 

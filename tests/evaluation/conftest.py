@@ -9,15 +9,15 @@ import torch
 from torch import nn
 
 from pipeline import prepared
-from pipeline.classification.examples import read_examples
 from pipeline.classification.evaluation.predictions import Predictions
 from pipeline.classification.evaluation.study import Data
 from pipeline.classification.evaluation.subject import Subject
-from pipeline.tasks.image_classification import model as cnn
-from pipeline.tasks.speech_classification import model as rnn
+from pipeline.classification.examples import read_examples
 from pipeline.settings import RNN, AudioSource, ConvNet, ImageSource, Parts, TextSource
-from pipeline.tasks.speech_classification.prepare import prepare as prepare_audio
+from pipeline.tasks.image_classification import model as cnn
 from pipeline.tasks.image_classification.prepare import prepare as prepare_image
+from pipeline.tasks.speech_classification import model as rnn
+from pipeline.tasks.speech_classification.prepare import prepare as prepare_audio
 from pipeline.tasks.text_classification.prepare import prepare as prepare_text
 
 CPU = torch.device("cpu")

@@ -7,11 +7,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from pipeline.classification.examples import Examples, sample_rows
 from pipeline.classification.evaluation.exploration import FILE, exploration
-from pipeline.evaluation.page import Page
 from pipeline.classification.evaluation.study import Data
 from pipeline.classification.evaluation.subject import Subject
+from pipeline.classification.examples import Examples, sample_rows
+from pipeline.evaluation.page import Page
 
 HARM = "<script>window.harm=1</script><img src=x onerror='window.harm=2'>"
 CLASSES = [f"</script>{HARM}", "R&D <b>bold</b>"]

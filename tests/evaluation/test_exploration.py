@@ -6,13 +6,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.evaluation import metrics
 from pipeline.classification.evaluation.depth import Depths
-from pipeline.classification.examples import Examples, sample_rows
-from pipeline.classification.evaluation.exploration import FILE, MOST_CLASSES, MOST_POINTS, exploration, plane
-from pipeline.evaluation.page import Page
+from pipeline.classification.evaluation.exploration import (
+    FILE,
+    MOST_CLASSES,
+    MOST_POINTS,
+    exploration,
+    plane,
+)
 from pipeline.classification.evaluation.predictions import Predictions, probabilities
 from pipeline.classification.evaluation.study import study
+from pipeline.classification.examples import Examples, sample_rows
+from pipeline.evaluation import metrics
+from pipeline.evaluation.page import Page
 from tests.evaluation.explored import Elements, charts, hostile, write
 
 TASKS = ("image", "text", "audio")

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from pipeline.evaluation import metrics
-from pipeline.classification.examples import sample_rows
 from pipeline.classification.evaluation.predictions import probabilities
+from pipeline.classification.examples import sample_rows
+from pipeline.evaluation import metrics
 from tests.evaluation.explored import CLASSES, HARM, hostile, write
 
 pytestmark = pytest.mark.browser

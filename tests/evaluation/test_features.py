@@ -7,8 +7,8 @@ from torch import nn
 
 from pipeline.evaluation import explain, features
 from pipeline.evaluation.similarity import linear_cka
-from pipeline.tasks.speech_classification import model as rnn
 from pipeline.settings import RNN
+from pipeline.tasks.speech_classification import model as rnn
 
 
 class Pictures(nn.Module):

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.classification.evaluation.predictions import probabilities
 from pipeline.evaluation import metrics
 from pipeline.evaluation.comparison import compare, mcnemar
-from pipeline.classification.evaluation.predictions import probabilities
 
 CLASSES = ["cat", "dog", "eel"]
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.evaluation.features import untrained
 from pipeline.classification.evaluation.repetition import repetition
+from pipeline.evaluation.features import untrained
 
 
 @pytest.mark.parametrize("task", ["image", "text", "audio"])

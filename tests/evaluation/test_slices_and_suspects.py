@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from pipeline.classification.evaluation import baselines
+from pipeline.classification.evaluation.suspects import confident_mistakes, suspects
 from pipeline.evaluation.probes import one_thread
 from pipeline.evaluation.slices import bands, slices, worst
-from pipeline.classification.evaluation.suspects import confident_mistakes, suspects
 
 
 def test_the_worst_slice_is_named():

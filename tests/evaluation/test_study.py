@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.tasks.speech_classification import data as audio
-from pipeline.tasks.image_classification import data as image
-from pipeline.tasks.text_classification import data as text
-from pipeline.errors import PipelineError
-from pipeline.classification.evaluation import predictions
 from pipeline.classification.data_report import data_report
+from pipeline.classification.evaluation import predictions
 from pipeline.classification.evaluation.study import study
+from pipeline.errors import PipelineError
+from pipeline.tasks.image_classification import data as image
+from pipeline.tasks.speech_classification import data as audio
+from pipeline.tasks.text_classification import data as text
 
 TASKS = ("image", "text", "audio")
 CURVE = [

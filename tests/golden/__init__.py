@@ -13,13 +13,13 @@ import torch
 
 from pipeline import models
 from pipeline.checkpoint import Checkpoints
-from pipeline.tasks.speech_classification import data as audio
-from pipeline.tasks.image_classification import data as image
-from pipeline.tasks.text_classification import data as text
-from pipeline.prepared import read_card
 from pipeline.hardware import card, configure
 from pipeline.machine import NUMERICS
+from pipeline.prepared import read_card
 from pipeline.settings import Augment, Optimizer, Profile, Stage, Tracking, Training
+from pipeline.tasks.image_classification import data as image
+from pipeline.tasks.speech_classification import data as audio
+from pipeline.tasks.text_classification import data as text
 from pipeline.training import fit
 from tests.models.presets import preset
 

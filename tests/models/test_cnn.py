@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline.errors import PipelineError
-from pipeline.tasks.image_classification import model as cnn
 from pipeline.settings import TorchVision
+from pipeline.tasks.image_classification import model as cnn
 from tests.models.presets import names, preset
 
 

@@ -5,14 +5,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.classification.evaluation import baselines
+from pipeline.classification.evaluation.subject import Subject
 from pipeline.classification.examples import Examples
 from pipeline.evaluation.features import depths, untrained
 from pipeline.evaluation.intervals import share
 from pipeline.evaluation.page import Page
 from pipeline.evaluation.probes import probe
 from pipeline.evaluation.similarity import cka_matrix
-from pipeline.classification.evaluation.subject import Subject
 from pipeline.figures import depth as figures
 
 Features = dict[str, NDArray[np.float32]]

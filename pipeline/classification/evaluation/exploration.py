@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 from pipeline.classification.evaluation import metrics
 from pipeline.classification.evaluation.baselines import standardise
 from pipeline.classification.evaluation.depth import Depths
+from pipeline.classification.evaluation.metrics import probabilities
+from pipeline.classification.evaluation.predictions import Predictions
+from pipeline.classification.evaluation.subject import Subject
 from pipeline.classification.examples import Examples, sample_rows
 from pipeline.evaluation.intervals import Integers
 from pipeline.evaluation.page import Page
-from pipeline.classification.evaluation.metrics import probabilities
-from pipeline.classification.evaluation.predictions import Predictions
 from pipeline.evaluation.probes import one_thread
-from pipeline.classification.evaluation.subject import Subject
 from pipeline.figures import interactive
 from pipeline.figures.style import MOST_CLASSES
 from pipeline.files import new_file

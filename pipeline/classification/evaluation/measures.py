@@ -5,16 +5,16 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.classification.evaluation import metrics
-from pipeline.classification.evaluation import baselines
-from pipeline.classification.examples import Examples
+from pipeline.classification.evaluation import baselines, metrics
 from pipeline.classification.evaluation.groups import groups
-from pipeline.evaluation.intervals import bootstrap, share
-from pipeline.evaluation.page import Page
-from pipeline.classification.evaluation.predictions import Predictions, probabilities
-from pipeline.evaluation.slices import lowest, slices, worst
+from pipeline.classification.evaluation.metrics import probabilities
+from pipeline.classification.evaluation.predictions import Predictions
 from pipeline.classification.evaluation.subject import Subject
 from pipeline.classification.evaluation.suspects import suspects
+from pipeline.classification.examples import Examples
+from pipeline.evaluation.intervals import bootstrap, share
+from pipeline.evaluation.page import Page
+from pipeline.evaluation.slices import lowest, slices, worst
 from pipeline.figures import curves, matrices
 from pipeline.figures.sheets import Caption
 from pipeline.figures.style import shorten

@@ -2,13 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import PipelineError
 from pipeline.classification.evaluation.metrics import probabilities
+from pipeline.errors import PipelineError
 from pipeline.files import new_file
 
 
@@ -34,10 +34,11 @@ def refuse_non_finite(logits: NDArray[np.float32]) -> None:
 
 
 def write_predictions(path: Path, predictions: Predictions, classes: list[str]) -> None:
-    """Write one row per example: label, prediction, confidence, probabilities, in order.
+    """Write one row per example: score, label, prediction, confidence, probabilities, in order.
 
-    `label` and `prediction` are int64 indices into the class names, which are in the Parquet
-    schema's metadata under `classes`; the other columns are float32.
+    `score` is 1 where the model is right, else 0. `label` and `prediction` are int64 indices into
+    the class names, which are in the Parquet schema's metadata under `classes`; the other columns
+    are float32.
     """
     import pyarrow
     import pyarrow.parquet
@@ -45,6 +46,7 @@ def write_predictions(path: Path, predictions: Predictions, classes: list[str]) 
     chances = probabilities(predictions.logits).astype(np.float32)
     table = pyarrow.table(
         {
+            "score": (chances.argmax(axis=1) == predictions.labels).astype(np.float32),
             "label": predictions.labels,
             "prediction": chances.argmax(axis=1),
             "confidence": chances.max(axis=1),

@@ -4,17 +4,17 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.evaluation.comparison import compare
-from pipeline.classification.examples import Examples, read_examples, sample_rows
-from pipeline.evaluation.features import depths
 from pipeline.classification.evaluation.metrics import scores
+from pipeline.classification.evaluation.study import open_subject
+from pipeline.classification.evaluation.subject import Kind, Subject
+from pipeline.classification.examples import Examples, read_examples, sample_rows
+from pipeline.evaluation.comparison import compare
+from pipeline.evaluation.features import depths
 from pipeline.evaluation.intervals import rounded
 from pipeline.evaluation.similarity import linear_cka
 from pipeline.hardware import Hardware
 from pipeline.net import Net
 from pipeline.settings import Repeat
-from pipeline.classification.evaluation.study import open_subject
-from pipeline.classification.evaluation.subject import Kind, Subject
 
 SCORES = ("accuracy", "accuracy_low", "accuracy_high", "macro_f1", "loss", "ece", "examples")
 
@@ -66,7 +66,5 @@ def repeat(
         PipelineError: the data set is missing or damaged, or has other classes than a model.
     """
     subjects = [open_subject(kind, net, settings, hardware) for net in (first, second)]
-    test = read_examples(
-        Path(settings.data), "test", first.task.name, kind.column, kind.read
-    )
+    test = read_examples(Path(settings.data), "test", first.task.name, kind.column, kind.read)
     return repetition(subjects[0], subjects[1], test, settings.compared, settings.seed)

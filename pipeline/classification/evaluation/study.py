@@ -99,21 +99,20 @@ def open_study(
     """
     data = Path(settings.data)
     subject = open_subject(kind, net, settings, hardware)
-    splits = (_examples(data, split, subject) for split in ("train", "validation", "test"))
     return Study(
         subject,
-        *splits,
-        settings.parts,
-        settings.model,
-        settings.seed,
-        settings.mistakes,
-        curve,
+        train=_examples(data, "train", subject),
+        validation=_examples(data, "validation", subject),
+        test=_examples(data, "test", subject),
+        parts=settings.parts,
+        name=settings.model,
+        seed=settings.seed,
+        mistakes=settings.mistakes,
+        curve=curve,
     )
 
 
-def open_subject(
-    kind: Kind, net: Net, settings: Evaluate | Repeat, hardware: Hardware
-) -> Subject:
+def open_subject(kind: Kind, net: Net, settings: Evaluate | Repeat, hardware: Hardware) -> Subject:
     """A trained model on the hardware, to be shown the data set that the settings name.
 
     Raises:
@@ -126,15 +125,11 @@ def open_subject(
             f"{', '.join(classes)}; train the model on this data first"
         )
     net.module.to(hardware.device)
-    return Subject(
-        net, kind, hardware.device, settings.batch_size, hardware.accelerator.autocast
-    )
+    return Subject(net, kind, hardware.device, settings.batch_size, hardware.accelerator.autocast)
 
 
 def _examples(data: Path, split: SplitName, subject: Subject) -> Examples:
-    return read_examples(
-        data, split, subject.net.task.name, subject.kind.column, subject.kind.read
-    )
+    return read_examples(data, split, subject.net.task.name, subject.kind.column, subject.kind.read)
 
 
 def _scores(page: Page, study: Study) -> None:
@@ -182,7 +177,9 @@ def _mistakes(page: Page, study: Study) -> None:
     subject, most, name = study.subject, study.mistakes, study.name
     chances = probabilities(study.on_test.logits)
     rows = confident_mistakes(chances, study.on_test.labels, most)
-    captions = sheets.mistake_captions(rows.tolist(), study.on_test.labels, chances, subject.classes)
+    captions = sheets.mistake_captions(
+        rows.tolist(), study.on_test.labels, chances, subject.classes
+    )
     wrong = int((chances.argmax(axis=1) != study.on_test.labels).sum())
     page.figure(
         "mistakes",

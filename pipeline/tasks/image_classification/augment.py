@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, view_as_complex, view_as_real
 from torch.nn.functional import grid_sample
 
-from pipeline.settings import Augment
+from pipeline.tasks.image_classification.settings import Augment
 
 
 def affine(config: Augment) -> Callable[[dict[str, Tensor], torch.Generator], dict[str, Tensor]]:

@@ -5,9 +5,9 @@ The same seed gives the same damage.
 """
 
 import math
+
 import numpy as np
 import torch
-from collections.abc import Sequence
 from numpy.typing import NDArray
 from torch.nn import functional
 

@@ -5,7 +5,7 @@ import io
 import math
 import mmap
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def load(
     )
 
 
-def encode(raw: Sequence[Any], net: Net) -> dict[str, Tensor]:
+def encode(raw: Any, net: Net) -> dict[str, Tensor]:
     """Images, see `image`, as `images`, uint8 [n, channels, height, width].
 
     Raises:

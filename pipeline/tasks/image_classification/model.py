@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import PipelineError
 from pipeline.classification.model import answer as answer
 from pipeline.classification.model import loss as loss
 from pipeline.classification.model import score as score
+from pipeline.errors import PipelineError
 from pipeline.tasks.image_classification.settings import (
     ConvNet,
     Facts,

@@ -185,9 +185,7 @@ def _patches(
     sheets = []
     for depth, stage in chosen.items():
         strength, where = np.concatenate(peaks[depth]), np.concatenate(places[depth])
-        field = receptive_field(
-            subject.model, stage.module, subject.encode(raw[:1])["images"]
-        )
+        field = receptive_field(subject.model, stage.module, subject.encode(raw[:1])["images"])
         varied = np.argsort(-strength.std(axis=0), kind="stable")[:CHANNELS]
         rows = []
         for channel in varied:

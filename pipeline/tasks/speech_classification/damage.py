@@ -5,11 +5,9 @@ clips back as they are. The same seed gives the same damage.
 """
 
 import math
+
 import numpy as np
-import torch
-from collections.abc import Sequence
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from pipeline.classification.evaluation.subject import Corruption
 

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.errors import PipelineError
 from pipeline.classification.model import answer as answer
 from pipeline.classification.model import loss as loss
 from pipeline.classification.model import score as score
+from pipeline.errors import PipelineError
 from pipeline.tasks.speech_classification.settings import Facts, Model
 
 WINDOW_MS = 25

@@ -4,12 +4,9 @@ Each function takes the severity and a seed; a severity of 0 gives the examples 
 The same seed gives the same damage.
 """
 
-import math
-import numpy as np
-import torch
 from collections.abc import Sequence
-from numpy.typing import NDArray
-from torch.nn import functional
+
+import numpy as np
 
 from pipeline.classification.evaluation.subject import Corruption
 

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.errors import PipelineError
-from pipeline.files import digest
 from pipeline.classification.model import answer as answer
 from pipeline.classification.model import loss as loss
 from pipeline.classification.model import score as score
+from pipeline.errors import PipelineError
+from pipeline.files import digest
 from pipeline.tasks.text_classification.settings import Facts, Model
 
 TRUSTED: dict[str, Any] = {
