@@ -8,14 +8,16 @@ from torch import nn
 
 from pipeline.errors import PipelineError
 from pipeline.tasks.speech_classification import model as rnn
+from pipeline.tasks.speech_classification.settings import Facts
 from tests.models.presets import names, preset
 
 RATE = 8000
 
 
 def build(name: str = "gru", classes: int = 10, rate: int = RATE, **changes) -> nn.Module:
+    facts = Facts(classes=[str(number) for number in range(classes)], sample_rate=rate)
     torch.manual_seed(0)
-    return rnn.build(preset("rnn", name, **changes), sample_rate=rate, classes=classes)
+    return rnn.build(preset("rnn", name, **changes), facts)[0]
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
