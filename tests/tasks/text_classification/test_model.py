@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from pipeline import net as nets
 from pipeline.errors import PipelineError
+from pipeline.task import find
 from pipeline.tasks.text_classification import model as transformer
 from pipeline.tasks.text_classification.settings import Facts
 from tests.models.presets import fused_attention, names, preset
@@ -257,6 +259,25 @@ class TestPresets:
 
 
 class TestSaved:
+    @pytest.fixture
+    def net(self, encoder, tmp_path):
+        net = nets.build(find(name="text_classification"), settings(encoder), CLASSES)
+        nets.save(tmp_path, net)
+        return net
+
+    def test_its_logits_come_back_bit_for_bit(self, net, tmp_path):
+        loaded = nets.load(tmp_path)
+        batch = inputs(loaded.tokenizer, "a good film", "a bad book .")
+        assert not loaded.module.training
+        assert (loaded.settings, loaded.facts) == (net.settings, net.facts)
+        assert torch.equal(net.module.eval()(**batch).logits, loaded.module(**batch).logits)
+
+    def test_without_its_config_it_is_one_line(self, net, tmp_path):
+        shutil.move(tmp_path / "config.json", tmp_path / "elsewhere.json")
+        with pytest.raises(PipelineError, match="can't be loaded as a text classifier") as caught:
+            nets.load(tmp_path)
+        assert "\n" not in str(caught.value)
+
     def test_a_plain_pipeline_reads_the_folder(self, encoder, tmp_path):
         from transformers import pipeline
 
