@@ -62,17 +62,10 @@ def workspace(base: Path) -> Path:
 
 
 def prepare_all(folder: Path) -> None:
-    """Prepare the three data sets and write an encoder of 2 layers."""
-    from pipeline import prepared
-    from pipeline.tasks.image_classification.prepare import prepare as prepare_image
-    from pipeline.tasks.speech_classification.prepare import prepare as prepare_audio
-    from pipeline.tasks.text_classification.prepare import prepare as prepare_text
-    from tests.data.sources import audio_source, image_source, text_source
+    """Prepare the data sets and write an encoder of 2 layers."""
+    from tests.data.sources import prepare_small
 
-    prepared.write(folder / "data/image", *prepare_image(image_source(), 0, ROWS))
-    prepared.write(folder / "data/text", *prepare_text(text_source(), 0, ROWS))
-    source = audio_source(clips=2 * ROWS)
-    prepared.write(folder / "data/audio", *prepare_audio(source, 0, ROWS))
+    prepare_small(folder / "data", ROWS)
     _encoder(folder / "encoder")
 
 

@@ -6,16 +6,12 @@ from pathlib import Path
 
 from pipeline import prepared
 from pipeline.errors import PipelineError
-from pipeline.task import find, tasks
-from tests.data.sources import SMALL, contents, source
+from pipeline.task import find
+from tests.data.sources import contents, prepare_small, source
 
 
 def everything(folder: Path) -> None:
-    for task in tasks():
-        if (name := task.about.data) in SMALL:
-            clips = {"clips": 600} if name == "audio" else {}
-            made = task.prepare.prepare(source(name, **clips), 0, 300)
-            prepared.write(folder / name, task.name, made, 0)
+    prepare_small(folder, 300)
 
 
 def write_images(folder: Path, seed: int) -> None:
