@@ -178,7 +178,6 @@ def words(n: int = 64, rows: int = 50) -> tuple[nn.Module, Batches]:
     index = torch.randint(rows, (n, 5), generator=torch.Generator().manual_seed(1))
     labels = (index[:, 0] > rows // 2).long()
 
-
     def collate(rows):
         return {"words": index[rows]}, labels[rows]
 

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from pipeline.batches import Batches, Ragged, mix
 
-
 CPU = torch.device("cpu")
 
 

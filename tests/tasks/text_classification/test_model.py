@@ -171,7 +171,9 @@ class TestFolder:
             transformer.build(settings(folder), CLASSES)
 
     def test_a_head_for_other_classes_gives_way_to_a_new_one(self, encoder, tmp_path):
-        model, tokenizer = transformer.build(settings(encoder), Facts(classes=["a", "b", "c", "d", "e"]))
+        model, tokenizer = transformer.build(
+            settings(encoder), Facts(classes=["a", "b", "c", "d", "e"])
+        )
         transformer.save(tmp_path, model, tokenizer)
         again, _ = transformer.build(settings(tmp_path), CLASSES)
         assert again.classifier.weight.shape == (2, 16)
