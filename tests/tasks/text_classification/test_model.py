@@ -104,8 +104,9 @@ class TestHub:
 
     def test_without_a_network_it_says_so_in_one_line(self, tmp_path):
         code = (
-            "from tests.models.presets import preset; from pipeline.tasks.text_classification import model as transformer;"
+            "from tests.models.presets import preset\n"
             "from pipeline.errors import PipelineError\n"
+            "from pipeline.tasks.text_classification import model as transformer\n"
             "from pipeline.tasks.text_classification.settings import Facts\n"
             "facts = Facts(classes=['a', 'b'])\n"
             "try: transformer.build(preset('transformer', 'hub'), facts)\n"
