@@ -18,8 +18,9 @@ SMALL = [
     f"parts.{name}={size}"
     for name, size in {"probe_train": 60, "probe_test": 30, "pictured": 20, "damaged": 20}.items()
 ]
+SUBJECT = "pipeline.classification.evaluation.subject:Subject"
 PLACES = {
-    "while the test split is predicted": "pipeline.classification.evaluation.subject:Subject.logits:before:1",
+    "while the test split is predicted": f"{SUBJECT}.logits:before:1",
     "between the tables": "pipeline.classification.evaluation.study:_write_reliability:before:1",
     "in a figure": "matplotlib.figure:Figure.savefig:after:2",
     "while the probes are fitted": "pipeline.classification.evaluation.depth:probes:before:1",
@@ -59,7 +60,7 @@ class Evaluation:
         for file in ("plots/predictions.parquet", "plots/old.png"):
             (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
             (self.folder / file).write_text("earlier")
-        write_json(self.folder / "metrics" / "model.json", {"accuracy": 0.5})
+        write_json(self.folder / "metrics" / "model.json", {"accuracy": 0.5, "accuracy_high": 0.6})
 
     def outputs(self) -> dict[str, dict[str, str]]:
         """Digests of the figures and of the metrics that are there under their own names."""

@@ -39,7 +39,7 @@ def composed(stage: str, *overrides: str) -> Stage:
 
 
 def file(path: Path) -> None:
-    path.write_text('{"accuracy": "years of work"}')
+    path.write_text('{"accuracy": "years of work", "examples": 9}')
 
 
 def folder(path: Path) -> None:
