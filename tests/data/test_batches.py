@@ -1,5 +1,7 @@
 """Every example once, in an order that (seed, epoch) alone decides."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -97,6 +99,24 @@ def test_the_shards_of_a_batch_are_the_batch(n, batch, processes):
     for number, together in enumerate(whole):
         split = torch.cat([part[number] for part in parts])
         assert split.sort().values.tolist() == together.tolist()
+
+
+def test_targets_are_what_the_task_makes_of_them_and_change_with_their_inputs():
+    def collate(index):
+        return {"x": index}, [{"boxes": [[i, i + 1]] * (i % 3)} for i in index.tolist()]
+
+    def mirror(batch, generator):
+        turned = [{"boxes": [[-b, -a] for a, b in one["boxes"]]} for one in batch.targets]
+        return batch._replace(inputs={"x": -batch.inputs["x"]}, targets=turned)
+
+    plain = Batches(20, CPU, collate, 6, shuffle=True)
+    for one, other in zip(
+        plain.epoch(1), replace(plain, augment=mirror, ahead=True).epoch(1), strict=True
+    ):
+        assert torch.equal(one.inputs["x"], -other.inputs["x"])
+        for ours, theirs in zip(one.targets, other.targets, strict=True):
+            assert ours["boxes"] == [[-b, -a] for a, b in theirs["boxes"]]
+        assert (one.weight, one.whole) == (other.weight, other.whole) == (6, 6)
 
 
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 3), st.booleans())

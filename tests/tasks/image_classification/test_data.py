@@ -1,13 +1,17 @@
 import gzip
+import json
 import struct
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 from pipeline import prepared
 from pipeline.errors import PipelineError
+from pipeline.files import digest
 from pipeline.tasks.image_classification import data as image
 from pipeline.tasks.image_classification.prepare import prepare as prepare_image
 from pipeline.tasks.image_classification.settings import Augment
@@ -174,6 +178,28 @@ class TestBatches:
         prepared.write(tmp_path / "image", TASK, made, 0)
         with pytest.raises(PipelineError, match=r"train\.parquet, row 4: is not an image"):
             image.load(tmp_path / "image", "train", batch_size=8, device=CPU)
+
+    @pytest.mark.parametrize(
+        ("table", "message"),
+        [
+            (pa.table({"image": ["a", "b"]}), "has no column 'label'"),
+            (pa.table({"label": [0, 0]}), "no example of class '1'"),
+            (pa.table({"label": [0, 10]}), "labels outside 0–9"),
+            (pa.table({"label": [0, None]}), "labels outside 0–9"),
+            (pa.table({"label": ["0", "1"]}), "labels outside 0–9"),
+            (pa.table({"label": pa.array([], pa.int64())}), "is empty"),
+        ],
+    )
+    def test_refuse_labels_that_the_card_vouches_for_wrongly(
+        self, digits, tmp_path, table, message
+    ):
+        path = tmp_path / "train.parquet"
+        pq.write_table(table, path)
+        card = json.loads((digits / "dataset.json").read_text())
+        card["splits"]["train"]["sha256"] = digest(path, "sha256")
+        (tmp_path / "dataset.json").write_text(json.dumps(card))
+        with pytest.raises(PipelineError, match=rf"train\.parquet.*{message}"):
+            train(tmp_path)
 
     def test_never_follow_a_path_in_the_data(self, digits, tmp_path):
         import datasets
