@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +39,12 @@ def described(path: Path) -> dict[str, Any]:
     }
 
 
-def dvc_md5(path: Path, ignored: Callable[[Path], bool] | None = None) -> str:
+def dvc_md5(path: Path) -> str:
     """The md5 that dvc.lock has for a file or folder, but for what a .dvcignore leaves out."""
     if not path.is_dir():
         return digest(path)
     found = [file for file in path.rglob("*") if file.is_file()]
-    kept = [file for file in found if not (ignored and ignored(file))]
-    files = {file.relative_to(path).as_posix(): file for file in kept}
+    files = {file.relative_to(path).as_posix(): file for file in found}
     listed = [{"md5": digest(files[name]), "relpath": name} for name in sorted(files)]
     text = json.dumps(listed, sort_keys=True).encode()
     return hashlib.md5(text, usedforsecurity=False).hexdigest() + ".dir"

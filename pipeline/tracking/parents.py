@@ -15,11 +15,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from pathspec import GitIgnoreSpec
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline.tracking.content import dvc_md5
 from pipeline.tracking.journal import replace
 from pipeline.tracking.operations import NOTE, Begin, now
 from pipeline.tracking.processes import is_alive
@@ -127,86 +125,54 @@ class Graph:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._seen: dict[str, tuple[tuple[int, int], bytes]] = {}
-        self._unchanged: set[str] = set()
+        self._lock = b""
+        self._began: dict[str, list[str]] = {"names": [], "unchanged": []}
         self.watched = False
 
     def look(self) -> None:
-        """Read what has changed; parsing it here would take a fifth of a core."""
-        for name in ("dvc.yaml", "params.yaml", "dvc.lock"):
-            with suppress(OSError):
-                now = (self._folder / name).stat()
-                version = now.st_mtime_ns, now.st_size
-                if name not in self._seen or self._seen[name][0] != version:
-                    self._seen[name] = version, (self._folder / name).read_bytes()
+        """Read dvc.lock; parsing it here would take a fifth of a core."""
         if not self.watched:  # now: the user may edit files while DVC runs
             self.watched = True
-            stages = self._stages()
-            self._unchanged = {name for name in stages if _unchanged(self._folder, stages, name)}
+            with suppress(Exception):  # DVC's insides, which nobody promises, may move
+                self._began = _as_dvc_begins(self._folder)
+        with suppress(OSError):
+            self._lock = (self._folder / "dvc.lock").read_bytes()
 
     def found(self) -> dict[str, Any]:
-        """What came of it, half a second of work.
+        """What came of it.
 
-        `names`: the stages in the order of dvc.yaml; `stages`: those of dvc.lock; `unchanged`: of
-        which values and sources were, as dvc began, what dvc.lock has; `final`: whether dvc.lock
-        is still there. What can't be read is left out: the files may be broken.
+        `names`: the stages in the order of dvc.yaml; `unchanged`: of which values and sources were,
+        as dvc began, what dvc.lock has; `stages`: those of dvc.lock; `final`: whether that is still
+        there. What can't be read is left out: the files may be broken.
         """
-        names: list[str] = []
-        with suppress(Exception):  # DVC's insides, which nobody promises, may move
-            names = self._names()
-        return {
-            "names": names,
-            "stages": self._stages(),
-            "unchanged": sorted(self._unchanged),
-            "final": (self._folder / "dvc.lock").exists(),
-        }
-
-    def _stages(self) -> Stages:
+        self.look()
+        stages: Stages = {}
         with suppress(YAMLError, KeyError, TypeError):
-            return dict(YAML(typ="safe").load(self._seen["dvc.lock"][1])["stages"])
-        return {}
-
-    def _names(self) -> list[str]:
-        from dvc.repo import Repo
-
-        with TemporaryDirectory() as folder:  # as they were seen, and no lock is taken
-            for name in ("dvc.yaml", "params.yaml"):
-                (Path(folder) / name).write_bytes(self._seen[name][1])
-            (Path(folder) / ".dvc").mkdir()
-            with Repo(folder, config={"core": {"no_scm": True, "site_cache_dir": folder}}) as repo:
-                return [stage.name for stage in repo.index.stages]
+            stages = dict(YAML(typ="safe").load(self._lock)["stages"])
+        return {**self._began, "stages": stages, "final": (self._folder / "dvc.lock").exists()}
 
 
-def _unchanged(folder: Path, stages: Stages, name: str) -> bool:
-    """Whether a stage's values and sources are what dvc.lock has; what others made is not seen."""
-    outs = [out["path"] for stage in stages.values() for out in stage.get("outs", [])]
-    ignore = folder / ".dvcignore"
-    lines = ignore.read_text(encoding="utf-8").splitlines() if ignore.exists() else []
-    spec = GitIgnoreSpec.from_lines(lines)
+def _as_dvc_begins(folder: Path) -> dict[str, list[str]]:
+    """`names` and `unchanged` of `Graph.found`; what other stages made is taken for unchanged."""
+    from dvc.repo import Repo
 
-    def ignored(file: Path) -> bool:
-        return spec.match_file(file.relative_to(folder))
-
-    for dep in stages[name].get("deps", []):
-        if any(_same_place(dep["path"], out) for out in outs) or dep.get("size", 0) > HASHED:
-            continue
-        try:
-            if dvc_md5(folder / dep["path"], ignored) != dep.get("md5"):
-                return False
-        except OSError:
-            return False
-    for file, values in stages[name].get("params", {}).items():
-        try:
-            content = YAML(typ="safe").load(folder / file)  # as DVC reads it
-        except (OSError, YAMLError):
-            return False
-        for key, value in values.items():
-            at = content
-            for step in key.split("."):
-                at = at.get(step) if isinstance(at, dict) else None
-            if at != value:
-                return False
-    return True
+    # no lock is taken, and no walk looks for other files like dvc.yaml
+    with (
+        TemporaryDirectory() as own,
+        Repo(folder, config={"core": {"no_scm": True, "site_cache_dir": own}}) as repo,
+    ):
+        stages = repo.stage.load_all(str(folder / "dvc.yaml"))
+        outs = [out.fs_path for stage in stages for out in stage.outs]
+        changed = {
+            stage.name
+            for stage in stages
+            for dep in stage.deps
+            if not any(_same_place(dep.fs_path, out) for out in outs)
+            and (dep.meta.size or 0) <= HASHED
+            and dep.workspace_status()
+        }
+    names = [stage.name for stage in stages]
+    return {"names": names, "unchanged": sorted({*names} - changed)}
 
 
 def _same_place(one: str, other: str) -> bool:
