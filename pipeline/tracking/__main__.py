@@ -88,9 +88,9 @@ def moved() -> int:
         journal.save(state)
         journal.write_begin(replace(begin, root=str(here), uri=uri))
     for path, parent in read_parents(folder):
-        if was_elsewhere(parent.first, here):
-            begin = replace(parent.first, root=str(here), uri=uri)
-            replace(parent, begin=vars(begin), uri=uri).save(parent_file(folder, begin))
+        if was_elsewhere(parent.begin, here):
+            begin = replace(parent.begin, root=str(here), uri=uri)
+            replace(parent, begin=begin).save(parent_file(folder, begin))
             path.unlink()
     pending = len(leftovers(folder))
     print(f"store and journals are those of {here} now; {pending} run(s) are pending")

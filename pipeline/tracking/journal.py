@@ -8,17 +8,19 @@ One folder per run, `{root}/.tracking/<id>/`:
     uncommitted.diff  beside the stage, before source.json
     observed.jsonl  by the sender: samples of the machine
     state.json      by the sender: how far it has come; replaced atomically
-    files/<n>/…     copies of the artifacts
+    files/<…>/…     copies of the artifacts
 
 A line that a killed process left unfinished is skipped: the call that wrote it never returned.
 """
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import socket
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -228,20 +230,14 @@ class Journal:
 
     def keep(self, path: Path) -> str:
         """Keep a file or folder as it is now; returns its path below `files/`."""
-        taken = len(list(self.files.iterdir())) if self.files.exists() else 0
-        while True:
-            try:
-                (self.files / str(taken)).mkdir(parents=True)
-                break
-            except FileExistsError:
-                taken += 1
-        target = self.files / str(taken) / path.name
+        target = self.files / uuid.uuid4().hex[:16] / path.name
+        target.parent.mkdir(parents=True)
         if path.is_dir():
             ignored = shutil.ignore_patterns("__pycache__")
             shutil.copytree(path, target, copy_function=_link, ignore=ignored)
         else:
             _link(str(path), str(target))
-        return f"{taken}/{path.name}"
+        return str(target.relative_to(self.files))
 
     def tidy(self) -> None:
         """Delete what the store has; a run that was cut short can be continued for a month."""
@@ -296,19 +292,26 @@ class Thinning:
 
     def __init__(self) -> None:
         self.kept = self._first = self._last = 0
+        self._resumed: float = -math.inf
         self._distance = 1.0
 
     def keeps(self, step: int) -> bool:
-        """Whether to keep the next point."""
+        """Whether to keep the next point; those before an interruption were kept then."""
+        if step <= self._resumed:
+            return False
         if self.kept >= self.WHOLE:
             stride = 2 << (self.kept - self.WHOLE) // self.SHARE
             if step < self._last + stride * self._distance:
                 return False
-        self.add(step)
+        self._keep(step)
         return True
 
     def add(self, step: int) -> None:
-        """Take in a point that was kept."""
+        """Take in a point that was kept before an interruption."""
+        self._resumed = max(step, self._resumed)
+        self._keep(step)
+
+    def _keep(self, step: int) -> None:
         self.kept += 1
         self._last = step
         if self.kept == 1:

@@ -103,10 +103,15 @@ class Begin(Operation):
         to.begin = self
         if to.state.run_id:  # a store that was wiped meanwhile has to get the earlier starts too
             to.store.client.get_run(to.state.run_id)
+        from pipeline.tracking.parents import open_parent  # which reads begins
+
         source = to.journal.source(self) or {"refused": "it was not noted in time"}
         experiment = to.store.experiment(self.experiment)
         name, tags = self.dvc.get("stage") or self.stage, {"stage": self.stage}
-        if parent := to.part("parent", lambda: to.open_parent(experiment, source)):
+        folder = to.journal.folder.parent
+        if parent := to.part(
+            "parent", lambda: open_parent(to.store, experiment, self, source, folder)
+        ):
             to.state.targets["parent"] = tags["mlflow.parentRunId"] = parent
         to.state.run_id = to.part(
             "run",

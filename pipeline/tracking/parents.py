@@ -40,26 +40,19 @@ class Parent:
 
     Attributes:
         begin: of its first stage.
-        uri: of the store, as journals carry it.
         run_id: of the run; empty until it is opened.
         end: when dvc was gone, in ms; 0 while it runs, or if nobody saw its end.
         graph: what `Graph.found` found then.
     """
 
-    begin: dict[str, Any]
-    uri: str
+    begin: Begin
     run_id: str = ""
     end: int = 0
     graph: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def first(self) -> Begin:
-        """The start of its first stage."""
-        return Begin(**self.begin)
-
     def lives(self) -> bool:
         """Whether the dvc process still runs."""
-        process = self.first.dvc["process"]
+        process = self.begin.dvc["process"]
         return is_alive(process["pid"], process["created"])
 
     def save(self, path: Path) -> None:
@@ -78,9 +71,11 @@ def read_parents(folder: Path, uri: str = "") -> list[tuple[Path, Parent]]:
     found = []
     for path in sorted(folder.glob("dvc-*.json")):
         with suppress(OSError, ValueError, TypeError):  # of another format, or just closed
-            found.append((path, Parent(**json.loads(path.read_text()))))
-    host = socket.gethostname()
-    return [(path, one) for path, one in found if uri in ("", one.uri) and one.first.host == host]
+            record = json.loads(path.read_text())
+            parent = Parent(**{**record, "begin": Begin(**record["begin"])})
+            if uri in ("", parent.begin.uri) and parent.begin.host == socket.gethostname():
+                found.append((path, parent))
+    return found
 
 
 def open_parent(
@@ -115,7 +110,7 @@ def open_parent(
     )
     store.client.update_run(run_id, "RUNNING")
     path = parent_file(folder, begin)
-    known = dict(read_parents(folder)).get(path) or Parent(vars(begin), begin.uri)
+    known = dict(read_parents(folder)).get(path) or Parent(begin)
     dataclasses.replace(known, run_id=run_id).save(path)
     return run_id
 
@@ -215,7 +210,11 @@ def close_parent(store: "Store", parent: Parent) -> None:
     below, graph = store.find("mlflow.parentRunId", parent.run_id), parent.graph
     # not what an evaluation put beside itself; of two runs of a stage the later one is a training
     # that the stage started
-    children = {run.data.tags["dvc.stage"]: run for run in reversed(below) if _is_stage(run)}
+    children = {
+        run.data.tags["dvc.stage"]: run
+        for run in reversed(below)
+        if "dvc.stage" in run.data.tags and "beside" not in run.data.tags
+    }
     ran = {name: run.info.status for name, run in children.items()}
     again, stages = reused(graph, ran) if graph else set(), graph.get("stages", {})
     names = list(dict.fromkeys([*graph.get("names", []), *stages, *children]))
@@ -240,10 +239,6 @@ def close_parent(store: "Store", parent: Parent) -> None:
     store.close(parent.run_id, _status(parent, ran, {*names} - {*ran} - again), end)
 
 
-def _is_stage(run: "Run") -> bool:
-    return "dvc.stage" in run.data.tags and "beside" not in run.data.tags
-
-
 def _status(parent: Parent, ran: dict[str, str], left: set[str]) -> str:
     """How a dvc process ended: its own exit status only its parent process knows."""
     if "FAILED" in ran.values():
@@ -251,7 +246,7 @@ def _status(parent: Parent, ran: dict[str, str], left: set[str]) -> str:
     if {*ran.values()} != {"FINISHED"}:
         return "KILLED"
     # one that died before it could log, where all were asked for
-    stopped = parent.graph.get("final") and left and not _targets(parent.first)
+    stopped = parent.graph.get("final") and left and not _targets(parent.begin)
     return "FAILED" if stopped else "FINISHED"
 
 
