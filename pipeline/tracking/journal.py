@@ -75,37 +75,28 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        self._unwritten = bytearray()
+        self.unwritten = bytearray()
+        """What the disk has not taken yet."""
         self.lost = 0
         size = os.fstat(self._file).st_size
         if size and os.pread(self._file, 1, size - 1) != b"\n":
-            self._unwritten += b"\n"
+            self.unwritten += b"\n"
 
     def append(self, operation: Operation) -> None:
         """Write one line; while the disk is full it waits in memory for the next call."""
         line = json.dumps(operation.record, separators=(",", ":")).encode() + b"\n"
-        if len(self._unwritten) + len(line) > UNWRITTEN:
+        if len(self.unwritten) + len(line) > UNWRITTEN:
             self.lost += 1
             return
-        self._unwritten += line
-        with contextlib.suppress(OSError):  # the next call tries again; `unwritten` tells
-            del self._unwritten[: os.write(self._file, self._unwritten)]
-
-    @property
-    def unwritten(self) -> int:
-        """Bytes that the disk has not taken yet."""
-        return len(self._unwritten)
-
-    @property
-    def size(self) -> int:
-        """Bytes in the file."""
-        return os.fstat(self._file).st_size
+        self.unwritten += line
+        with contextlib.suppress(OSError):  # the next call tries again
+            del self.unwritten[: os.write(self._file, self.unwritten)]
 
     def sync(self) -> None:
         """Make everything written so far survive a power cut."""
         with contextlib.suppress(OSError):
-            while self._unwritten:
-                del self._unwritten[: os.write(self._file, self._unwritten)]
+            while self.unwritten:
+                del self.unwritten[: os.write(self._file, self.unwritten)]
             os.fsync(self._file)
 
     def close(self) -> None:

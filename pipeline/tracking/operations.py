@@ -67,7 +67,7 @@ class Begin(Operation):
         credentials: the variables that hold them.
         root: the workspace with store and journals.
         code: where the stage runs, which may be a temporary copy of it.
-        dvc: see `provenance.dvc`.
+        dvc: see `processes.dvc`.
         flush: seconds without progress that the stage waits at its end.
         system: seconds between two samples of the machine.
     """
@@ -226,15 +226,9 @@ class Input(Operation):
 
 @dataclass(frozen=True, kw_only=True)
 class Model(Operation):
-    """The trained model.
+    """The trained model: `file` is its folder among the journal's files.
 
-    Attributes:
-        file: its folder among the journal's files.
-        code: files and folders of `pipeline` that load it, likewise.
-        server: the file that MLflow runs to answer, likewise.
-        packages: what it needs, at the versions it was trained with.
-        example: one raw input.
-        metadata: of the MLflow model.
+    There, too, are the `code` that loads it and the `server`, which MLflow runs to answer.
     """
 
     file: str

@@ -175,11 +175,9 @@ def _same_place(one: str, other: str) -> bool:
 
 
 def reused(graph: dict[str, Any], ran: dict[str, str]) -> set[str]:
-    """The stages without a run below this dvc process whose outputs are what it would have made.
+    """The stages of `Graph.found` without a run whose outputs are what dvc would have made.
 
-    Args:
-        graph: of `Graph.found`.
-        ran: the stages with a run, and its status.
+    `ran` has the status of the runs below the dvc process, by stage.
     """
     stages: Stages = graph.get("stages", {})
     known: dict[str, bool] = {}

@@ -26,13 +26,7 @@ class WaitingError(Exception):
 
 
 class Replay:
-    """One journal on its way into one store.
-
-    Args:
-        journal: what to send.
-        begin: its latest start.
-        store: where to.
-    """
+    """One journal, as its latest start `begin` left it, on its way into one store."""
 
     def __init__(self, journal: Journal, begin: Begin, store: Store) -> None:
         self.journal = journal

@@ -18,9 +18,9 @@ from filelock import Timeout
 from pipeline.errors import PipelineError
 from pipeline.tracking import operations as op
 from pipeline.tracking import processes
-from pipeline.tracking.content import described, dvc_md5, identity
 from pipeline.tracking.journal import Journal, Log, State, Thinning, read, root, store_uri
 from pipeline.tracking.masking import clean, masked
+from pipeline.tracking.provenance import described, dvc_md5, identity
 
 if TYPE_CHECKING:
     from pipeline.settings import Tracking
@@ -125,7 +125,9 @@ class Run:
             before = self._remember(journal)
             self._begin = dataclasses.replace(begin, start=1 + before)
             self._log = Log(journal.path)
-            if journal.state().sent > self._log.size:  # the disk lost the end in a power cut
+            if (
+                journal.state().sent > journal.path.stat().st_size
+            ):  # the disk lost the end in a power cut
                 journal.save(State())
             journal.write_begin(self._begin)
             self._log.append(self._begin)
@@ -206,7 +208,7 @@ class Run:
             folder: what `pipeline.models.save` wrote.
             task: `image`, `text` or `audio`.
             classes: names of the outputs in their order.
-            example: one raw input: PNG bytes, a sentence, WAV bytes.
+            example: one raw input.
             facts: go to the model's metadata.
         """
         given = example if isinstance(example, str) else base64.b64encode(example).decode()

@@ -67,12 +67,7 @@ def main(folder: str) -> None:
 
 
 class Sender:
-    """Sends the journals of one store. Whoever calls it holds `lock`.
-
-    Args:
-        folder: `{root}/.tracking`.
-        uri: of the store, as journals carry it.
-    """
+    """Sends the journals below `{root}/.tracking` of one store. Whoever calls it holds `lock`."""
 
     def __init__(self, folder: Path, uri: str) -> None:
         self._folder = folder
@@ -127,7 +122,12 @@ class Sender:
             try:
                 self._send(journal, begin)
             except Exception as error:  # whatever the store does, the journal stays
-                self._note(journal, error)
+                self.failed = True
+                state, text = journal.state(), _say(error)
+                if state.error != text:  # for the stage's warning
+                    state.error = text
+                    with suppress(OSError):  # the disk is full here too
+                        journal.save(state)
                 if not (self._store and self._store.answers()):
                     return moved  # the others would only wait for it as long
             finally:
@@ -229,15 +229,6 @@ class Sender:
                     pause = min(pause, samplers[key].sample_if_due())
             woken.wait(pause)
             woken.clear()
-
-    def _note(self, journal: Journal, error: Exception) -> None:
-        """Remember why the store did not take something, for the stage's warning and the log."""
-        self.failed = True
-        state, text = journal.state(), _say(error)
-        if state.error != text:
-            state.error = text
-            with suppress(OSError):  # the disk is full here too
-                journal.save(state)
 
 
 def leftovers(folder: Path) -> list[tuple[Journal, Begin]]:
