@@ -1,0 +1,194 @@
+"""What every folder of `pipeline/tasks/` keeps, whatever its task is."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from pipeline import config, net, prepared, training
+from pipeline.checkpoint import Checkpoints
+from pipeline.evaluation.page import Page, fill
+from pipeline.figures.style import look
+from pipeline.hardware import Hardware, configure
+from pipeline.task import Task, tasks
+from tests.conftest import schemas
+
+ROWS, BATCH, STEPS = 40, 8, 8
+BRIEF = {"probe_train": 30, "probe_test": 20, "pictured": 10, "damaged": 10, "suspected": 4}
+
+
+class StoppedError(Exception):
+    """Ends a training in its middle."""
+
+
+def settings(stage: str, *overrides: str) -> Any:
+    """What params.yaml and conf/ say for a stage, with some overrides."""
+    found: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(Path.cwd())
+        common = ["profile=tiny", "tracking=off", "device=cpu", "precision=fp32", "threads=1"]
+        patch.setattr(sys, "argv", [stage, *common, *overrides])
+        config.main(stage, schemas()[stage], lambda one, _: found.append(one))
+    return found[0]
+
+
+class House:
+    """A task with a little of its default data."""
+
+    def __init__(self, task: Task, folder: Path) -> None:
+        self.task, self.data = task, folder / task.about.data
+        asked = settings("prepare", f"modality={task.about.data}")
+        made = task.prepare.prepare(getattr(asked, task.about.data), asked.seed, ROWS)
+        prepared.write(self.data, task.name, made, asked.seed)
+        self.card = prepared.read_card(self.data, task.name)
+        self.train = settings(task.about.stage, f"training.batch_size={BATCH}")
+        self.hardware: Hardware = configure(self.train)
+
+    def build(self) -> net.Net:
+        torch.manual_seed(0)
+        return net.build(self.task, getattr(self.train, self.task.about.model), self.card.facts)
+
+    def load(self, split: prepared.SplitName, one: net.Net, **order: Any) -> Any:
+        device = self.hardware.device
+        return self.task.data.load(
+            self.data, split, one, batch_size=BATCH, device=device, **order, **self.train.loading
+        )
+
+    def fit(self, one: net.Net, states: Path, log: Callable[..., None] = lambda *_: None) -> Any:
+        asked = self.train.training.model_copy(update={"log_every": 1, "save_minutes": 1e-9})
+        return training.fit(
+            one.module,
+            self.load("train", one, shuffle=True, seed=0),
+            self.load("validation", one),
+            task=self.task.model,
+            settings=asked,
+            optimizer=self.train.optimizer,
+            hardware=self.hardware,
+            seed=0,
+            checkpoints=Checkpoints(states),
+            log=log,
+            max_steps=STEPS,
+        )
+
+    def score(self, one: net.Net) -> dict[str, float]:
+        batches = self.load("train", one)
+        return training.score(
+            one.module, batches, self.task.model, self.train.training, self.hardware
+        )
+
+
+@pytest.fixture(scope="module", params=tasks(), ids=lambda task: task.name)
+def house(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    threads = torch.get_num_threads()
+    yield House(request.param, tmp_path_factory.mktemp("house"))
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def trained(house: House, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The network after a few steps, the progress, and the scores before."""
+    one = house.build()
+    one.module.to(house.hardware.device)
+    before = house.score(one)
+    progress = house.fit(one, tmp_path_factory.mktemp("states"))
+    return one, progress, before
+
+
+def test_a_few_steps_lower_the_loss_and_every_score_is_a_number(house, trained):
+    one, progress, before = trained
+    after = house.score(one)
+    assert after["loss"] < before["loss"]
+    assert after.keys() == before.keys()
+    assert house.train.training.monitor in after
+    assert all(isinstance(value, float) for value in after.values())
+    columns = [f"validation_{name}" for name in after]
+    assert list(progress.curve[-1])[:4] == ["epoch", "step", "lr", "train_loss"]
+    assert list(progress.curve[-1])[4:] == columns
+
+
+def test_encode_gives_what_load_gives(house):
+    one = house.build()
+    batches = house.task.data.load(
+        house.data, "validation", one, batch_size=1, device=torch.device("cpu"),
+        **house.train.loading,
+    )  # fmt: skip
+    place = [index.tolist() for index in batches.order(0)].index([0])
+    loaded = next(batches.epoch(0, place)).inputs
+    example = json.loads(json.dumps(house.task.data.example(house.data)))
+    encoded = house.task.data.encode([example], one)
+    assert encoded.keys() == loaded.keys()
+    for name, values in loaded.items():
+        assert torch.equal(encoded[name], values), name
+
+
+def test_a_network_that_was_saved_answers_the_same(house, trained, tmp_path):
+    one, _, _ = trained
+    (tmp_path / "model").mkdir()
+    net.save(tmp_path / "model", one)
+    again = net.load(tmp_path / "model")
+    assert again.facts == one.facts
+    inputs = house.task.data.encode([house.task.data.example(house.data)], one)
+    answers = []
+    for each in (one, again):
+        each.module.eval()
+        with torch.inference_mode():
+            answers.append(house.task.model.answer(each.module(**inputs), each))
+    assert len(answers[0]) == 1
+    assert json.loads(json.dumps(answers[0])) == answers[1]
+
+
+def test_a_training_that_was_stopped_goes_on_to_the_same_bits(house, trained, tmp_path):
+    whole, _, _ = trained
+
+    def stop(metrics: dict[str, float], step: int) -> None:
+        if step == STEPS // 2 and "train/loss" in metrics:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        house.fit(house.build(), tmp_path, stop)
+    again = house.build()
+    assert house.fit(again, tmp_path).step == STEPS
+    for name, values in again.module.state_dict().items():
+        assert torch.equal(values, whole.module.state_dict()[name]), name
+
+
+def test_every_part_of_the_evaluation_measures_and_draws(house, trained, tmp_path):
+    one, progress, _ = trained
+    about = house.task.about
+    asked = settings(
+        "evaluate", f"model={about.model}", f"data={house.data}", f"plots={tmp_path}/plots",
+        f"metrics={tmp_path}/m.json",
+    )  # fmt: skip
+    switches = asked.parts.model_copy(
+        update={name: size for name, size in BRIEF.items() if hasattr(asked.parts, name)}
+    )
+    asked = asked.model_copy(update={"parts": switches})
+    curve = [{name: str(value) for name, value in row.items()} for row in progress.curve]
+    with look():
+        study = house.task.show.study(one, asked, house.hardware, curve)
+        numbers = fill(tmp_path, house.task.show.PARTS, study, switches)
+    ends = [numbers[f"{about.headline}{end}"] for end in ("_low", "", "_high")]
+    assert ends == sorted(ends)
+    assert about.headline in about.watched
+    rows = house.card.splits["test"].rows
+    assert numbers["examples"] == rows
+    assert len(pq.read_table(tmp_path / "predictions.parquet")["score"]) == rows
+    listed = [figure["file"] for figure in json.loads((tmp_path / "figures.json").read_text())]
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == sorted(listed)
+
+
+def test_the_data_report_draws_and_counts(house, tmp_path):
+    page = Page(tmp_path)
+    with look():
+        counts = house.task.data_report.data_report(house.data, house.card, page)
+        page.close()
+    assert counts
+    assert page.findings
+    assert json.loads((tmp_path / "figures.json").read_text())
+    assert (tmp_path / "findings.json").exists()
