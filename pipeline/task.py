@@ -168,7 +168,11 @@ class ShowModule(Protocol):
 
     PARTS: "Mapping[str, Callable[[Page, Any], None]]"
     """What evaluation does, in this order: each part measures and draws something of the study and
-    puts it on the page. One that `Parts` has a switch for can be switched off."""
+    puts it on the page. One that `Parts` has a switch for can be switched off.
+
+    Among the page's numbers are the headline, its interval and `examples`; of a simpler rule
+    `baseline/<rule>/<headline>` and `baseline/<rule>/gain`. `predictions.parquet` has a row for
+    each test example; its `score`, better the higher, is what versions are compared by."""
 
     def study(
         self, net: "Net", settings: "Evaluate", hardware: "Hardware", curve: list[dict[str, str]]
@@ -185,7 +189,8 @@ class ShowModule(Protocol):
         """The scores of the second of two networks of other seeds, and how it stands to the first.
 
         Returns:
-            The headline, its interval, `examples`, and `difference`; what else there is to say.
+            The headline, its interval, `examples`, and `difference` with its `p_value`; what else
+            there is to say.
         """
 
 
