@@ -284,6 +284,8 @@ def of_a_model(schema: type[M]) -> type[M]:
 
 def with_parts(schema: type[Evaluate]) -> type[Evaluate]:
     """The settings of a stage that evaluates any model: the switches of all tasks."""
-    each: Any = tuple(dict.fromkeys(task.settings.Parts for task in tasks()))
-    parts = create_model("Parts", __base__=each)
+    each = dict.fromkeys(task.settings.Parts for task in tasks())
+    # a class has to stand before those that it derives from
+    bases: Any = tuple(sorted(each, key=lambda one: -len(one.__mro__)))
+    parts = create_model("Parts", __base__=bases)
     return create_model(schema.__name__, __base__=schema, parts=(parts, ...))
