@@ -54,7 +54,8 @@ def test_the_rest_stays_whole_and_green(task, tmp_path):
     folder = copy_of_the_repository(tmp_path / "house")
     take_out(task, folder)
     others = [other for other in TASKS if other != task]
-    files = [folder / "tests/tasks" / other.name for other in others]
+    tests = [f"tests/tasks/{other.name}" for other in others]
+    tests = ["tests/test_any_task.py", *(one for one in tests if (folder / one).exists())]
     commands = [
         ["ruff", "check", "."],
         ["mypy"],
@@ -63,7 +64,7 @@ def test_the_rest_stays_whole_and_green(task, tmp_path):
         ["python", "-m", "stages.report", "--cfg", "job", "--resolve"],
         *(["python", "-m", "stages.prepare", f"modality={other.about.data}", "--cfg", "job"]
           for other in others),
-        ["python", "-m", "pytest", "-q", "-x", *(str(file) for file in files if file.exists())],
+        ["python", "-m", "pytest", "-q", "-x", *tests],
     ]  # fmt: skip
     for command in commands:
         ended = run(folder, *command)
