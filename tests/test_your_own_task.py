@@ -112,7 +112,8 @@ def test_its_runs_are_tracked_and_its_model_is_registered(store, repeated):
     numbers = json.loads((repeated / "metrics/mlp.json").read_text())
     assert tested.data.metrics["test/r2"] == numbers["r2"]
     (version,) = store.search_model_versions("name = 'table-regressor'")
-    assert version.aliases == ["candidate", "champion"]
+    champion = store.get_model_version_by_alias("table-regressor", "champion")
+    assert champion.version == version.version
     assert version.tags["trained_by"] == trained.info.run_id
 
 
