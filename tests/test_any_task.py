@@ -31,8 +31,8 @@ from pipeline.settings import (
     Training,
 )
 from pipeline.task import About, tasks, with_parts
-from pipeline.tracking.content import described
 from pipeline.tracking.parents import _row
+from pipeline.tracking.provenance import described
 from pipeline.training import fit
 
 ABOUT = About(
