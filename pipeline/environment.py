@@ -108,8 +108,8 @@ def register_tasks() -> None:
         except LookupError:
             return model  # the check of the settings says that there is no such model
 
-    def sets() -> dict[str, str]:
-        return {task.about.model: f"data/{task.about.data}" for task in tasks()}
+    def sets() -> DictConfig:  # a dict `--cfg job --resolve` does not take
+        return DictConfig({task.about.model: f"data/{task.about.data}" for task in tasks()})
 
     OmegaConf.register_new_resolver("task", name, replace=True)
     OmegaConf.register_new_resolver("tasks", sets, replace=True)

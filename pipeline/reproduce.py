@@ -335,7 +335,11 @@ def _run_stage(stage: str, config: dict[str, Any], tree: Path, uri: str) -> None
     conf = tree / "conf"
     base = yaml.safe_load((conf / "base.yaml").read_text(encoding="utf-8"))
     own = yaml.safe_load((conf / f"{stage}.yaml").read_text(encoding="utf-8"))
-    kept = [one for one in own["defaults"] if isinstance(one, str) or "override" in next(iter(one))]
+    # the config has what the groups gave
+    kept = [
+        one for one in own["defaults"]
+        if one in ("base", "_self_") or (isinstance(one, dict) and "override" in next(iter(one)))
+    ]  # fmt: skip
     files = {
         conf / "base.yaml": {"hydra": base["hydra"]},
         conf / f"{stage}.yaml": {"defaults": kept, **config},

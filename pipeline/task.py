@@ -168,7 +168,11 @@ class ShowModule(Protocol):
 
     PARTS: "Mapping[str, Callable[[Page, Any], None]]"
     """What evaluation does, in this order: each part measures and draws something of the study and
-    puts it on the page. One that `Parts` has a switch for can be switched off."""
+    puts it on the page. One that `Parts` has a switch for can be switched off.
+
+    Among the page's numbers are the headline, its interval and `examples`; of a simpler rule
+    `baseline/<rule>/<headline>` and `baseline/<rule>/gain`. `predictions.parquet` has a row for
+    each test example; its `score`, better the higher, is what versions are compared by."""
 
     def study(
         self, net: "Net", settings: "Evaluate", hardware: "Hardware", curve: list[dict[str, str]]
@@ -185,7 +189,8 @@ class ShowModule(Protocol):
         """The scores of the second of two networks of other seeds, and how it stands to the first.
 
         Returns:
-            The headline, its interval, `examples`, and `difference`; what else there is to say.
+            The headline, its interval, `examples`, and `difference` with its `p_value`; what else
+            there is to say.
         """
 
 
@@ -279,6 +284,8 @@ def of_a_model(schema: type[M]) -> type[M]:
 
 def with_parts(schema: type[Evaluate]) -> type[Evaluate]:
     """The settings of a stage that evaluates any model: the switches of all tasks."""
-    each: Any = tuple(dict.fromkeys(task.settings.Parts for task in tasks()))
-    parts = create_model("Parts", __base__=each)
+    each = dict.fromkeys(task.settings.Parts for task in tasks())
+    # a class has to stand before those that it derives from
+    bases: Any = tuple(sorted(each, key=lambda one: -len(one.__mro__)))
+    parts = create_model("Parts", __base__=bases)
     return create_model(schema.__name__, __base__=schema, parts=(parts, ...))

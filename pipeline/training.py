@@ -274,6 +274,10 @@ class _Loop:
         }
         progress.curve.append(row)
         progress.epoch, progress.batch, progress.epoch_loss = progress.epoch + 1, 0, 0.0
+        if settings.monitor not in scores:
+            raise PipelineError(
+                f"training.monitor is {settings.monitor!r}; the scores are {', '.join(scores)}"
+            )
         value = scores[settings.monitor]
         value = -value if settings.monitor in settings.falling else value
         if value > progress.best:

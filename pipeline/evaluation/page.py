@@ -57,9 +57,9 @@ class Page:
     def close(self) -> None:
         """Write the list of figures, in the order in which they were drawn, and the texts."""
         write_json(self.folder / LISTING, self._figures)
-        if self.findings:
+        if not self.numbers:  # a data set's
             write_json(self.folder / FINDINGS, self.findings)
-        if self.numbers:
+        else:
             summary = {"columns": self.columns, "facts": self.facts, "tables": self._tables}
             write_json(self.folder / SUMMARY, summary)
 

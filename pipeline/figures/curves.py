@@ -17,6 +17,7 @@ from pipeline.figures.style import (
     drawn,
     percent,
     shorten,
+    written,
 )
 
 if TYPE_CHECKING:
@@ -27,11 +28,13 @@ FEWEST = 5
 
 
 @drawn
-def learning_curves(rows: Sequence[Mapping[str, str]], title: str) -> "Figure":
-    """Loss, validation accuracy and learning rate by epoch.
+def learning_curves(
+    rows: Sequence[Mapping[str, str]], score: str, unit: str, loss_unit: str, title: str
+) -> "Figure":
+    """Loss, a validation score and the learning rate by epoch.
 
     `rows` are those of a training stage's table: epoch, train_loss, validation_loss,
-    validation_accuracy, lr.
+    validation_<score>, lr. `unit` is the score's, `share` or `number`.
     """
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -40,27 +43,28 @@ def learning_curves(rows: Sequence[Mapping[str, str]], title: str) -> "Figure":
 
     figure = canvas(9, 3)
     figure.suptitle(title, x=0.01, ha="left", weight="bold")
-    loss, accuracy, rate = figure.subplots(1, 3)
-    epoch, heldout = column("epoch"), column("validation_accuracy")
+    loss, scores, rate = figure.subplots(1, 3)
+    epoch, heldout = column("epoch"), column(f"validation_{score}")
     loss.plot(epoch, column("train_loss"), color=BLUE, marker="o", label="training")
     loss.plot(
         epoch, column("validation_loss"), color=ORANGE, marker="s", ls="--", label="validation"
     )
     loss.set_title("Loss")
-    loss.set_ylabel("nats")
+    loss.set_ylabel(loss_unit)
     loss.set_ylim(bottom=0)
     loss.legend()
-    accuracy.plot(epoch, heldout, color=GREEN, marker="^")
+    scores.plot(epoch, heldout, color=GREEN, marker="^")
     best = int(heldout.argmax())
-    accuracy.plot(epoch[best], heldout[best], "o", ms=11, mfc="none", mec=AMBER, mew=1.6)
-    accuracy.set_title(f"Validation accuracy, best {heldout[best]:.1%}")
-    percent(accuracy.yaxis)
-    accuracy.margins(y=0.12)
+    scores.plot(epoch[best], heldout[best], "o", ms=11, mfc="none", mec=AMBER, mew=1.6)
+    scores.set_title(f"Validation {score}, best {written(heldout[best], unit)}")
+    if unit == "share":
+        percent(scores.yaxis)
+    scores.margins(y=0.12)
     rate.plot(epoch, column("lr"), color=MUTED, marker="o")
     rate.set_title("Learning rate")
     rate.set_ylim(bottom=0)
     rate.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
-    for axes in (loss, accuracy, rate):
+    for axes in (loss, scores, rate):
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
         axes.set_xlim(epoch[0] - 0.5, epoch[-1] + 0.5)

@@ -128,6 +128,11 @@ def percent(axis: Any) -> None:
     axis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
 
 
+def written(value: float, unit: str) -> str:
+    """A score in words: a `share` in percent, or a `number`."""
+    return f"{value:.1%}" if unit == "share" else f"{value:.4g}"
+
+
 def bare(axes: "Axes") -> None:
     """Take ticks and frame away, for images."""
     axes.set_xticks([])

@@ -107,12 +107,14 @@ class Seeds(NamedTuple):
         values: the headline of the model itself and of its repetitions, in the order of `repeated`.
         noise: 95 % of the differences between two such trainings are smaller.
         repeated: seed and numbers of each repetition, as the stage `repeat` wrote them.
+        agree: whether the share of answers that are the model's was counted.
         depths: the depths for which there is a CKA with the model.
     """
 
     values: list[float]
     noise: float
     repeated: dict[int, dict[str, float]]
+    agree: bool
     depths: list[str]
 
 
@@ -133,7 +135,8 @@ def seeds(
     }
     values = [value, *(numbers[metric] for numbers in found.values())]
     depths = [depth for depth in DEPTHS if all(f"cka/{depth}" in one for one in found.values())]
-    return Seeds(values, seed_noise(values), found, depths)
+    agree = all("agreement" in one for one in found.values())
+    return Seeds(values, seed_noise(values), found, agree, depths)
 
 
 def seed_noise(values: Sequence[float]) -> float:

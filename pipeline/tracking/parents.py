@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from pipeline.task import tasks
 from pipeline.tracking.journal import replace
 from pipeline.tracking.operations import NOTE, Begin, now
 from pipeline.tracking.processes import is_alive
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from pipeline.tracking.store import Store
 
-MAIN_METRICS = ("test/accuracy", "validation/accuracy")
 HASHED = 50_000_000  # bytes; a larger folder is taken for unchanged if it has its size
 
 Stages = dict[str, dict[str, Any]]
@@ -265,7 +265,9 @@ def _row(
     output = ", ".join(f"`{out['path']}` {out.get('md5', '')[:8]}" for out in outs[:2])
     metric = seconds = ""
     if run:
-        main = [key for key in MAIN_METRICS if key in run.data.metrics]
+        headlines = dict.fromkeys(task.about.headline for task in tasks())
+        wanted = [f"{split}/{one}" for split in ("test", "validation") for one in headlines]
+        main = [key for key in wanted if key in run.data.metrics]
         metric = f"{main[0]} {run.data.metrics[main[0]]:.4f}" if main else ""
         if run.info.end_time:
             seconds = f"{(run.info.end_time - run.info.start_time) / 1000:.1f}"

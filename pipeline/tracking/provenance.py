@@ -74,7 +74,7 @@ def described(path: Path) -> dict[str, Any]:
         "source": {key: card[key] for key in told if key in card},
         # pictures and sounds are structs of their bytes and a path
         "schema": {column.name: TYPES.get(str(column.type), "binary") for column in schema},
-        "profile": {"rows": rows, "classes": len(card.get("classes", []))},
+        "profile": {"rows": rows, **card.get("facts", {})},
     }
 
 

@@ -18,9 +18,10 @@ from pipeline.classification.examples import Examples, read_examples, sample_row
 from pipeline.classification.settings import Parts
 from pipeline.errors import PipelineError
 from pipeline.evaluation.intervals import Floats, Integers
+from pipeline.evaluation.learning import learning
 from pipeline.evaluation.page import Page
 from pipeline.evaluation.tables import write_csv
-from pipeline.figures import curves, sheets
+from pipeline.figures import sheets
 from pipeline.hardware import Hardware
 from pipeline.net import Net
 from pipeline.prepared import SplitName, read_card
@@ -157,21 +158,7 @@ def _scores(page: Page, study: Study) -> None:
 
 
 def _learning(page: Page, study: Study) -> None:
-    curve, name = study.curve, study.name
-    if not curve:
-        return
-    accuracies = [float(row["validation_accuracy"]) for row in curve]
-    best = int(np.argmax(accuracies))
-    page.figure(
-        "learning_curves",
-        curves.learning_curves(curve, f"{name}: learning curves"),
-        title="Learning curves",
-        text=f"Validation accuracy is best after epoch {curve[best]['epoch']} of {len(curve)}: "
-        f"{accuracies[best]:.1%}. Training and validation loss that part company show "
-        "memorising; both still falling at the end ask for more epochs.",
-        alt=f"Loss, validation accuracy and learning rate over {len(curve)} epochs; best "
-        f"validation accuracy {accuracies[best]:.1%}.",
-    )
+    learning(page, study.curve, study.name, study.subject.net.task.about, "nats")
 
 
 def _mistakes(page: Page, study: Study) -> None:
