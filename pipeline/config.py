@@ -28,12 +28,12 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from pipeline import hydra_guard, yaml_files
-from pipeline.environment import Environment, References, with_references
+from pipeline.environment import Environment, References, register_tasks, with_references
 from pipeline.errors import PipelineError
 from pipeline.schema import known, suggest, unknown
 from pipeline.settings import Stage
 from pipeline.streams import make_safe
-from pipeline.task import find, tasks
+from pipeline.task import tasks
 
 ROOT = Path(__file__).resolve().parent.parent
 """The working copy this code stands in; for `dvc exp run --temp` and `--queue` a temporary one."""
@@ -252,20 +252,9 @@ def explain(
 def _register() -> None:
     """Tell Hydra and OmegaConf what conf/ does not spell out: the tasks, and where outputs go."""
     OmegaConf.register_new_resolver("output", _output, replace=True)
-    OmegaConf.register_new_resolver("task", _task, replace=True)
-    OmegaConf.register_new_resolver(
-        "tasks", lambda: {t.about.model: f"data/{t.about.data}" for t in tasks()}, replace=True
-    )
+    register_tasks()
     groups = [{task.about.data: MISSING} for task in tasks()]
     ConfigStore.instance().store("sources", {"defaults": groups})
-
-
-def _task(model: str, what: str) -> str:
-    """`${task:model,what}`: what the task of that model calls its data set or stage."""
-    try:
-        return str(getattr(find(model=model).about, what))
-    except LookupError:
-        return model  # the check of the settings says that there is no such model
 
 
 def _output(path: str) -> str:

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
 from pipeline.errors import PipelineError
+from pipeline.task import find, tasks
 
 References = dict[tuple[Any, ...], Any]
 """What a config says at the keys, each a path of steps, whose values depend on a variable."""
@@ -87,6 +88,7 @@ def resolved(logged: dict[str, Any]) -> dict[str, Any]:
         PipelineError: a variable is not set.
     """
     OmegaConf.register_new_resolver("output", lambda path: path, replace=True)  # of no sweep
+    register_tasks()
     try:
         values, _ = Environment().resolve(OmegaConf.create(logged))
     except OmegaConfBaseException as error:
@@ -95,3 +97,19 @@ def resolved(logged: dict[str, Any]) -> dict[str, Any]:
             f"{error.full_key}: {reason}; set the variable to what it was, and try again"
         ) from error
     return values
+
+
+def register_tasks() -> None:
+    """Let conf/ ask what there is to train: `${task:<model>,data}` and `stage`, and `${tasks:}`."""
+
+    def name(model: str, what: str) -> str:
+        try:
+            return str(getattr(find(model=model).about, what))
+        except LookupError:
+            return model  # the check of the settings says that there is no such model
+
+    def sets() -> dict[str, str]:
+        return {task.about.model: f"data/{task.about.data}" for task in tasks()}
+
+    OmegaConf.register_new_resolver("task", name, replace=True)
+    OmegaConf.register_new_resolver("tasks", sets, replace=True)

@@ -166,11 +166,11 @@ def write(folder: Path, task: str, prepared: Prepared, seed: int) -> None:
         write_json(temporary / CARD, card)
 
 
-def read_card(folder: Path) -> Card:
-    """What a prepared data set says about itself.
+def read_card(folder: Path, task: str | None = None) -> Card:
+    """What a prepared data set says about itself; `task` is whose data it has to be.
 
     Raises:
-        PipelineError: `dataset.json` is missing or malformed.
+        PipelineError: `dataset.json` is missing or malformed, or of another task.
     """
     path = folder / CARD
     value = read_json(path, made_by=_stage(folder.name))
@@ -193,6 +193,8 @@ def read_card(folder: Path) -> Card:
         raise PipelineError(
             f"{path}: splits.{missing[0]} is missing; run `dvc repro -f {_stage(folder.name)}`"
         )
+    if task not in (None, card.task):
+        raise PipelineError(f"{path}: task is {card.task}, not {task}; name another folder")
     return card
 
 
@@ -217,13 +219,9 @@ def open_split(folder: Path, split: SplitName, task: str) -> tuple[Card, pq.Parq
         PipelineError: a file is missing, is not the one the card describes (truncated, edited), or
             is of another task.
     """
-    card = read_card(folder)
+    card = read_card(folder, task)
     path = folder / f"{split}.parquet"
     again = f"run `dvc repro -f {_stage(folder.name)}`"
-    if card.task != task:
-        raise PipelineError(
-            f"{folder / CARD}: task is {card.task}, not {task}; name another folder"
-        )
     try:
         with pa.memory_map(str(path)) as file:
             content = file.read_buffer()

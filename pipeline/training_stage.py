@@ -34,7 +34,7 @@ def train(task: Task, settings: Train, context: Context) -> float:
     if context.checkpoints is None:
         raise ValueError("train() is for stages whose settings derive from Train")
     run, hardware, data = context.run, context.hardware, Path(settings.data)
-    card = read_card(data)
+    card = read_card(data, task.name)
     net = nets.build(task, getattr(settings, task.about.model), card.facts)
 
     def batches(split: SplitName, times: int, **order: Any) -> Batches:

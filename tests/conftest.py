@@ -44,6 +44,20 @@ def linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
         yield repo.add
 
 
+def schemas() -> dict[str, Any]:
+    """The settings class of each stage."""
+    from pipeline.settings import Evaluate, Prepare, Repeat, Report
+    from pipeline.task import of_a_model, tasks, with_parts, with_sources
+
+    return {
+        "prepare": with_sources(Prepare),
+        "evaluate": with_parts(of_a_model(Evaluate)),
+        "repeat": of_a_model(Repeat),
+        "report": Report,
+        **{task.about.stage: task.settings.Train for task in tasks()},
+    }
+
+
 def environment(folder: Path, **more: str) -> dict[str, str]:
     """The environment of a user in a fresh shell: this Python first on the path, no leftovers."""
     keep = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "DVC_", "HYDRA_"))}

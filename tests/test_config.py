@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import config
-from pipeline.settings import TrainCNN
+from pipeline.tasks.image_classification.settings import Train as TrainCNN
 
 PARAMS = yaml.safe_load(config.PARAMS.read_text())
 

@@ -7,15 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from pipeline import config
 from pipeline.environment import resolved
 from pipeline.errors import PipelineError
-from pipeline.settings import Evaluate, Train, TrainCNN
+from pipeline.net import Net
+from pipeline.settings import Train
 from pipeline.stage import Context, stage
+from pipeline.task import find
+from pipeline.tasks.image_classification.settings import Train as TrainCNN
+from pipeline.tracking import Run
 from pipeline.tracking import run as tracking_run
+from pipeline.training_stage import _written
+from tests.conftest import schemas
 
+CARD = type("Card", (), {"digest": "0", "task": "image_classification"})
 SECRET = "se/kret-91c4"
 
 
@@ -83,10 +91,12 @@ class TestConfig:
         assert said.config["curve"] == "${data}/curve.csv"
 
     def test_a_reference_that_is_chosen_by_a_variable_stays_one(self, compose):
-        ((settings, said),) = compose("model=${oc.env:MODEL}", name="evaluate", schema=Evaluate)
+        ((settings, said),) = compose(
+            "model=${oc.env:MODEL}", name="evaluate", schema=schemas()["evaluate"]
+        )
         assert settings.data == "data/image"
         assert said.config["model"] == "${oc.env:MODEL}"
-        assert said.config["data"] == "${sources.${model}.data}"
+        assert said.config["data"] == "data/${task:${model},data}"
         assert resolved(said.config)["data"] == "data/image"
 
     def test_a_default_is_no_secret(self, compose):
@@ -104,7 +114,7 @@ class TestConfig:
         "override",
         [
             "seed=${oc.env:PLACE}", "device=${oc.env:PLACE}", "cnn.name=${oc.env:PLACE}",
-            "data='${sources.${oc.env:PLACE}}'", "hydra.run.dir='${x.${oc.env:PLACE}}'",
+            "data='${x.${oc.env:PLACE}}'", "hydra.run.dir='${x.${oc.env:PLACE}}'",
         ],
     )  # fmt: skip
     def test_no_message_has_the_value(self, compose, capsys, override):
@@ -147,7 +157,10 @@ class TestStage:
     ):
         monkeypatch.chdir(tmp_path)
         (tmp_path / SECRET / "image").mkdir(parents=True)
-        monkeypatch.setattr("pipeline.stage.read_card", lambda _: type("Card", (), {"digest": "0"}))
+        monkeypatch.setattr(
+            "pipeline.stage.read_card",
+            lambda _: CARD,
+        )
 
         def body(settings: Train, context: Context) -> float:
             assert settings.data == f"{SECRET}/image"
@@ -164,7 +177,10 @@ class TestStage:
         assert "output.${oc.env:PLACE}/image.csv" in said
 
     def test_another_value_is_another_training(self, compose, tmp_path, monkeypatch):
-        monkeypatch.setattr("pipeline.stage.read_card", lambda _: type("Card", (), {"digest": "0"}))
+        monkeypatch.setattr(
+            "pipeline.stage.read_card",
+            lambda _: CARD,
+        )
 
         def body(settings: Train, context: Context) -> float:
             folders.append(context.checkpoints.folder)
@@ -177,30 +193,17 @@ class TestStage:
         assert folders[0] == folders[1] != folders[2]
 
 
-def test_the_model_is_described_by_the_reference(compose, monkeypatch, tmp_path):
-    from stages import finetune_transformer as finetune
-
-    def train(settings: Any, context: Context, model: Any, batches: Any, description: Any, _: Any):
-        described.append((settings.transformer.name, description.settings.name))
-        raise PipelineError("enough")
-
-    described: list[tuple[str, str]] = []
-    card = type("Card", (), {"classes": ["bad", "good"], "digest": "0"})
-    monkeypatch.setattr("pipeline.stage.read_card", lambda _: card)
-    monkeypatch.setattr(finetune, "read_card", lambda _: card)
-    monkeypatch.setattr(finetune.models, "build", lambda _: (None, None))
-    monkeypatch.setattr(finetune.text, "load_training", lambda *_, **__: None)
-    monkeypatch.setattr(finetune, "train", train)
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "root"))
-    command = ["finetune_transformer", "tracking=off", "transformer.name='${oc.env:PLACE}/base'"]
-    monkeypatch.setattr(sys, "argv", command)
-    with pytest.raises(SystemExit):
-        finetune.main()
-    assert described == [(f"{SECRET}/base", "${oc.env:PLACE}/base")]
+def test_the_model_is_described_by_the_reference(compose):
+    task = find(model="transformer")
+    ((settings, said),) = compose(
+        "transformer.name='${oc.env:PLACE}/base'", name=task.about.stage, schema=task.settings.Train
+    )
+    net = Net(task, settings.transformer, None, torch.nn.Identity())
+    assert net.settings.name == f"{SECRET}/base"
+    assert _written(net, Context(Run(), said)).settings.name == "${oc.env:PLACE}/base"
 
 
 def test_a_repeated_training_is_given_references(compose, monkeypatch):
-    from pipeline.settings import Repeat
     from stages import repeat
 
     started: list[list[str]] = []
@@ -211,7 +214,7 @@ def test_a_repeated_training_is_given_references(compose, monkeypatch):
 
     ((settings, said),) = compose(
         "model=cnn", "again=1", "data=${oc.env:PLACE}", "overrides=['curve=${oc.env:PLACE}.csv']",
-        name="repeat", schema=Repeat,
+        name="repeat", schema=schemas()["repeat"],
     )  # fmt: skip
     monkeypatch.setattr(repeat.subprocess, "Popen", start)
     with pytest.raises(PipelineError):

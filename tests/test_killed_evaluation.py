@@ -18,15 +18,16 @@ SMALL = [
     f"parts.{name}={size}"
     for name, size in {"probe_train": 60, "probe_test": 30, "pictured": 20, "damaged": 20}.items()
 ]
+SUBJECT = "pipeline.classification.evaluation.subject:Subject"
 PLACES = {
-    "while the test split is predicted": "stages.evaluate:Subject.logits:before:2",
-    "between the tables": "pipeline.classification.evaluation.study:write_reliability:before:1",
+    "while the test split is predicted": f"{SUBJECT}.logits:before:1",
+    "between the tables": "pipeline.classification.evaluation.study:_write_reliability:before:1",
     "in a figure": "matplotlib.figure:Figure.savefig:after:2",
     "while the probes are fitted": "pipeline.classification.evaluation.depth:probes:before:1",
     "with all figures drawn": "pipeline.evaluation.page:Page.close:after:1",
     "with the earlier figures moved aside": "pathlib:Path.rename:after:1",
     "before the metrics": "stages.evaluate:write_json:before:1",
-    "with the metrics written under another name": "pathlib:Path.write_text:after:2",
+    "with the metrics written under another name": "pathlib:Path.write_text:after:3",
     "with all outputs written": "pipeline.tracking.run:Run.end:before:1",
 }
 """Where it is killed: each start comes a little further than the one before."""
@@ -59,7 +60,7 @@ class Evaluation:
         for file in ("plots/predictions.parquet", "plots/old.png"):
             (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
             (self.folder / file).write_text("earlier")
-        write_json(self.folder / "metrics" / "model.json", {"accuracy": 0.5})
+        write_json(self.folder / "metrics" / "model.json", {"accuracy": 0.5, "accuracy_high": 0.6})
 
     def outputs(self) -> dict[str, dict[str, str]]:
         """Digests of the figures and of the metrics that are there under their own names."""

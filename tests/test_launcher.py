@@ -7,8 +7,8 @@ import pytest
 
 from pipeline import hardware, launcher, tracking
 from pipeline.errors import PipelineError
-from pipeline.settings import Prepare
 from pipeline.stage import stage
+from tests.conftest import schemas
 from tests.test_hardware import settings
 
 WHOLE = {
@@ -57,7 +57,7 @@ def test_a_stray_rank_keeps_no_stage_from_its_records(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(tracking, "start", start)
     monkeypatch.setattr(sys, "argv", ["prepare", "modality=text"])
-    stage("prepare", Prepare, computes=False)(lambda settings, context: None)()
+    stage("prepare", schemas()["prepare"], computes=False)(lambda settings, context: None)()
     assert started == ["prepare"]
 
 

@@ -183,6 +183,9 @@ def test_a_second_repro_runs_nothing(repository):
     assert would_run(repository) == set()
 
 
+SPEECH = "pipeline/tasks/speech_classification"
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new", "expected"),
     [
@@ -194,7 +197,10 @@ def test_a_second_repro_runs_nothing(repository):
         ("conf/cnn/simple.yaml", "name: ", "name: simple # edited", set()),
         ("conf/tracking/mlflow.yaml", "promote: ", "promote: false", set()),
         ("pipeline/tracking/run.py", "import ", "import os  # edited\nimport ", set()),
-        ("pipeline/models/rnn.py", '"""', '"""Edited. ', {"train_rnn", "evaluate@rnn"}),
+        (f"{SPEECH}/model.py", '"""', '"""Edited. ', {"train_rnn", "evaluate@rnn"}),
+        (f"{SPEECH}/show.py", '"""', '"""Edited. ', {"evaluate@rnn"}),
+        (f"{SPEECH}/prepare.py", '"""', '"""Edited. ', {"prepare@audio"}),
+        (f"{SPEECH}/settings.py", '"""', '"""Edited. ', set()),
         ("pipeline/training.py", '"""', '"""Edited. ', set(TRAINING.values())),
     ],
 )  # fmt: skip

@@ -22,12 +22,12 @@ PLACES = {
     "half a checkpoint": "torch._C:PyTorchFileWriter.write_record:before:7",
     "a checkpoint without its name": "pipeline.checkpoint:digest:before:1",
     "in an epoch": "pipeline.training:_Loop.step:after:20",
-    "in validation": "pipeline.training:evaluate:before:1",
+    "in validation": "pipeline.training:score:before:1",
     "between epochs": "pipeline.training:_Loop.end_epoch:after:1",
     "with a checkpoint written": "pipeline.training:_Loop.save:after:1",
     "after the last epoch": "pipeline.training:_Loop.take_best_weights:before:1",
-    "with the curve written": "pipeline.models:save:before:1",
-    "with half the model written": "pipeline.models:digest:before:1",
+    "with the curve written": "pipeline.net:save:before:1",
+    "with half the model written": "pipeline.net:digest:before:1",
     "with all outputs written": "pipeline.tracking.run:Run.end:after:1",
 }
 """Where it is killed: each start comes a little further than the one before."""
@@ -229,7 +229,7 @@ def test_asked_to_end_it_saves_says_so_and_continues(
 
 
 @pytest.mark.parametrize(
-    "place", ["pipeline.tasks.image_classification.data:load", "pipeline.models:save"]
+    "place", ["pipeline.tasks.image_classification.data:load", "pipeline.net:save"]
 )
 def test_asked_to_end_outside_the_loop_it_ends_at_once(
     place, nursery, root, uninterrupted, tmp_path

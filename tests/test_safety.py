@@ -21,15 +21,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import config, models, prepared
+from pipeline import config, net, prepared
 from pipeline.errors import PipelineError
 from pipeline.files import digest, write_json
-from pipeline.settings import TrainCNN
-from pipeline.tasks.image_classification import data as image
-from pipeline.tasks.image_classification.prepare import prepare as prepare_image
-from pipeline.tasks.speech_classification import data as audio
-from pipeline.tasks.speech_classification.prepare import prepare as prepare_audio
-from pipeline.tasks.text_classification.prepare import prepare as prepare_text
+from pipeline.task import find
 from tests.data.sources import audio_source, complaint, image_folder, image_source, text_source
 from tests.models.presets import preset
 
@@ -106,10 +101,11 @@ def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., li
     for name, value in {"CONF": "conf", "PARAMS": "params.yaml", "ROOT": "."}.items():
         monkeypatch.setattr(config, name, tmp_path / value)
 
-    def run(*argv: str, stage: str = "train_cnn", schema: Any = TrainCNN) -> list[Any]:
+    def run(*argv: str, stage: str = "train_cnn", schema: Any = None) -> list[Any]:
         monkeypatch.setattr(sys, "argv", [stage, *argv])
         composed: list[Any] = []
-        config.main(stage, schema, lambda settings, _: composed.append(settings))
+        chosen = schema or find(model="cnn").settings.Train
+        config.main(stage, chosen, lambda settings, _: composed.append(settings))
         return composed
 
     return run
@@ -376,14 +372,17 @@ def prepare(folder: Path, modality: str, output: Path) -> None:
     shares = {"validation": 0.2, "test": 0.3}
     if modality == "image":
         source: Any = image_source(kind="folder", folder=str(folder / "pictures"), **shares)
-        made = prepare_image(source, 0, None)
     elif modality == "text":
         source = text_source(kind="csv", file=str(folder / "rows.csv"), **shares)
-        made = prepare_text(source, 0, None)
     else:
         source = audio_source(kind="folder", folder=str(folder / "clips"), **shares)
-        made = prepare_audio(source, 0, None)
-    prepared.write(output, *made)
+    task = find(data=modality)
+    prepared.write(output, task.name, task.prepare.prepare(source, 0, None), 0)
+
+
+def load(modality: str, folder: Path) -> Any:
+    device: Any = torch.device("cpu")
+    return find(data=modality).data.load(folder, "train", None, batch_size=4, device=device)  # type: ignore[arg-type]
 
 
 class TestData:
@@ -420,8 +419,7 @@ class TestData:
             card = yaml.safe_load((folder / "dataset.json").read_text())
             card["splits"]["train"]["sha256"] = digest(split, "sha256")
             write_json(folder / "dataset.json", card)
-        load: Any = {"image": image.load, "audio": audio.load}[modality]
-        said = complaint(lambda: load(folder, "train", batch_size=4, device=torch.device("cpu")))
+        said = complaint(lambda: load(modality, folder))
         assert not said or str(split) in said
 
     @FUZZ
@@ -431,7 +429,7 @@ class TestData:
         shutil.copytree(small / "data/text", folder)
         card = folder / "dataset.json"
         card.write_bytes(damaged(card.read_bytes(), cut, at, byte))
-        said = complaint(lambda: prepared.read_split(folder, "train", "text"))
+        said = complaint(lambda: prepared.read_split(folder, "train", "text_classification"))
         # of a digest that was changed, the file that it is not the one of
         assert not said or str(card) in said or str(folder / "train.parquet") in said
 
@@ -451,8 +449,7 @@ class TestData:
         card = yaml.safe_load((folder / "dataset.json").read_text())
         card["splits"]["train"]["sha256"] = digest(folder / "train.parquet", "sha256")
         write_json(folder / "dataset.json", card)
-        device = torch.device("cpu")
-        said = complaint(lambda: image.load(folder, "train", batch_size=4, device=device))
+        said = complaint(lambda: load("image", folder))
         assert said
         assert "train.parquet" in said
 
@@ -470,11 +467,11 @@ class TestData:
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "cnn"
     folder.mkdir()
-    about = models.ImageModel(
-        settings=preset("cnn", "simple"), classes=["a", "b"], channels=1, height=8, width=8,
-        mean=[0.5], std=[0.5],
-    )  # fmt: skip
-    models.save(folder, models.build(about)[0], about)
+    task = find(model="cnn")
+    facts = task.settings.Facts(
+        classes=["a", "b"], channels=1, height=8, width=8, mean=[0.5], std=[0.5]
+    )
+    net.save(folder, net.build(task, preset("cnn", "simple"), facts))
     return folder
 
 
@@ -489,7 +486,7 @@ class TestModels:
         if name == "model.safetensors":
             about = yaml.safe_load((folder / "model.json").read_text())
             write_json(folder / "model.json", {**about, "sha256": digest(file, "sha256")})
-        said = complaint(lambda: models.load(folder))
+        said = complaint(lambda: net.load(folder))
         assert not said or str(folder) in said
 
     @pytest.mark.parametrize("how", ["torch.save", "pickle"])
@@ -502,5 +499,5 @@ class TestModels:
         about["sha256"] = digest(folder / "model.safetensors", "sha256")
         write_json(folder / "model.json", about)
         with pytest.raises(PipelineError, match=r"model\.safetensors"):
-            models.load(folder)
+            net.load(folder)
         assert not (tmp_path / "harm").exists()

@@ -12,7 +12,7 @@ import pytest
 
 from bench import measure
 from pipeline import config
-from pipeline.settings import TrainCNN
+from pipeline.tasks.image_classification.settings import Train as TrainCNN
 from tests.conftest import ROOT, environment
 
 START = "import sys; from pipeline.streams import make_safe; make_safe()\n"
@@ -84,7 +84,7 @@ def test_a_pipe_that_does_not_block_loses_no_line(tmp_path):
 
 def programs() -> list[Path]:
     files = [path for part in ("pipeline", "stages") for path in (ROOT / part).rglob("*.py")]
-    data = ROOT / "pipeline/sources/audio/espeak.py"  # its output is no message
+    data = ROOT / "pipeline/tasks/speech_classification/espeak.py"  # its output is no message
     return [path for path in files if "__main__" in path.read_text() and path != data]
 
 

@@ -64,15 +64,16 @@ def workspace(base: Path) -> Path:
 def prepare_all(folder: Path) -> None:
     """Prepare the three data sets and write an encoder of 2 layers."""
     from pipeline import prepared
-    from pipeline.tasks.image_classification.prepare import prepare as prepare_image
-    from pipeline.tasks.speech_classification.prepare import prepare as prepare_audio
-    from pipeline.tasks.text_classification.prepare import prepare as prepare_text
+    from pipeline.task import find
     from tests.data.sources import audio_source, image_source, text_source
 
-    prepared.write(folder / "data/image", *prepare_image(image_source(), 0, ROWS))
-    prepared.write(folder / "data/text", *prepare_text(text_source(), 0, ROWS))
-    source = audio_source(clips=2 * ROWS)
-    prepared.write(folder / "data/audio", *prepare_audio(source, 0, ROWS))
+    sources = {
+        "image": image_source(), "text": text_source(), "audio": audio_source(clips=2 * ROWS)
+    }  # fmt: skip
+    for data, source in sources.items():
+        task = find(data=data)
+        made = task.prepare.prepare(source, 0, ROWS)
+        prepared.write(folder / "data" / data, task.name, made, 0)
     _encoder(folder / "encoder")
 
 

@@ -75,9 +75,9 @@ class Log:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._unwritten = bytearray()
         self.lost = 0
-        size = os.fstat(self._file).st_size
-        if size and os.pread(self._file, 1, size - 1) != b"\n":
-            self._unwritten += b"\n"
+        # A record that a kill left without its line break was none to whoever read the file since.
+        whole = os.pread(self._file, self.size, 0).rfind(b"\n") + 1
+        os.ftruncate(self._file, whole)
 
     def append(self, operation: Operation) -> None:
         """Write one line; while the disk is full it waits in memory for the next call."""

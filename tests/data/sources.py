@@ -10,7 +10,9 @@ from PIL import Image
 
 from pipeline import prepared
 from pipeline.errors import PipelineError
-from pipeline.settings import AudioSource, ImageSource, TextSource
+from pipeline.tasks.image_classification.settings import Source as ImageSource
+from pipeline.tasks.speech_classification.settings import Source as AudioSource
+from pipeline.tasks.text_classification.settings import Source as TextSource
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,12 +65,12 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
-def fingerprint(splits: dict[str, Any]) -> str:
+def fingerprint(made: prepared.Prepared) -> str:
     """Digest of the examples, the labels and their order."""
     digest = hashlib.sha256()
     for split in prepared.SPLITS:
-        table = splits[split].data.table
-        for key in prepared.identities(table):
+        table = made.splits[split].data.table
+        for key in made.identities(table):
             digest.update(key + b"\0")
         digest.update(table["label"].to_numpy().tobytes())
     return digest.hexdigest()

@@ -8,10 +8,10 @@ import torch
 import yaml
 from pydantic import TypeAdapter
 
-from pipeline.settings import CNN, RNN, Transformer
+from pipeline.task import tasks
 
 CONF = Path(__file__).parents[2] / "conf"
-KINDS: dict[str, Any] = {"cnn": CNN, "rnn": RNN, "transformer": Transformer}
+KINDS: dict[str, Any] = {task.about.model: task.settings.Model for task in tasks()}
 
 
 def names(group: str) -> list[str]:

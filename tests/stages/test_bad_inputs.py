@@ -160,9 +160,7 @@ class TestEvaluate:
     def test_a_model_of_other_classes(self, call, prepared, trained, tmp_path):
         shutil.copytree(prepared / "image", tmp_path / "image")
         card = json.loads((tmp_path / "image/dataset.json").read_text())
-        card["classes"][0] = "nought"
-        for split in card["splits"].values():
-            split["per_class"]["nought"] = split["per_class"].pop("0")
+        card["facts"]["classes"][0] = "nought"
         (tmp_path / "image/dataset.json").write_text(json.dumps(card))
         line = call(
             "evaluate", *self.arguments(tmp_path / "image", trained / "cnn", tmp_path), fails=True

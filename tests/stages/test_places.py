@@ -17,10 +17,8 @@ from pipeline.files import new_directory, new_file
 from pipeline.schema import places
 from pipeline.settings import Input, Output, Stage
 from pipeline.stage import check_places
+from tests.conftest import schemas
 
-CLASSES = {
-    kind.__name__.lower(): kind for kind in vars(settings).values() if isinstance(kind, type)
-}
 NEEDED = {
     "prepare": ["modality=text"],
     "evaluate": ["model=cnn"],
@@ -36,14 +34,12 @@ def composed(stage: str, *overrides: str) -> Stage:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(Path.cwd())  # where the tests are, afterwards
         patch.setattr(sys, "argv", [stage, *NEEDED.get(stage, []), *overrides])
-        config.main(
-            stage, CLASSES[stage.replace("_", "")], lambda settings, written: found.append(settings)
-        )
+        config.main(stage, schemas()[stage], lambda settings, written: found.append(settings))
     return found[0]
 
 
 def file(path: Path) -> None:
-    path.write_text('{"accuracy": "years of work"}')
+    path.write_text('{"accuracy": "years of work", "examples": 9}')
 
 
 def folder(path: Path) -> None:

@@ -320,6 +320,7 @@ def test_the_store_ends_with_what_was_logged(sequences: Callable[[], Sequences])
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_the_store_ends_with_what_was_logged_thousands_of_times(
     sequences: Callable[[], Sequences],
 ) -> None:

@@ -118,7 +118,8 @@ def open_subject(kind: Kind, net: Net, settings: Evaluate | Repeat, hardware: Ha
     Raises:
         PipelineError: the data set is missing or damaged, or has other classes than the model.
     """
-    classes, ours = read_card(Path(settings.data)).facts.classes, net.facts.classes
+    card, ours = read_card(Path(settings.data), net.task.name), net.facts.classes
+    classes = card.facts.classes
     if ours != classes:
         raise PipelineError(
             f"{settings.weights} knows the classes {', '.join(ours)}, {settings.data} has "

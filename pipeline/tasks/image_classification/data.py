@@ -51,7 +51,8 @@ def load(
     """
     card, file = open_split(folder, split, TASK)
     path, facts = folder / f"{split}.parquet", card.facts
-    table = pa.Table.from_batches(rows(path, file, ["label"]))
+    schema = pa.schema([field for field in file.schema_arrow if field.name == "label"])
+    table = pa.Table.from_batches(rows(path, file, ["label"]), schema)
     labels = torch.tensor(column(table, facts.classes, path), device=device)
     shape = (len(labels), facts.channels, facts.height, facts.width)
     pixels = _decoded(path, file, png.Layout(facts.height, facts.width, facts.channels))
