@@ -59,7 +59,7 @@ class Page:
     def close(self) -> None:
         """Write the list of figures, in the order in which they were drawn, and the texts."""
         write_json(self.folder / LISTING, self._figures)
-        if not self.numbers:
+        if not self.numbers:  # a data set's
             write_json(self.folder / FINDINGS, list(self.findings.items()))
             return
         summary = {

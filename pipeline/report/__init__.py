@@ -181,7 +181,7 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
             found |= _flat(part, f"{prefix}{key}.")
         elif part is not None:
             parts = part if isinstance(part, list) else [part]
-            shown = (f"{one:.6g}" if isinstance(one, float) else str(one) for one in parts)
+            shown = (str(float(f"{one:.6g}") if isinstance(one, float) else one) for one in parts)
             found[prefix + key] = ", ".join(shown)
     return found
 
