@@ -139,6 +139,18 @@ def test_a_paired_comparison_sees_what_two_intervals_hide():
     assert compare(first, first)[:1] + compare(first, first)[2:] == (0, 0, 0, 1)
 
 
+def test_scores_that_are_no_hits_are_compared_by_rank():
+    from scipy.stats import wilcoxon
+
+    generator = np.random.default_rng(0)
+    first = generator.normal(size=60)
+    second = first + generator.normal(0.3, size=60)
+    found = compare(first, second)
+    assert found.gain == pytest.approx((second - first).mean())
+    assert (found.only_first, found.only_second) == ((second < first).sum(), (second > first).sum())
+    assert found.p_value == pytest.approx(wilcoxon(first, second).pvalue)
+
+
 def test_comparing_different_examples_is_refused():
     with pytest.raises(ValueError, match="same examples"):
         compare(np.ones(3, bool), np.ones(4, bool))
