@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from bench.measure import ROOT, Failed, Row, for_comparison, main, scratch
 
@@ -54,25 +55,30 @@ def prepared(source: Path, folder: Path, held_out: int = 500) -> Path:
     import pyarrow as pa
     from torchvision.datasets import CIFAR10
 
-    from pipeline.prepared import dataset, identities, media, write
-    from pipeline.sources import distinct
+    from pipeline.classification.labels import distinct
+    from pipeline.prepared import Prepared, dataset, file_identities, media, write
     from pipeline.tasks.image_classification import png
+    from pipeline.tasks.image_classification.prepare import pixel_statistics
+    from pipeline.tasks.image_classification.settings import Facts
 
     parts = [CIFAR10(source, train=train) for train in (True, False)]
     classes = parts[0].classes
     labels = np.concatenate([np.array(part.targets, dtype=np.int64) for part in parts])
     images = np.concatenate([part.data for part in parts])
     table = pa.table({"image": media(png.encode(images)), "label": labels})
+    identities = file_identities("image")
     kept, dropped = distinct(identities(table), labels)
     ours, official = (kept[side] for side in (kept < len(parts[0]), kept >= len(parts[0])))
     features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=classes)}
-    splits = {"train": ours[:-held_out], "validation": official, "test": ours[-held_out:]}
-    card = {
-        "task": "image", "name": "cifar10", "source": "torchvision's folder", "classes": classes,
-        "licence": "not stated", "citation": "Krizhevsky 2009", "seed": 0, "dropped": dropped,
-        "channels": 3, "height": 32, "width": 32,
+    rows = {"train": ours[:-held_out], "validation": official, "test": ours[-held_out:]}
+    splits: Any = {split: dataset(table, features, some) for split, some in rows.items()}
+    about = {
+        "name": "cifar10", "source": "torchvision's folder", "licence": "not stated",
+        "citation": "Krizhevsky 2009",
     }  # fmt: skip
-    write(folder, card, {name: dataset(table, features, rows) for name, rows in splits.items()})
+    mean, std = pixel_statistics(images[rows["train"]])
+    facts = Facts(classes=classes, channels=3, height=32, width=32, mean=mean, std=std)
+    write(folder, "image_classification", Prepared(about, facts, dropped, splits, identities), 0)
     return folder
 
 

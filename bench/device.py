@@ -15,7 +15,6 @@ import torch
 
 from bench.jobs import Job, job
 from bench.measure import Row, alternate, for_comparison, main, ratios, scratch, timed
-from pipeline.batches import Batch
 from pipeline.hardware import Hardware, card
 
 CASES = {"CNN": ("cnn", 216), "GRU": ("rnn", 70), "MiniLM": ("transformer", 60)}
@@ -58,12 +57,12 @@ def flops(one: Job) -> float:
     """Floating-point operations of a training step, forward and backward: a mean of 5 batches."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = one.build().cpu().train()
+    model = one.build().module.cpu().train()
     batches = [batch for batch, _ in zip(one.batches[0].epoch(0), range(5), strict=False)]
     with FlopCounterMode(display=False) as counter:
         for batch in batches:
             inputs = {name: value.cpu() for name, value in batch.inputs.items()}
-            one.forward(model, Batch(inputs, batch.labels.cpu())).backward()
+            one.loss(model, batch._replace(inputs=inputs, targets=batch.targets.cpu())).backward()
     return counter.get_total_flops() / len(batches)
 
 

@@ -81,23 +81,14 @@ def measure(quick: bool) -> list[Row]:
 def _ours(data: Path, seed: int, steps: int) -> dict[str, Any]:
     from bench.jobs import job
     from bench.measure import scratch
-    from pipeline.settings import FinetuneTransformer
-    from pipeline.tasks.text_classification import data as text
-    from pipeline.tasks.text_classification import model as transformer
-    from pipeline.training import evaluate
 
     with scratch() as folder:
         one = job("transformer", folder, f"seed={seed}", f"training.epochs={EPOCHS}", data=data)
         count = steps or EPOCHS * len(one.batches[0])
-        model = one.build()
-        seconds = one.ours(count, tracked=False, model=model)
-    assert isinstance(one.settings, FinetuneTransformer)
-    _, tokenizer = transformer.build(one.settings.transformer, ["NEGATIVE", "POSITIVE"])
-    test = text.load(
-        data, "test", tokenizer, max_length=one.settings.transformer.max_length, batch_size=128,
-        device=one.hardware.device,
-    )  # fmt: skip
-    _, accuracy = evaluate(model, test, one.hardware)
+        net = one.build()
+        seconds = one.ours(count, tracked=False, net=net)
+    test = one.task.data.load(data, "test", net, batch_size=128, device=one.hardware.device)
+    accuracy = one.score(net, test)["accuracy"]
     batch = one.settings.training.batch_size
     rate = count * batch / seconds
     return {"seconds": seconds, "sentences_per_second": rate, "accuracy": accuracy}

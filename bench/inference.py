@@ -7,7 +7,7 @@ from pathlib import Path
 from bench.jobs import Job, job
 from bench.measure import Row, alternate, at_least, main, ratios, scratch, timed
 from pipeline.checkpoint import Checkpoints
-from pipeline.training import _Loop, evaluate
+from pipeline.training import _Loop
 
 
 def measure(quick: bool) -> list[Row]:
@@ -42,8 +42,8 @@ def measure(quick: bool) -> list[Row]:
 def _train(one: Job, quick: bool) -> float:
     batches, settings = one.batches[0], one.settings
     loop = _Loop(
-        one.build(), batches, settings.training, settings.optimizer, one.hardware, settings.seed,
-        Checkpoints(Path()), log=lambda *_: None, max_steps=None,
+        one.build().module, batches, one.task.model, settings.training, settings.optimizer,
+        one.hardware, settings.seed, Checkpoints(Path()), log=lambda *_: None, max_steps=None,
     )  # fmt: skip
     loop.model.train()
     epoch, steps = batches.epoch(0), 3 if quick else min(30, len(batches))
@@ -59,7 +59,7 @@ def _train(one: Job, quick: bool) -> float:
 def _infer(one: Job) -> float:
     train, validation = one.batches
     same = replace(train, batch_size=validation.batch_size, shuffle=False, augment=None)
-    return same.examples / timed(partial(evaluate, one.build(), same, one.hardware))
+    return same.examples / timed(partial(one.score, one.build(), same))
 
 
 if __name__ == "__main__":

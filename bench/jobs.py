@@ -11,26 +11,17 @@ from typing import Any
 import pipeline  # noqa: F401  # isort: skip (as in a stage: sets what torch reads when imported)
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from bench.measure import prepare
-from pipeline import config, models, tracking
+from pipeline import config, tracking
+from pipeline import net as nets
 from pipeline.batches import Batch, Batches
 from pipeline.checkpoint import Checkpoints
 from pipeline.hardware import Hardware, card, configure
 from pipeline.prepared import read_card
-from pipeline.settings import FinetuneTransformer, Train, TrainCNN, TrainRNN
-from pipeline.tasks.image_classification import data as image
-from pipeline.tasks.speech_classification import data as audio
-from pipeline.tasks.text_classification import data as text
-from pipeline.training import evaluate, fit, schedule
-
-SCHEMAS: dict[str, tuple[str, type[Train]]] = {
-    "cnn": ("train_cnn", TrainCNN),
-    "transformer": ("finetune_transformer", FinetuneTransformer),
-    "rnn": ("train_rnn", TrainRNN),
-}
-MODALITY = {"cnn": "image", "transformer": "text", "rnn": "audio"}
+from pipeline.settings import Train
+from pipeline.task import Task, find
+from pipeline.training import fit, schedule, score
 
 
 @dataclass(frozen=True)
@@ -38,18 +29,20 @@ class Job:
     """A training as a stage would run it.
 
     Attributes:
+        task: what is trained.
         settings: of the stage.
         hardware: configured.
         build: a model on the device with the same initial weights at each call.
         batches: training and validation.
     """
 
+    task: Task
     settings: Train
     hardware: Hardware
-    build: Callable[[], nn.Module]
+    build: Callable[[], nets.Net]
     batches: tuple[Batches, Batches]
 
-    def ours(self, steps: int, tracked: bool, model: nn.Module | None = None) -> float:
+    def ours(self, steps: int, tracked: bool, net: nets.Net | None = None) -> float:
         """Seconds of `fit`, which saves its state to the disk and, if `tracked`, logs a run.
 
         What a run does before and after is not in them; rows 1 and 5 have it.
@@ -66,9 +59,10 @@ class Job:
             )
             started = time.perf_counter()
             fit(
-                model or self.build(), *self.batches, settings=settings.training,
-                optimizer=settings.optimizer, hardware=self.hardware, seed=settings.seed,
-                checkpoints=Checkpoints(Path(folder)), log=run.metrics, max_steps=steps,
+                (net or self.build()).module, *self.batches, task=self.task.model,
+                settings=settings.training, optimizer=settings.optimizer, hardware=self.hardware,
+                seed=settings.seed, checkpoints=Checkpoints(Path(folder)), log=run.metrics,
+                max_steps=steps,
             )  # fmt: skip
             seconds = time.perf_counter() - started
             run.end("FINISHED")
@@ -77,7 +71,8 @@ class Job:
     def bare(self, steps: int) -> float:
         """Seconds of the same arithmetic as a tutorial would write it."""
         started = time.perf_counter()
-        settings, model = self.settings.training, self.build()
+        settings, net = self.settings.training, self.build()
+        model = net.module
         model.train()
         parameters = list(model.parameters())
         groups: list[dict[str, Any]] = [
@@ -96,7 +91,7 @@ class Job:
                 rate = schedule(step, steps, settings.schedule, settings.warmup)
                 for group in optimizer.param_groups:
                     group["lr"] = self.settings.optimizer.lr * rate
-                self.forward(model, batch).backward()
+                self.loss(model, batch).backward()
                 if settings.clip_norm is not None:
                     nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
                 optimizer.step()
@@ -105,66 +100,50 @@ class Job:
                 if step == steps:
                     break
             epoch += 1
-            evaluate(model, self.batches[1], self.hardware)
+            self.score(net, self.batches[1])
             model.train()
         return time.perf_counter() - started
 
-    def forward(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """The training loss of a batch."""
         with torch.autocast(
             self.hardware.device.type, torch.bfloat16, enabled=self.hardware.precision == "bf16"
         ):
-            output = model(**batch.inputs)
-        logits = output if isinstance(output, torch.Tensor) else output.logits
-        smoothing = self.settings.training.label_smoothing
-        return F.cross_entropy(logits.float(), batch.labels, label_smoothing=smoothing)
+            return self.task.model.loss(model, batch, self.settings.training)
+
+    def score(self, net: nets.Net, batches: Batches) -> dict[str, float]:
+        """The scores of a network over a split."""
+        return score(net.module, batches, self.task.model, self.settings.training, self.hardware)
 
 
 def job(model: str, folder: Path, *overrides: str, data: Path | None = None) -> Job:
     """A training by the config as it stands, changed by Hydra overrides."""
-    modality = MODALITY[model]
+    task = find(model=model)
     if data is None:
-        data = folder / "data" / modality
+        data = folder / "data" / task.about.data
         if not data.exists():
-            prepare(folder, modality)
+            prepare(folder, task.about.data)
     settings = composed(model, f"data={data}", *overrides)
     hardware = configure(settings)
-    about = read_card(data)
-    common: dict[str, Any] = {
-        "batch_size": settings.training.batch_size, "device": hardware.device,
-        "seed": settings.seed,
-    }  # fmt: skip
-    description: models.ImageModel | models.TextModel | models.SpeechModel
-    if isinstance(settings, TrainCNN):
-        batches = image.load_training(
-            data, augment=settings.augment, in_memory_limit=settings.in_memory_limit, **common
-        )
-        mean, std = image.pixel_statistics(batches[0])
-        description = models.ImageModel(
-            settings=settings.cnn, classes=about.classes, channels=about.channels,
-            height=about.height, width=about.width, mean=mean, std=std,
-        )  # fmt: skip
-    elif isinstance(settings, FinetuneTransformer):
-        description = models.TextModel(settings=settings.transformer, classes=about.classes)
-        _, tokenizer = models.build(description)
-        length = settings.transformer.max_length
-        batches = text.load_training(data, tokenizer, max_length=length, **common)
-    elif isinstance(settings, TrainRNN):
-        batches = audio.load_training(data, **common)
-        description = models.SpeechModel(
-            settings=settings.rnn, classes=about.classes, sample_rate=about.sample_rate
-        )
+    facts = read_card(data).facts
 
-    def build() -> nn.Module:
+    def build() -> nets.Net:
         torch.manual_seed(settings.seed)
-        return models.build(description)[0].to(hardware.device)
+        net = nets.build(task, getattr(settings, model), facts)
+        net.module.to(hardware.device)
+        return net
 
-    return Job(settings, hardware, build, batches)
+    net, size = build(), settings.training.batch_size
+    common: dict[str, Any] = {"device": hardware.device, "seed": settings.seed, **settings.loading}
+    train = task.data.load(data, "train", net, batch_size=size, shuffle=True, **common)
+    validation = task.data.load(data, "validation", net, batch_size=4 * size, **common)
+    return Job(task, settings, hardware, build, (train, validation))
 
 
 def composed(model: str, *overrides: str) -> Train:
     """The checked config of a training stage."""
-    stage, schema = SCHEMAS[model]
+    task = find(model=model)
+    stage, schema = task.about.stage, task.settings.Train
     found: list[Train] = []
     before = sys.argv
     sys.argv = [stage, *overrides]

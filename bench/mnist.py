@@ -89,13 +89,15 @@ def _ours(folder: Path, data: Path, seed: int, *more: str) -> tuple[float, float
 def _test(weights: Path, data: Path) -> dict[str, Any]:
     import torch
 
-    from pipeline import models
-    from pipeline.tasks.image_classification import data as image
+    from pipeline import net as nets
 
-    model = models.load(weights).model
-    test = image.load(data, "test", batch_size=1000, device=torch.device("cpu"))
+    net = nets.load(weights)
+    device = torch.device("cpu")
+    test = net.task.data.load(data, "test", net, batch_size=1000, device=device)
     with torch.inference_mode():
-        hits = sum(int((model(**b.inputs).argmax(1) == b.labels).sum()) for b in test.epoch(0))
+        hits = sum(
+            int((net.module(**one.inputs).argmax(1) == one.targets).sum()) for one in test.epoch(0)
+        )
     return {"accuracy": hits / test.examples}
 
 

@@ -54,7 +54,7 @@ def measured(model: Any, train: Any, validation: Any, **given: Any) -> None:
     """Stands in for `pipeline.training.fit`: prints what it measured and ends the process."""
     import torch
 
-    from pipeline.training import _Loop, evaluate
+    from pipeline.training import _Loop
 
     given["max_steps"] = None
     loop = _Loop(model, train, **given)
@@ -77,7 +77,7 @@ def measured(model: Any, train: Any, validation: Any, **given: Any) -> None:
     steps("error")  # the first steps allocate
     pairs = [(steps("error"), steps("default")) for _ in range(ROUNDS)]
     ratios = [one[0] / other[0] for one, other in pairs]
-    validated = seconds(lambda: evaluate(loop.model, validation, loop.hardware))
+    validated = seconds(lambda: loop.score(validation))
     saves = [save(number) for number in range(1, SAVES + 1)]
     epoch = [
         statistics.median(one[clock] for one, _ in pairs)

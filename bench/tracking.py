@@ -195,7 +195,7 @@ def seconds(one: Job, steps: int | None, tracked: bool) -> tuple[float, float]:
 def _fit(one: Job, log: Callable[[dict[str, float], int], None], steps: int | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         fit(
-            one.build(), *one.batches, settings=one.settings.training,
+            one.build().module, *one.batches, task=one.task.model, settings=one.settings.training,
             optimizer=one.settings.optimizer, hardware=one.hardware, seed=one.settings.seed,
             checkpoints=Checkpoints(Path(folder)), log=log, max_steps=steps,
         )  # fmt: skip

@@ -19,7 +19,7 @@ from pipeline.files import refuse_endless, refuse_foreign
 from pipeline.prepared import read_card
 from pipeline.schema import places
 from pipeline.settings import Input, Output, Stage, Train
-from pipeline.tracking.content import dvc_md5
+from pipeline.tracking.provenance import dvc_md5
 
 if TYPE_CHECKING:
     from pipeline.checkpoint import Checkpoints

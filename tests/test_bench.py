@@ -100,7 +100,7 @@ def test_cifar_is_read_from_torchvisions_folder_and_trained_on(tmp_path, monkeyp
     assert {name: split.rows for name, split in card.splits.items()} == {
         "train": 250, "validation": 60, "test": 50
     }  # fmt: skip
-    assert (card.channels, card.height, card.classes[3]) == (3, 32, "d")
+    assert (card.facts.channels, card.facts.height, card.facts.classes[3]) == (3, 32, "d")
     curve = cifar._train(tmp_path, data, ["profile=tiny", "tracking=off", "training.epochs=2"])
     assert len(curve) == 2
     assert 0 < curve[0][0] < curve[1][0]

@@ -89,7 +89,8 @@ def test_hash_seed_locale_time_zone_cwd_and_tracking_change_nothing(model, off, 
         },
     )  # fmt: skip
     assert other.returncode == 0, other.stderr
-    assert (there / "mlflow.db").is_file()
+    # tracked: the sender of a busy machine may have sent nothing yet
+    assert {"mlflow.db", ".tracking"} & {path.name for path in there.iterdir()}
     assert outputs(here) == outputs(there)
 
 

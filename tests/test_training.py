@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,12 +16,15 @@ from torch import nn
 from pipeline import interrupts, training
 from pipeline.batches import Batches
 from pipeline.checkpoint import Checkpoints
+from pipeline.classification import model as classifier
+from pipeline.classification.settings import ClassifierTraining
 from pipeline.errors import PipelineError
 from pipeline.hardware import configure
 from pipeline.settings import Optimizer, Profile, Stage, Tracking, Training
-from pipeline.training import evaluate, fit, schedule
+from pipeline.training import fit, schedule, score
 
-TRAINING = Training(
+CPU = torch.device("cpu")
+TRAINING = ClassifierTraining(
     epochs=3, batch_size=8, accumulate=1, schedule="cosine", warmup=0.1, clip_norm=1.0,
     label_smoothing=0.0, patience=None, monitor="accuracy", log_every=2, save_minutes=60,
     compile=None,
@@ -56,7 +60,11 @@ def split(n: int, seed: int, batch_size: int = 8, shuffle: bool = False) -> Batc
     """Points in the plane; the class says on which side of a line they lie."""
     points = torch.randn(n, 2, generator=torch.Generator().manual_seed(seed))
     labels = (points.sum(1) > 0).long()
-    return Batches(labels, lambda i: {"points": points[i]}, batch_size, shuffle=shuffle, seed=3)
+
+    def collate(index):
+        return {"points": points[index]}, labels[index]
+
+    return Batches(n, CPU, collate, batch_size, shuffle=shuffle, seed=3)
 
 
 def train(folder: Path, hardware, model=None, log=None, data=None, **changes):
@@ -65,6 +73,7 @@ def train(folder: Path, hardware, model=None, log=None, data=None, **changes):
         model,
         data or split(64, 1, shuffle=True, batch_size=changes.get("batch_size", 8)),
         split(40, 2),
+        task=classifier,
         settings=TRAINING.model_copy(update=changes),
         optimizer=OPTIMIZER.model_copy(update={"lr": changes.pop("lr", 0.05)}),
         hardware=hardware,
@@ -76,6 +85,10 @@ def train(folder: Path, hardware, model=None, log=None, data=None, **changes):
     return model, progress
 
 
+def scores(model: nn.Module, batches: Batches, hardware) -> dict[str, float]:
+    return score(model, batches, classifier, TRAINING, hardware)
+
+
 def same(first: nn.Module, second: nn.Module) -> bool:
     pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
@@ -84,7 +97,7 @@ def same(first: nn.Module, second: nn.Module) -> bool:
 def test_fit_learns_a_separable_problem(tmp_path, hardware):
     model, progress = train(tmp_path, hardware, epochs=10)
     assert progress.best > 0.95
-    assert evaluate(model, split(200, 9), hardware)[1] > 0.9
+    assert scores(model, split(200, 9), hardware)["accuracy"] > 0.9
 
 
 def test_the_same_seed_gives_the_same_bits(tmp_path, hardware):
@@ -164,7 +177,11 @@ def words(n: int = 64, rows: int = 50) -> tuple[nn.Module, Batches]:
     model = Bag(nn.Embedding(rows, 8), nn.Flatten(), nn.Linear(40, 2))
     index = torch.randint(rows, (n, 5), generator=torch.Generator().manual_seed(1))
     labels = (index[:, 0] > rows // 2).long()
-    return model, Batches(labels, lambda i: {"words": index[i]}, 8, shuffle=True, seed=3)
+
+    def collate(rows):
+        return {"words": index[rows]}, labels[rows]
+
+    return model, Batches(n, CPU, collate, 8, shuffle=True, seed=3)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -177,7 +194,7 @@ def test_a_sparse_gradient_trains_and_resumes_as_a_dense_one(
         if stop_at:
             data = interrupt_after(stop_at, data, accumulate, monkeypatch)
         fit(
-            model, data, words()[1],
+            model, data, words()[1], task=classifier,
             settings=TRAINING.model_copy(update={"accumulate": accumulate}), optimizer=OPTIMIZER,
             hardware=hardware, seed=5, checkpoints=Checkpoints(tmp_path / folder),
             log=lambda metrics, step: None,
@@ -218,16 +235,16 @@ def test_the_best_epoch_is_kept_not_the_last(tmp_path, hardware):
     model, progress = train(
         tmp_path, hardware, log=logged, epochs=8, lr=2.0, schedule="constant", clip_norm=None
     )
-    scores = [row["validation_accuracy"] for row in progress.curve]
-    assert progress.best == max(scores)
-    assert evaluate(model, split(40, 2), hardware)[1] == max(scores)
+    found = [row["validation_accuracy"] for row in progress.curve]
+    assert progress.best == max(found)
+    assert scores(model, split(40, 2), hardware)["accuracy"] == max(found)
 
 
 def test_patience_ends_a_training_that_gets_no_better(tmp_path, hardware):
     _, progress = train(tmp_path, hardware, epochs=50, patience=2)
-    scores = [row["validation_accuracy"] for row in progress.curve]
-    assert len(scores) < 50
-    assert max(scores[-2:]) <= max(scores[:-2])
+    found = [row["validation_accuracy"] for row in progress.curve]
+    assert len(found) < 50
+    assert max(found[-2:]) <= max(found[:-2])
 
 
 def test_max_steps_caps_the_steps_and_ends_the_schedule_there(tmp_path, hardware):
@@ -275,13 +292,115 @@ def test_the_schedule_rises_then_falls_between_zero_and_one(total, kind, warmup)
     assert values[peak:] == sorted(values[peak:], reverse=True)
 
 
-def test_evaluate_counts_every_example_once(hardware):
+def test_scores_count_every_example_once(hardware):
     class Constant(nn.Module):
         def forward(self, points):
             return torch.tensor([0.0, 1.0]).expand(len(points), 2)
 
     data = split(41, 4)
-    loss, accuracy = evaluate(Constant(), data, hardware)
-    ones = float(data.labels.float().mean())
-    assert accuracy == pytest.approx(ones)
-    assert loss == pytest.approx(math.log(1 + math.e) - ones)
+    found = scores(Constant(), data, hardware)
+    ones = float(torch.cat([batch.targets for batch in data.epoch(0)]).float().mean())
+    assert found["accuracy"] == pytest.approx(ones)
+    assert found["loss"] == pytest.approx(math.log(1 + math.e) - ones)
+
+
+class Line(nn.Linear):
+    """Three numbers to one."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__(3, 1)
+
+    def forward(self, numbers):
+        return super().forward(numbers).squeeze(1)
+
+
+LINEAR = Training(
+    **{name: getattr(TRAINING, name) for name in Training.model_fields if name != "monitor"},
+    monitor="r2",
+)
+
+
+def rows(n: int, batch_size: int, shuffle: bool = True) -> Batches:
+    """Rows that count for one to nine each; what is asked of each is in a dictionary of its own."""
+    draw = torch.Generator().manual_seed(1)
+    numbers = torch.randn(n, 3, generator=draw)
+    wanted = numbers @ torch.tensor([1.0, -2.0, 0.5]) + torch.randn(n, generator=draw)
+    weights = torch.randint(1, 10, (n,), generator=draw).float()
+
+    def collate(index):
+        each = zip(wanted[index].tolist(), weights[index].tolist(), strict=True)
+        return {"numbers": numbers[index]}, [{"value": v, "weight": w} for v, w in each]
+
+    return Batches(n, CPU, collate, batch_size, shuffle=shuffle, seed=3, weights=weights)
+
+
+def squares(module, batch, _settings):
+    """Mean squared error over what the rows count for."""
+    value, weight = (
+        torch.tensor([one[name] for one in batch.targets]) for name in ("value", "weight")
+    )
+    return ((module(**batch.inputs) - value).square() * weight).sum() / weight.sum()
+
+
+def determination(module, batches, settings):
+    losses = [float(squares(module, batch, settings)) for batch in batches.epoch(0)]
+    loss = sum(losses) / len(losses)
+    return {"loss": loss, "r2": 1 - loss / 6.25}  # the variance that the rows are drawn with
+
+
+def train_line(folder: Path, hardware, size=8, model=None, score=determination, **changes):
+    model, logged = model or Line(), Logged()
+    progress = fit(
+        model, rows(48, size), rows(20, 20, shuffle=False),
+        task=SimpleNamespace(loss=squares, score=score),
+        settings=LINEAR.model_copy(update=changes), optimizer=OPTIMIZER, hardware=hardware, seed=5,
+        checkpoints=Checkpoints(folder), log=logged,
+    )  # fmt: skip
+    return model, progress, logged.points
+
+
+@pytest.mark.parametrize("accumulate", [2, 3])
+def test_a_step_over_batches_of_unequal_weight_is_one_over_all_their_rows(
+    tmp_path, hardware, accumulate
+):
+    weights = {batch.weight for batch in rows(48, 8).epoch(0)}
+    assert len(weights) > 3
+    parts, _, ours = train_line(tmp_path / "a", hardware, 8, accumulate=accumulate, log_every=1)
+    whole, _, theirs = train_line(tmp_path / "b", hardware, 8 * accumulate, log_every=1)
+    for a, b in zip(parts.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_targets_need_not_be_tensors(tmp_path, hardware):
+    _, progress, _ = train_line(tmp_path, hardware, epochs=20)
+    assert progress.curve[0]["validation_r2"] < 0.3 < 0.6 < progress.best
+
+
+@pytest.mark.parametrize(
+    ("monitor", "values", "best"),
+    [
+        ("r2", [-3.0, -1.0, -2.0], -1.0),
+        ("loss", [3.0, 1.0, 2.0], -1.0),
+        ("loss", [-1.0, -3.0, -2.0], 3.0),
+    ],
+    ids=["negative", "falling", "falling and negative"],
+)
+def test_the_best_epoch_is_that_of_the_best_score_whatever_its_sign_and_direction(
+    tmp_path, hardware, monitor, values, best
+):
+    kept = []
+
+    def scripted(module, batches, settings):
+        kept.append({name: value.clone() for name, value in model.state_dict().items()})
+        return {monitor: values[len(kept) - 1]}
+
+    model = Line()
+    changes = {"monitor": monitor, "patience": 1, "epochs": 9}
+    _, progress, points = train_line(tmp_path, hardware, 8, model, scripted, **changes)
+    assert (progress.best, progress.best_step, progress.epoch) == (best, 12, 3)
+    assert [row[f"validation_{monitor}"] for row in progress.curve] == values
+    assert [points[f"validation/{monitor}", step] for step in (6, 12, 18)] == values
+    assert all(torch.equal(kept[1][name], value) for name, value in model.state_dict().items())
+    assert not torch.equal(kept[1]["weight"], kept[2]["weight"])

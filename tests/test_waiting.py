@@ -1,45 +1,56 @@
 """No step waits for the device: nothing that it computes is fetched before `log_losses`."""
 
 from collections.abc import Callable
+from typing import Any
 from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pipeline import net as nets
 from pipeline.batches import Batches, Ragged
 from pipeline.checkpoint import Checkpoints
 from pipeline.hardware import Hardware, configure
-from pipeline.settings import Augment
-from pipeline.tasks.image_classification import model as cnn
-from pipeline.tasks.image_classification.augment import affine
-from pipeline.tasks.speech_classification import model as rnn
-from pipeline.tasks.text_classification import model as transformer
+from pipeline.task import find, tasks
 from pipeline.training import _Loop, _sparse_gradients
 from tests.models.presets import fused_attention, preset
 from tests.test_training import OPTIMIZER, STAGE, TRAINING
 
-Make = Callable[[torch.device], tuple[nn.Module, Batches]]
-CLASSES = 4
+Make = Callable[[torch.device], tuple[nets.Net, Batches]]
+CLASSES = [str(number) for number in range(4)]
 
 
-def labels(device: torch.device) -> Tensor:
-    return torch.arange(64, device=device) % CLASSES
+def net(model: str, name: str, **facts: Any) -> nets.Net:
+    task = find(model=model)
+    facts = task.settings.Facts(classes=CLASSES, **facts)
+    return nets.build(task, preset(model, name), facts)
 
 
-def images(device: torch.device) -> tuple[nn.Module, Batches]:
+def batches(device: torch.device, inputs: Callable[[Tensor], dict[str, Tensor]], **more: Any):
+    labels = torch.arange(64, device=device) % len(CLASSES)
+
+    def collate(index: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        return inputs(index), labels[index.to(device, non_blocking=True)]
+
+    return Batches(64, device, collate, 8, shuffle=True, **more)
+
+
+def images(device: torch.device) -> tuple[nets.Net, Batches]:
+    from pipeline.tasks.image_classification.augment import affine
+    from pipeline.tasks.image_classification.settings import Augment
+
     pixels = torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8, device=device)
-    model = cnn.build(
-        preset("cnn", "convnet"), channels=1, height=28, width=28, classes=CLASSES,
-        mean=[0.1], std=[0.3],
-    )  # fmt: skip
+    change = affine(Augment(degrees=10, translate=0.1, scale=0.1, flip=True))
 
-    def collate(index: Tensor) -> dict[str, Tensor]:
+    def inputs(index: Tensor) -> dict[str, Tensor]:
         return {"images": pixels[index.to(device, non_blocking=True)]}
 
-    augment = affine(Augment(degrees=10, translate=0.1, scale=0.1, flip=True))
-    return model, Batches(labels(device), collate, 8, shuffle=True, augment=augment)
+    facts = {"channels": 1, "height": 28, "width": 28, "mean": [0.1], "std": [0.3]}
+    return net("cnn", "convnet", **facts), batches(
+        device, inputs, augment=lambda one, draw: one._replace(inputs=change(one.inputs, draw))
+    )
 
 
 def ragged(lengths: Tensor, device: torch.device) -> Ragged:
@@ -47,41 +58,41 @@ def ragged(lengths: Tensor, device: torch.device) -> Ragged:
     return Ragged(torch.randint(1, 999, (int(offsets[-1]),), device=device), offsets)
 
 
-def clips(device: torch.device) -> tuple[nn.Module, Batches]:
+def clips(device: torch.device) -> tuple[nets.Net, Batches]:
     lengths = torch.arange(2000, 2064)
     sounds = ragged(lengths, device)
 
-    def collate(index: Tensor) -> dict[str, Tensor]:
+    def inputs(index: Tensor) -> dict[str, Tensor]:
         samples, sizes = sounds.pad(index)
         return {"waveforms": samples.float().div_(32768), "lengths": sizes}
 
-    model = rnn.build(preset("rnn", "gru"), sample_rate=8000, classes=CLASSES)
-    return model, Batches(labels(device), collate, 8, shuffle=True, lengths=lengths)
+    return net("rnn", "gru", sample_rate=8000), batches(device, inputs, lengths=lengths)
 
 
-def sentences(device: torch.device) -> tuple[nn.Module, Batches]:
+def sentences(device: torch.device) -> tuple[nets.Net, Batches]:
     lengths = torch.arange(64) // 3 + 4  # some batches have padding, some none
     words = ragged(lengths, device)
 
-    def collate(index: Tensor) -> dict[str, Tensor]:
+    def inputs(index: Tensor) -> dict[str, Tensor]:
         ids, sizes = words.pad(index)
         mask = torch.arange(ids.shape[1], device=device) < sizes[:, None]
         return {"input_ids": ids.long(), "attention_mask": mask.long()}
 
-    classes = [str(number) for number in range(CLASSES)]
-    model, _ = transformer.build(preset("transformer", "minilm"), classes)
-    return model, Batches(labels(device), collate, 8, shuffle=True, lengths=lengths)
+    return net("transformer", "minilm"), batches(device, inputs, lengths=lengths)
 
 
 def loop_of(make: Make, hardware: Hardware) -> _Loop:
     nowhere = Checkpoints(None)  # type: ignore[arg-type]
-    model, batches = make(hardware.device)
+    made, train = make(hardware.device)
     return _Loop(
-        model, batches, TRAINING, OPTIMIZER, hardware, 0, nowhere, lambda metrics, step: None, None
-    )
+        made.module, train, made.task.model, TRAINING, OPTIMIZER, hardware, 0, nowhere,
+        lambda metrics, step: None, None,
+    )  # fmt: skip
 
 
-every_model = pytest.mark.parametrize("make", [images, clips, sentences])
+MAKES = {"image_classification": images, "speech_classification": clips}
+MAKES |= {"text_classification": sentences}
+every_model = pytest.mark.parametrize("make", [MAKES[t.name] for t in tasks() if t.name in MAKES])
 
 
 class NothingIsFetched(TorchDispatchMode):

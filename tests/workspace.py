@@ -62,18 +62,10 @@ def workspace(base: Path) -> Path:
 
 
 def prepare_all(folder: Path) -> None:
-    """Prepare the three data sets and write an encoder of 2 layers."""
-    from pipeline import prepared
-    from pipeline.task import find
-    from tests.data.sources import audio_source, image_source, text_source
+    """Prepare the data sets and write an encoder of 2 layers."""
+    from tests.data.sources import prepare_small
 
-    sources = {
-        "image": image_source(), "text": text_source(), "audio": audio_source(clips=2 * ROWS)
-    }  # fmt: skip
-    for data, source in sources.items():
-        task = find(data=data)
-        made = task.prepare.prepare(source, 0, ROWS)
-        prepared.write(folder / "data" / data, task.name, made, 0)
+    prepare_small(folder / "data", ROWS)
     _encoder(folder / "encoder")
 
 

@@ -13,7 +13,6 @@ import socket
 import sqlite3
 import sys
 from dataclasses import replace
-from typing import NoReturn
 from urllib.parse import urlsplit
 
 from pipeline.errors import PipelineError
@@ -88,9 +87,9 @@ def moved() -> int:
         journal.save(state)
         journal.write_begin(replace(begin, root=str(here), uri=uri))
     for path, parent in read_parents(folder):
-        if was_elsewhere(parent.first, here):
-            begin = replace(parent.first, root=str(here), uri=uri)
-            replace(parent, begin=vars(begin), uri=uri).save(parent_file(folder, begin))
+        if was_elsewhere(parent.begin, here):
+            begin = replace(parent.begin, root=str(here), uri=uri)
+            replace(parent, begin=begin).save(parent_file(folder, begin))
             path.unlink()
     pending = len(leftovers(folder))
     print(f"store and journals are those of {here} now; {pending} run(s) are pending")
@@ -118,10 +117,6 @@ def ui(host: str, port: int) -> None:
     page = f"experiments/{newest[0].info.experiment_id}/runs" if newest else "experiments"
     address = f"http://{host}:{port}/#/{page}?workflowType=machine_learning"
     print(f"the runs are on {address} (Ctrl-C ends MLflow)", flush=True)
-    _serve(host, port, uri)
-
-
-def _serve(host: str, port: int, uri: str) -> NoReturn:
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)),
         *("--workers", "1", "--artifacts-destination", escaped(root() / "mlartifacts")),
@@ -142,25 +137,19 @@ def main(arguments: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("sync")
-    commands.add_parser("drop").add_argument("uri", help="as `sync` names it")
-    commands.add_parser("moved")
-    server = commands.add_parser("ui")
+    for command in (sync, drop, moved, ui):
+        commands.add_parser(command.__name__).set_defaults(command=command)
+    commands.choices["drop"].add_argument("uri", help="as `sync` names it")
+    server = commands.choices["ui"]
     server.add_argument("--host", default="127.0.0.1", help="the UI asks nobody for a password")
     server.add_argument("--port", type=int, default=5000)
-    given = parser.parse_args(arguments)
+    given = vars(parser.parse_args(arguments))
     try:
-        if given.command == "sync":
-            return sync()
-        if given.command == "drop":
-            return drop(given.uri)
-        if given.command == "moved":
-            return moved()
-        ui(given.host, given.port)
+        status: int | None = given.pop("command")(**given)
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 0
+    return status or 0
 
 
 if __name__ == "__main__":

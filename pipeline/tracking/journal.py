@@ -8,17 +8,19 @@ One folder per run, `{root}/.tracking/<id>/`:
     uncommitted.diff  beside the stage, before source.json
     observed.jsonl  by the sender: samples of the machine
     state.json      by the sender: how far it has come; replaced atomically
-    files/<n>/…     copies of the artifacts
+    files/<…>/…     copies of the artifacts
 
 A line that a killed process left unfinished is skipped: the call that wrote it never returned.
 """
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import socket
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -73,37 +75,28 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        self._unwritten = bytearray()
+        self.unwritten = bytearray()
+        """What the disk has not taken yet."""
         self.lost = 0
         # A record that a kill left without its line break was none to whoever read the file since.
-        whole = os.pread(self._file, self.size, 0).rfind(b"\n") + 1
+        whole = os.pread(self._file, path.stat().st_size, 0).rfind(b"\n") + 1
         os.ftruncate(self._file, whole)
 
     def append(self, operation: Operation) -> None:
         """Write one line; while the disk is full it waits in memory for the next call."""
         line = json.dumps(operation.record, separators=(",", ":")).encode() + b"\n"
-        if len(self._unwritten) + len(line) > UNWRITTEN:
+        if len(self.unwritten) + len(line) > UNWRITTEN:
             self.lost += 1
             return
-        self._unwritten += line
-        with contextlib.suppress(OSError):  # the next call tries again; `unwritten` tells
-            del self._unwritten[: os.write(self._file, self._unwritten)]
-
-    @property
-    def unwritten(self) -> int:
-        """Bytes that the disk has not taken yet."""
-        return len(self._unwritten)
-
-    @property
-    def size(self) -> int:
-        """Bytes in the file."""
-        return os.fstat(self._file).st_size
+        self.unwritten += line
+        with contextlib.suppress(OSError):  # the next call tries again
+            del self.unwritten[: os.write(self._file, self.unwritten)]
 
     def sync(self) -> None:
         """Make everything written so far survive a power cut."""
         with contextlib.suppress(OSError):
-            while self._unwritten:
-                del self._unwritten[: os.write(self._file, self._unwritten)]
+            while self.unwritten:
+                del self.unwritten[: os.write(self._file, self.unwritten)]
             os.fsync(self._file)
 
     def close(self) -> None:
@@ -228,20 +221,14 @@ class Journal:
 
     def keep(self, path: Path) -> str:
         """Keep a file or folder as it is now; returns its path below `files/`."""
-        taken = len(list(self.files.iterdir())) if self.files.exists() else 0
-        while True:
-            try:
-                (self.files / str(taken)).mkdir(parents=True)
-                break
-            except FileExistsError:
-                taken += 1
-        target = self.files / str(taken) / path.name
+        target = self.files / uuid.uuid4().hex[:16] / path.name
+        target.parent.mkdir(parents=True)
         if path.is_dir():
             ignored = shutil.ignore_patterns("__pycache__")
             shutil.copytree(path, target, copy_function=_link, ignore=ignored)
         else:
             _link(str(path), str(target))
-        return f"{taken}/{path.name}"
+        return str(target.relative_to(self.files))
 
     def tidy(self) -> None:
         """Delete what the store has; a run that was cut short can be continued for a month."""
@@ -296,19 +283,26 @@ class Thinning:
 
     def __init__(self) -> None:
         self.kept = self._first = self._last = 0
+        self._resumed: float = -math.inf
         self._distance = 1.0
 
     def keeps(self, step: int) -> bool:
-        """Whether to keep the next point."""
+        """Whether to keep the next point; those before an interruption were kept then."""
+        if step <= self._resumed:
+            return False
         if self.kept >= self.WHOLE:
             stride = 2 << (self.kept - self.WHOLE) // self.SHARE
             if step < self._last + stride * self._distance:
                 return False
-        self.add(step)
+        self._keep(step)
         return True
 
     def add(self, step: int) -> None:
-        """Take in a point that was kept."""
+        """Take in a point that was kept before an interruption."""
+        self._resumed = max(step, self._resumed)
+        self._keep(step)
+
+    def _keep(self, step: int) -> None:
         self.kept += 1
         self._last = step
         if self.kept == 1:

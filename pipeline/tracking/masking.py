@@ -127,9 +127,7 @@ def clean_diff(lines: Iterable[str]) -> Iterator[str]:
 def unmasked(lines: Iterable[str], blob: Callable[[str], list[str]]) -> Iterator[str]:
     """The lines of a masked diff with what the commit has in those that it does not add.
 
-    Args:
-        lines: of the diff.
-        blob: the lines of an old file, by its id.
+    `blob` gives the lines of an old file by its id.
     """
     name, old = "", list[str]()
     for line, number in numbered(lines):

@@ -28,15 +28,7 @@ FOLDER = "predictions"
 
 
 def log_model(store: Store, run_id: str, files: Path, model: Model, begin: Begin) -> None:
-    """Put the folder of a trained model into the store.
-
-    Args:
-        store: where to.
-        run_id: the run that trained it.
-        files: folder of the journal's files.
-        model: what the stage journaled.
-        begin: the start of the run, for the device card.
-    """
+    """Put the trained model among a journal's `files` into the store."""
     client = store.client
     run = client.get_run(run_id)
     place, name = run.info.experiment_id, begin.stage
@@ -123,14 +115,7 @@ def _save(folder: Path, files: Path, model: Model, about: "mlflow.models.Model")
 def register(
     store: Store, run_id: str, trained: str | None, predictions: Path, record: Register
 ) -> str | None:
-    """Make the evaluated model a version and decide about the champion.
-
-    Args:
-        store: where.
-        run_id: run of the evaluation.
-        trained: run that trained the model; None when it is not on this store.
-        predictions: Parquet with the column `score`.
-        record: what the stage journaled.
+    """Make the model of the run `trained` a version and decide about the champion.
 
     Returns the version; None when the store has no logged model of these weights.
     """
@@ -140,7 +125,7 @@ def register(
         return None
     store.file(run_id, predictions, FOLDER)
     _show_metrics(store, trained, model_id, "test/")
-    with store.locked():
+    with store.lock:
         version = _version(store, name, model_id, trained)
         tags = {
             "data.digest": record.data,

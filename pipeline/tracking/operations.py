@@ -67,7 +67,7 @@ class Begin(Operation):
         credentials: the variables that hold them.
         root: the workspace with store and journals.
         code: where the stage runs, which may be a temporary copy of it.
-        dvc: see `provenance.dvc`.
+        dvc: see `processes.dvc`.
         flush: seconds without progress that the stage waits at its end.
         system: seconds between two samples of the machine.
     """
@@ -103,10 +103,15 @@ class Begin(Operation):
         to.begin = self
         if to.state.run_id:  # a store that was wiped meanwhile has to get the earlier starts too
             to.store.client.get_run(to.state.run_id)
+        from pipeline.tracking.parents import open_parent  # which reads begins
+
         source = to.journal.source(self) or {"refused": "it was not noted in time"}
-        experiment = to.store.experiment(self.experiment)
+        experiment = to.part("experiment", lambda: to.store.experiment(self.experiment))
         name, tags = self.dvc.get("stage") or self.stage, {"stage": self.stage}
-        if parent := to.part("parent", lambda: to.open_parent(experiment, source)):
+        folder = to.journal.folder.parent
+        if parent := to.part(
+            "parent", lambda: open_parent(to.store, experiment, self, source, folder)
+        ):
             to.state.targets["parent"] = tags["mlflow.parentRunId"] = parent
         to.state.run_id = to.part(
             "run",
@@ -221,15 +226,9 @@ class Input(Operation):
 
 @dataclass(frozen=True, kw_only=True)
 class Model(Operation):
-    """The trained model.
+    """The trained model: `file` is its folder among the journal's files.
 
-    Attributes:
-        file: its folder among the journal's files.
-        code: the package that loads it, likewise.
-        server: the file that MLflow runs to answer, likewise.
-        packages: what it needs, at the versions it was trained with.
-        example: one raw input.
-        metadata: of the MLflow model.
+    There, too, are the `code` that loads it and the `server`, which MLflow runs to answer.
     """
 
     file: str

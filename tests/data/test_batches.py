@@ -1,5 +1,7 @@
 """Every example once, in an order that (seed, epoch) alone decides."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,9 +9,16 @@ from hypothesis import strategies as st
 
 from pipeline.batches import Batches, Ragged, mix
 
+CPU = torch.device("cpu")
+
 
 def batches(n: int, size: int, **changes) -> Batches:
-    return Batches(torch.arange(n) % 3, lambda i: {"x": i}, size, **changes)
+    return Batches(n, CPU, lambda i: ({"x": i}, i % 3), size, **changes)
+
+
+def jitter(batch, generator):
+    x = batch.inputs["x"]
+    return batch._replace(inputs={"x": x + torch.rand(len(x), generator=generator)})
 
 
 sizes = st.tuples(st.integers(1, 200), st.integers(1, 64))
@@ -56,10 +65,6 @@ def test_epochs_and_seeds_differ():
 @given(sizes, st.integers(0, 20))
 def test_starting_in_the_middle_gives_the_rest_of_the_epoch(size, start):
     n, batch = size
-
-    def jitter(inputs, generator):
-        return {"x": inputs["x"] + torch.rand(len(inputs["x"]), generator=generator)}
-
     data = batches(n, batch, shuffle=True, augment=jitter)
     whole = [b.inputs["x"].tolist() for b in data.epoch(2)]
     rest = [b.inputs["x"].tolist() for b in data.epoch(2, start)]
@@ -69,12 +74,8 @@ def test_starting_in_the_middle_gives_the_rest_of_the_epoch(size, start):
 @given(sizes, st.integers(0, 3), st.integers(0, 9))
 def test_gathering_ahead_changes_nothing(size, epoch, start):
     n, batch = size
-
-    def jitter(inputs, generator):
-        return {"x": inputs["x"] + torch.rand(len(inputs["x"]), generator=generator)}
-
     now, ahead = (
-        [(b.inputs["x"].tolist(), b.labels.tolist()) for b in data.epoch(epoch, start)]
+        [(b.inputs["x"].tolist(), b.targets.tolist()) for b in data.epoch(epoch, start)]
         for data in (
             batches(n, batch, shuffle=True, augment=jitter, ahead=value) for value in (False, True)
         )
@@ -86,7 +87,7 @@ def test_an_error_while_gathering_ahead_reaches_the_loop():
     def broken(index):
         raise OSError("the disk is gone")
 
-    data = Batches(torch.zeros(9), broken, 3, ahead=True)
+    data = Batches(9, CPU, broken, 3, ahead=True)
     with pytest.raises(OSError, match="the disk is gone"):
         next(data.epoch(0))
 
@@ -98,6 +99,37 @@ def test_the_shards_of_a_batch_are_the_batch(n, batch, processes):
     for number, together in enumerate(whole):
         split = torch.cat([part[number] for part in parts])
         assert split.sort().values.tolist() == together.tolist()
+
+
+def test_targets_are_what_the_task_makes_of_them_and_change_with_their_inputs():
+    def collate(index):
+        return {"x": index}, [{"boxes": [[i, i + 1]] * (i % 3)} for i in index.tolist()]
+
+    def mirror(batch, generator):
+        turned = [{"boxes": [[-b, -a] for a, b in one["boxes"]]} for one in batch.targets]
+        return batch._replace(inputs={"x": -batch.inputs["x"]}, targets=turned)
+
+    plain = Batches(20, CPU, collate, 6, shuffle=True)
+    for one, other in zip(
+        plain.epoch(1), replace(plain, augment=mirror, ahead=True).epoch(1), strict=True
+    ):
+        assert torch.equal(one.inputs["x"], -other.inputs["x"])
+        for ours, theirs in zip(one.targets, other.targets, strict=True):
+            assert ours["boxes"] == [[-b, -a] for a, b in theirs["boxes"]]
+        assert (one.weight, one.whole) == (other.weight, other.whole) == (6, 6)
+
+
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 3), st.booleans())
+def test_a_batch_knows_its_weight_and_that_of_all_processes_together(n, batch, processes, weighed):
+    weights = torch.arange(1.0, n + 1) if weighed else None
+    of_each = torch.ones(n) if weights is None else weights
+    shards = [(rank, processes) for rank in range(processes)]
+    parts = [batches(n, batch, weights=weights, shard=shard) for shard in shards]
+    for together in zip(*(part.epoch(0) for part in parts), strict=True):
+        for one in together:
+            assert one.weight == float(of_each[one.inputs["x"]].sum())
+            assert one.whole == sum(other.weight for other in together)
+    assert sum(one.weight for part in parts for one in part.epoch(0)) == float(of_each.sum())
 
 
 def test_batches_by_length_hold_almost_no_padding():

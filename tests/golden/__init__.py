@@ -11,26 +11,30 @@ from typing import Any
 
 import torch
 
-from pipeline import models
+from pipeline import net as nets
+from pipeline.batches import Batches
 from pipeline.checkpoint import Checkpoints
+from pipeline.classification.settings import ClassifierTraining
 from pipeline.hardware import card, configure
 from pipeline.machine import NUMERICS
 from pipeline.prepared import read_card
-from pipeline.settings import Augment, Optimizer, Profile, Stage, Tracking, Training
-from pipeline.tasks.image_classification import data as image
-from pipeline.tasks.speech_classification import data as audio
-from pipeline.tasks.text_classification import data as text
+from pipeline.settings import Optimizer, Profile, Stage, Tracking
+from pipeline.task import Task, find, tasks
 from pipeline.training import fit
 from tests.models.presets import preset
 
 FOLDER = Path(__file__).parent
-MODELS = ("cnn", "transformer", "rnn")
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.1}
 """Relative difference of a loss that another CPU or another version of a library may make."""
 
 STEPS = 10
 BATCH = 16
 RATES = {"cnn": 0.002, "transformer": 5e-5, "rnn": 0.004}
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "cnn": ("convnet", {}), "transformer": ("minilm", {"max_length": 32}), "rnn": ("gru", {}),
+}  # fmt: skip
+AUGMENT = {"degrees": 10.0, "translate": 0.08, "scale": 0.1, "flip": False}
+MODELS = tuple(task.about.model for task in tasks() if task.about.model in PRESETS)
 
 
 def recorded(model: str) -> dict[str, Any]:
@@ -51,12 +55,14 @@ def train(model: str, precision: str, data: Path) -> dict[str, Any]:
     hardware = configure(_settings(precision))
     try:
         losses: list[float] = []
-        net, batches = _build(model, data)
+        task = find(model=model)
+        net, batches = _build(task, data / task.about.data)
         with tempfile.TemporaryDirectory() as states:
             fit(
-                net,
+                net.module,
                 *batches,
-                settings=Training(
+                task=task.model,
+                settings=ClassifierTraining(
                     epochs=2, batch_size=BATCH, accumulate=1, schedule="cosine", warmup=0.2,
                     clip_norm=1.0, label_smoothing=0.05, patience=None, monitor="accuracy",
                     log_every=1, save_minutes=60, compile=None,
@@ -88,31 +94,11 @@ def _settings(precision: str) -> Stage:
     )  # fmt: skip
 
 
-def _build(model: str, data: Path) -> tuple[Any, Any]:
+def _build(task: Task, data: Path) -> tuple[nets.Net, list[Batches]]:
+    name, changes = PRESETS[task.about.model]
+    net = nets.build(task, preset(task.about.model, name, **changes), read_card(data).facts)
     common: Any = {"batch_size": BATCH, "device": torch.device("cpu"), "seed": 0}
-    if model == "cnn":
-        augment = Augment(degrees=10.0, translate=0.08, scale=0.1, flip=False)
-        batches = image.load_training(data / "image", augment=augment, **common)
-        about = read_card(data / "image")
-        mean, std = image.pixel_statistics(batches[0])
-        net, _ = models.build(
-            models.ImageModel(
-                settings=preset("cnn", "convnet"), classes=about.classes, channels=1, height=28,
-                width=28, mean=mean, std=std,
-            )
-        )  # fmt: skip
-    elif model == "rnn":
-        batches = audio.load_training(data / "audio", **common)
-        about = read_card(data / "audio")
-        net, _ = models.build(
-            models.SpeechModel(
-                settings=preset("rnn", "gru"), classes=about.classes, sample_rate=8000
-            )
-        )
-    else:
-        classes = read_card(data / "text").classes
-        net, tokenizer = models.build(
-            models.TextModel(settings=preset("transformer", "minilm"), classes=classes)
-        )
-        batches = text.load_training(data / "text", tokenizer, max_length=32, **common)
-    return net, batches
+    if task.about.model == "cnn":
+        common["augment"] = task.settings.Augment(**AUGMENT)  # type: ignore[attr-defined]
+    train = task.data.load(data, "train", net, shuffle=True, **common)
+    return net, [train, task.data.load(data, "validation", net, **common)]

@@ -30,7 +30,7 @@ def test_every_loss_is_the_golden_one(model, precision, data):
 
 def test_the_files_are_written_on_demand_only():
     before = {path: path.read_bytes() for path in golden.FOLDER.glob("*.json")}
-    assert {path.stem for path in before} == set(golden.MODELS)
+    assert {path.stem for path in before} >= set(golden.MODELS)
     called = subprocess.run(
         [sys.executable, "-m", "tests.golden"],
         cwd=golden.FOLDER.parents[1], capture_output=True, text=True, env={**os.environ},

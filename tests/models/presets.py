@@ -8,10 +8,9 @@ import torch
 import yaml
 from pydantic import TypeAdapter
 
-from pipeline.task import tasks
+from pipeline.task import find
 
 CONF = Path(__file__).parents[2] / "conf"
-KINDS: dict[str, Any] = {task.about.model: task.settings.Model for task in tasks()}
 
 
 def names(group: str) -> list[str]:
@@ -20,7 +19,7 @@ def names(group: str) -> list[str]:
 
 def preset(group: str, name: str, /, **changes: object) -> Any:
     values = yaml.safe_load((CONF / group / f"{name}.yaml").read_text(encoding="utf-8"))
-    return TypeAdapter(KINDS[group]).validate_python({**values, **changes})
+    return TypeAdapter(find(model=group).settings.Model).validate_python({**values, **changes})
 
 
 def fused_attention(monkeypatch: pytest.MonkeyPatch) -> None:

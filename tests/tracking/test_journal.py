@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.tracking.content import dvc_md5
 from pipeline.tracking.journal import Journal, Log, Thinning, read
 from pipeline.tracking.masking import clean, clean_diff, is_secret, masked
 from pipeline.tracking.operations import Metrics, Operation, Params
+from pipeline.tracking.provenance import dvc_md5
 from tests.tracking.conftest import REPOSITORY
 
 RECORDS: list[Operation] = [Metrics(t=t, values={"a": t / 3}, step=t) for t in range(5)]

@@ -22,7 +22,7 @@ STAGES = """
 import json, os, sys, time, yaml
 from pathlib import Path
 from pipeline import tracking
-from pipeline.tracking.content import identity
+from pipeline.tracking.provenance import identity
 from pipeline.settings import Tracking
 
 settings = Tracking(

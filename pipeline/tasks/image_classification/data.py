@@ -174,8 +174,7 @@ def image(raw: Any, channels: int, size: tuple[int, int]) -> NDArray[np.uint8]:
         if array.ndim == 3 and array.shape[2] == 1:
             array = array[:, :, 0]
         picture = Image.fromarray(array)
-    if channels in (1, 3):
-        picture = picture.convert("L" if channels == 1 else "RGB")
+    picture = picture.convert("L" if channels == 1 else "RGB")
     if picture.size != (size[1], size[0]):
         picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
     pixels = np.asarray(picture, dtype=np.uint8)

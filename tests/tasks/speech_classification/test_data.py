@@ -23,6 +23,7 @@ from pipeline.tasks.speech_classification.prepare import prepare as prepare_audi
 from pipeline.tasks.speech_classification.wav import read_wav, write_wav
 from tests.data.sources import ROOT, audio_source, complaint, contents
 
+TASK = "speech_classification"
 CPU = torch.device("cpu")
 
 
@@ -34,7 +35,7 @@ def made():
 @pytest.fixture(scope="module")
 def digits(made, tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits") / "audio"
-    prepared.write(folder, *made)
+    prepared.write(folder, TASK, made, 0)
     return folder
 
 
@@ -59,13 +60,13 @@ def clip_folder(folder, speakers=10, rate=8000):
 
 class TestSpokenDigits:
     def test_have_every_digit_alike_in_every_split(self, made):
-        _, splits = made
+        splits = made.splits
         for split, rows in (("train", 70), ("validation", 10), ("test", 20)):
             labels = splits[split].data["label"].to_numpy()
             assert np.bincount(labels).tolist() == [rows] * 10
 
     def test_have_different_voices_of_every_accent_in_every_split(self, made):
-        _, splits = made
+        splits = made.splits
         voices = {split: set(splits[split]["speaker"]) for split in prepared.SPLITS}
         assert not voices["train"] & voices["validation"]
         assert not voices["train"] & voices["test"]
@@ -75,12 +76,12 @@ class TestSpokenDigits:
             assert set(splits[split]["accent"]) == set(spoken.ACCENTS)
 
     def test_vary_in_speed_and_pitch_within_the_stated_ranges(self, made):
-        train = made[1]["train"]
+        train = made.splits["train"]
         assert (min(train["speed"]), max(train["speed"])) == (130, 230)
         assert (min(train["pitch"]), max(train["pitch"])) == (25, 75)
 
     def test_are_audible_short_and_hardly_ever_clipped(self, made):
-        clips = [read_wav(content["bytes"], "x") for content in made[1]["train"]["audio"]]
+        clips = [read_wav(content["bytes"], "x") for content in made.splits["train"]["audio"]]
         seconds = [len(samples) / rate for samples, rate in clips]
         peaks = np.array([np.abs(samples.astype(int)).max() for samples, _ in clips])
         assert {rate for _, rate in clips} == {8000}
@@ -90,7 +91,7 @@ class TestSpokenDigits:
 
     def test_differ_from_digit_to_digit_more_than_by_chance(self, made):
         """A nearest-centroid classifier of coarse spectra hears voices it has never met."""
-        _, splits = made
+        splits = made.splits
 
         def features(split):
             rows = []
@@ -109,23 +110,23 @@ class TestSpokenDigits:
 
     def test_are_the_same_bytes_however_many_processes_speak_at_once(self, made, monkeypatch):
         monkeypatch.setattr(spoken, "ThreadPoolExecutor", partial(ThreadPoolExecutor, 1))
-        _, again = prepare_audio(audio_source(clips=1000), 0, None)
+        again = prepare_audio(audio_source(clips=1000), 0, None).splits
         for split in prepared.SPLITS:
-            assert again[split].data.table.equals(made[1][split].data.table)
+            assert again[split].data.table.equals(made.splits[split].data.table)
 
     def test_of_another_seed_are_others(self, made):
-        _, other = prepare_audio(audio_source(clips=100), 1, None)
-        assert set(other["test"]["speaker"]) != set(made[1]["test"]["speaker"])
+        other = prepare_audio(audio_source(clips=100), 1, None).splits
+        assert set(other["test"]["speaker"]) != set(made.splits["test"]["speaker"])
 
     def test_are_capped_evenly_for_the_tiny_profile(self):
-        _, splits = prepare_audio(audio_source(clips=1000), 0, 40)
+        splits = prepare_audio(audio_source(clips=1000), 0, 40).splits
         for split in splits.values():
             assert np.bincount(split.data["label"].to_numpy()).tolist() == [4] * 10
 
     def test_can_be_had_at_16_khz(self):
-        card, splits = prepare_audio(audio_source(clips=100, sample_rate=16000), 0, None)
-        assert card["sample_rate"] == 16000
-        assert read_wav(splits["test"][0]["audio"]["bytes"], "x")[1] == 16000
+        made = prepare_audio(audio_source(clips=100, sample_rate=16000), 0, None)
+        assert made.facts.sample_rate == 16000
+        assert read_wav(made.splits["test"][0]["audio"]["bytes"], "x")[1] == 16000
 
     @pytest.mark.parametrize(("clips", "limit"), [(50, None), (1000, 9)])
     def test_too_few_for_every_digit_are_refused(self, clips, limit):
@@ -267,18 +268,18 @@ class TestWav:
 class TestFolder:
     def test_splits_by_the_speaker_in_the_file_name(self, tmp_path):
         source = audio_source(kind="folder", folder=str(clip_folder(tmp_path / "raw")))
-        card, splits = prepare_audio(source, 0, None)
-        assert card["classes"] == ["no", "yes"]
-        speakers = [set(splits[split]["speaker"]) for split in prepared.SPLITS]
+        made = prepare_audio(source, 0, None)
+        assert made.facts.classes == ["no", "yes"]
+        speakers = [set(made.splits[split]["speaker"]) for split in prepared.SPLITS]
         assert [len(names) for names in speakers] == [7, 1, 2]
         assert set.union(*speakers) == {f"s{number}" for number in range(10)}
-        prepared.write(tmp_path / "audio", card, splits)
+        prepared.write(tmp_path / "audio", TASK, made, 0)
         assert sorted(contents(tmp_path / "audio"))[0] == "dataset.json"
 
     def test_resamples_to_the_stated_rate(self, tmp_path):
         raw = clip_folder(tmp_path / "raw", rate=16000)
         (raw / "no" / "s3_9.wav").write_bytes(wav(np.arange(80, dtype=np.int16), 8000))
-        _, splits = prepare_audio(audio_source(kind="folder", folder=str(raw)), 0, None)
+        splits = prepare_audio(audio_source(kind="folder", folder=str(raw)), 0, None).splits
         sizes = [
             len(read_wav(row["bytes"], "x")[0]) for part in splits.values() for row in part["audio"]
         ]
@@ -298,7 +299,7 @@ class TestFolder:
 
 class TestBatches:
     def test_hold_waveforms_scaled_to_one_with_their_lengths(self, digits):
-        _, table = prepared.read_split(digits, "validation", "audio")
+        _, table = prepared.read_split(digits, "validation", TASK)
         batches = audio.load(digits, "validation", batch_size=16, device=CPU)
         for index, batch in zip(batches.order(0), batches.epoch(0), strict=True):
             waveforms, lengths = batch.inputs["waveforms"], batch.inputs["lengths"]
@@ -322,18 +323,18 @@ class TestBatches:
             assert file.getparams()[:3] == (1, 2, 8000)
 
     def test_waste_little_on_padding(self, digits):
-        train, validation = audio.load_training(digits, batch_size=32, device=CPU, seed=0)
+        train = audio.load(digits, "train", batch_size=32, device=CPU, shuffle=True)
         batches = [batch.inputs for batch in train.epoch(0)]
         used = sum(int(batch["lengths"].sum()) for batch in batches)
         assert 1 - used / sum(batch["waveforms"].numel() for batch in batches) < 0.08
-        assert validation.examples == 100
 
     def test_name_the_row_of_a_corrupt_clip(self, made, tmp_path):
-        card, splits = made
+        splits = made.splits
         rows = splits["test"].to_list()
         rows[7]["audio"]["bytes"] = rows[7]["audio"]["bytes"][:-1]
         table = pa.Table.from_pylist(rows, splits["test"].features.arrow_schema)
         broken = prepared.dataset(table, splits["test"].features, np.arange(len(rows)))
-        prepared.write(tmp_path / "audio", card, {**splits, "test": broken})
+        changed = made._replace(splits={**splits, "test": broken})
+        prepared.write(tmp_path / "audio", TASK, changed, 0)
         with pytest.raises(PipelineError, match=r"test\.parquet, row 7: is empty or truncated"):
             audio.load(tmp_path / "audio", "test", batch_size=4, device=CPU)

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from pipeline.settings import Augment
 from pipeline.tasks.image_classification.augment import affine
+from pipeline.tasks.image_classification.settings import Augment
 
 NONE = {"degrees": 0.0, "translate": 0.0, "scale": 0.0, "flip": False}
 

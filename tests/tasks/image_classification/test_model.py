@@ -5,18 +5,18 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline.errors import PipelineError
-from pipeline.settings import TorchVision
 from pipeline.tasks.image_classification import model as cnn
+from pipeline.tasks.image_classification.settings import Facts, TorchVision
 from tests.models.presets import names, preset
 
 
 def build(name: str, channels=1, height=28, width=28, classes=10, **changes) -> cnn.ImageClassifier:
-    torch.manual_seed(0)
-    return cnn.build(
-        preset("cnn", name, **changes),
-        channels=channels, height=height, width=width, classes=classes,
-        mean=[0.13] * channels, std=[0.31] * channels,
+    facts = Facts(
+        classes=[str(number) for number in range(classes)], channels=channels, height=height,
+        width=width, mean=[0.13] * channels, std=[0.31] * channels,
     )  # fmt: skip
+    torch.manual_seed(0)
+    return cnn.build(preset("cnn", name, **changes), facts)[0]
 
 
 def images(*shape: int) -> torch.Tensor:
@@ -40,7 +40,7 @@ class TestSimple:
         assert weights(build("simple")) == 160 + 27_050 == 27_210
 
     @settings(max_examples=25, deadline=None)
-    @given(st.integers(1, 4), st.integers(4, 40), st.integers(4, 40), st.integers(2, 5))
+    @given(st.sampled_from([1, 3]), st.integers(4, 40), st.integers(4, 40), st.integers(2, 5))
     def test_the_head_fits_any_input(self, channels, height, width, classes):
         model = build("simple", channels, height, width, classes)
         assert model(images(2, channels, height, width)).shape == (2, classes)
@@ -55,7 +55,7 @@ class TestLayers:
         assert weights(build("layers", channels=3, height=10, width=10)) == 42_442
 
     @settings(max_examples=25, deadline=None)
-    @given(st.integers(1, 4), st.integers(5, 20), st.integers(5, 20), st.integers(2, 5))
+    @given(st.sampled_from([1, 3]), st.integers(5, 20), st.integers(5, 20), st.integers(2, 5))
     def test_the_head_fits_any_input(self, channels, height, width, classes):
         model = build("layers", channels, height, width, classes)
         assert model(images(2, channels, height, width)).shape == (2, classes)
@@ -66,7 +66,7 @@ class TestConvNet:
         assert weights(build("convnet")) == 72_666
 
     @settings(max_examples=25, deadline=None)
-    @given(st.integers(1, 4), st.integers(4, 40), st.integers(4, 40))
+    @given(st.sampled_from([1, 3]), st.integers(4, 40), st.integers(4, 40))
     def test_it_takes_any_size_that_its_poolings_leave_something_of(self, channels, height, width):
         model = build("convnet", channels, height, width, classes=3)
         assert model(images(2, channels, height, width)).shape == (2, 3)
@@ -96,8 +96,8 @@ class TestTorchVision:
         "architecture", ["mobilenet_v3_small", "shufflenet_v2_x0_5", "googlenet"]
     )
     def test_others_answer_with_logits_while_training_too(self, architecture):
-        model = build("resnet18", 4, 64, 48, 3, architecture=architecture)
-        assert model(images(2, 4, 64, 48)).shape == (2, 3)
+        model = build("resnet18", 1, 64, 48, 3, architecture=architecture)
+        assert model(images(2, 1, 64, 48)).shape == (2, 3)
 
     def test_a_misspelt_name_is_answered_with_the_nearest(self):
         with pytest.raises(PipelineError, match=r"no classifier 'resnet81'; .*resnet18"):
