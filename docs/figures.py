@@ -13,16 +13,20 @@ sys.path.insert(0, str(ROOT))
 
 from pipeline.figures.depth import Interval, probe_curves  # noqa: E402
 from pipeline.figures.style import save  # noqa: E402
+from pipeline.task import tasks  # noqa: E402
 
-MODELS = {"cnn": "CNN, images", "transformer": "Transformer, text", "rnn": "RNN, speech"}
 IMAGES = ROOT / "docs" / "images"
 
 
 def main() -> None:
-    """Copy the most exciting patches of the CNN; draw the probes of the three models."""
+    """Copy the most exciting patches of the CNN; draw the probes of all models that have some."""
     IMAGES.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(ROOT / "plots/cnn/patches.png", IMAGES / "patches.png")
-    models = {title: _probes(ROOT / f"plots/{name}/probes.csv") for name, title in MODELS.items()}
+    models = {}
+    for about in (task.about for task in tasks()):
+        table = ROOT / f"plots/{about.model}/probes.csv"
+        if table.exists():
+            models[f"{about.title}, {about.data}"] = _probes(table)
     save(probe_curves(models), IMAGES / "probes.png")
 
 

@@ -83,7 +83,7 @@ def train(task: Task, settings: Train, context: Context) -> float:
     with tempfile.TemporaryDirectory() as place:
         run.model(
             Path(settings.output),
-            code=_shipped(task, Path(place)),
+            code=shipped(task, Path(place)),
             packages=task.about.packages,
             example=task.data.example(data),
             facts={"task": task.name, **card.facts.model_dump()},
@@ -99,7 +99,7 @@ def _written(net: nets.Net, context: Context) -> nets.Net:
     return replace(net, settings=settings.model_copy(update=hidden))
 
 
-def _shipped(task: Task, folder: Path) -> Path:
+def shipped(task: Task, folder: Path) -> Path:
     """The part of this package that a served model needs, copied into a folder."""
     package = Path(__file__).parent
     apart = {"evaluation", "figures", "report", "tracking", "__pycache__"}

@@ -72,13 +72,12 @@ def report(look: Look, folder: Path, card: Card, page: Page) -> dict[str, float]
     sizes: dict[str, NDArray[Any]] = {
         name: look.sizes(part.raw, card.facts) for name, part in splits.items()
     }
-    least = min(row["rows"] for row in rows if row["split"] == "train")
-    most = max(row["rows"] for row in rows if row["split"] == "train")
+    spans = {split: _span(list(found.values())) for split, found in counts.items()}
     page.figure(
         "balance",
         figures.balance_and_sizes(counts, sizes, look.unit, f"{card.name}: balance and sizes"),
         title="Class balance and sizes",
-        text=f"In training each class has {_span(least, most)} examples. The splits should have "
+        text=f"In training each class has {spans['train']} examples. The splits should have "
         "the same shares and the same spread of sizes: else the test measures something that was "
         "not trained.",
         alt="; ".join(f"{split}: {sum(found.values())} rows" for split, found in counts.items()),
@@ -96,6 +95,7 @@ def report(look: Look, folder: Path, card: Card, page: Page) -> dict[str, float]
     ]
     page.table("near_duplicates", pairs, ["first", "second", "similarity"])
     apart = audit.across(near)
+    page.findings["Rows in a class"] = ", ".join(f"{name} {span}" for name, span in spans.items())
     page.findings |= _findings(card, look, near, audit.summary(sizes["train"]))
     return {
         **{f"rows/{name}": float(len(part)) for name, part in splits.items()},
@@ -104,7 +104,8 @@ def report(look: Look, folder: Path, card: Card, page: Page) -> dict[str, float]
     }
 
 
-def _span(least: int, most: int) -> str:
+def _span(counts: list[int]) -> str:
+    least, most = min(counts), max(counts)
     return str(least) if least == most else f"{least} to {most}"
 
 

@@ -4,7 +4,6 @@ That no example is in two splits is seen to where the splits are written; here i
 is left: repeats within a split, and rows that are nearly the same.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,28 +17,6 @@ class Duplicate(NamedTuple):
     first: tuple[str, int]
     second: tuple[str, int]
     similarity: float
-
-
-def content(example: Any) -> str:
-    """Digest of one example: a text without regard to case and blanks, an array by its values."""
-    if isinstance(example, str):
-        data = " ".join(example.casefold().split()).encode()
-    else:
-        array = np.ascontiguousarray(example)
-        data = f"{array.dtype}{array.shape}".encode() + array.tobytes()
-    return hashlib.sha256(data).hexdigest()
-
-
-def exact_duplicates(splits: Mapping[str, Sequence[Any]]) -> list[Duplicate]:
-    """Every row whose content has occurred before, paired with its first occurrence."""
-    first: dict[str, tuple[str, int]] = {}
-    found = []
-    for split, examples in splits.items():
-        for row, example in enumerate(examples):
-            where = first.setdefault(content(example), (split, row))
-            if where != (split, row):
-                found.append(Duplicate(where, (split, row), 1.0))
-    return found
 
 
 def near_duplicates(

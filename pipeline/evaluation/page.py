@@ -28,13 +28,15 @@ class Page:
         folder: where tables and figures are written.
         numbers: metrics, by name.
         columns: texts for the report's table of models, by the column's heading.
-        facts: texts for the report, each with what it is called.
+        notes: what is to be said of such a column below the table, by its heading.
+        facts: texts for the report, each with what it is called inside a sentence.
         findings: the same of a data set.
     """
 
     folder: Path
     numbers: dict[str, float] = field(default_factory=dict)
     columns: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
     findings: dict[str, str] = field(default_factory=dict)
     _figures: list[dict[str, str]] = field(default_factory=list)
@@ -58,10 +60,15 @@ class Page:
         """Write the list of figures, in the order in which they were drawn, and the texts."""
         write_json(self.folder / LISTING, self._figures)
         if not self.numbers:  # a data set's
-            write_json(self.folder / FINDINGS, self.findings)
-        else:
-            summary = {"columns": self.columns, "facts": self.facts, "tables": self._tables}
-            write_json(self.folder / SUMMARY, summary)
+            write_json(self.folder / FINDINGS, list(self.findings.items()))
+            return
+        summary = {
+            "columns": list(self.columns.items()),
+            "notes": self.notes,
+            "facts": list(self.facts.items()),
+            "tables": self._tables,
+        }
+        write_json(self.folder / SUMMARY, summary)
 
 
 def fill(

@@ -6,7 +6,7 @@ equal files give equal bytes.
 
 import base64
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,29 @@ def collect(sources: Sources, beside: Path) -> dict[str, Any]:
     """What the templates show; paths of images are relative to the folder `beside`."""
     shown = [_model(name, folder, sources, beside) for name, folder in sources.data.items()]
     sets = [_data(folder, sources.data_plots, beside) for folder in sources.data.values()]
-    columns = dict.fromkeys(heading for model in shown for heading in model["columns"])
-    return {"models": shown, "sets": sets, "columns": list(columns)}
+    texts: dict[str, list[str]] = {}
+    # The fullest row first: where others lack a column, its place is that of the whole.
+    for model in sorted(shown, key=lambda model: -len(model["columns"])):
+        for heading, text in model["columns"].items():
+            texts.setdefault(heading, []).append(text)
+    return {
+        "models": shown,
+        "sets": sets,
+        "columns": {heading: _are_numbers(found) for heading, found in texts.items()},
+        "notes": {name: text for model in shown for name, text in model["notes"].items()},
+    }
+
+
+def _numbers(table: dict[str, Any]) -> list[bool]:
+    """Which columns of a table hold numbers."""
+    return [
+        _are_numbers(row[place] for row in table["rows"]) for place in range(len(table["columns"]))
+    ]
+
+
+def _are_numbers(texts: Iterable[str]) -> bool:
+    """Whether each text begins with a number, so that a column of them is aligned as numbers."""
+    return all(text.lstrip("+−±")[:1].isdigit() for text in texts)
 
 
 def _model(name: str, folder: Path, sources: Sources, beside: Path) -> dict[str, Any]:
@@ -94,9 +115,10 @@ def _model(name: str, folder: Path, sources: Sources, beside: Path) -> dict[str,
             "measure": measure,
             "numbers": numbers,
             "headline": rival,
-            "columns": columns | summary["columns"],
+            "columns": columns | dict(summary["columns"]),
+            "notes": summary["notes"],
             "facts": summary["facts"],
-            "tables": summary["tables"],
+            "tables": [{**table, "numbers": _numbers(table)} for table in summary["tables"]],
             "seeds": repeated,
             "figures": _figures(sources.plots / name, beside, made_by),
             "settings": _flat(description["settings"]),
@@ -139,15 +161,14 @@ def _data(folder: Path, plots: Path | None, beside: Path) -> dict[str, Any]:
     card = read_json(folder / "dataset.json", f"prepare@{folder.name}")
     stage = f"prepare@{folder.name}"
     figures: list[dict[str, Any]] = []
-    findings: dict[str, str] = {}
+    findings: list[list[str]] = []
     if plots is not None and (plots / folder.name / "figures.json").exists():
         figures = _figures(plots / folder.name, beside, stage)
         findings = read_json(plots / folder.name / "findings.json", stage)
-    facts = _flat(card["facts"])
     return {
         "folder": folder.name,
         "card": card,
-        "facts": facts,
+        "facts": _flat(card["facts"]),
         "figures": figures,
         "findings": findings,
     }
@@ -159,8 +180,9 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(part, dict):
             found |= _flat(part, f"{prefix}{key}.")
         elif part is not None:
-            shown = ", ".join(map(str, part)) if isinstance(part, list) else str(part)
-            found[prefix + key] = shown
+            parts = part if isinstance(part, list) else [part]
+            shown = (str(float(f"{one:.6g}") if isinstance(one, float) else one) for one in parts)
+            found[prefix + key] = ", ".join(shown)
     return found
 
 

@@ -1,115 +1,121 @@
 """Small real data sets and models, trained for a moment, so that there is something to see."""
 
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
+from pipeline import net as nets
 from pipeline import prepared
-from pipeline.classification.evaluation.predictions import Predictions
-from pipeline.classification.evaluation.study import Data
-from pipeline.classification.evaluation.subject import Subject
-from pipeline.classification.examples import read_examples
-from pipeline.settings import RNN, AudioSource, ConvNet, ImageSource, Parts, TextSource
-from pipeline.tasks.image_classification import model as cnn
-from pipeline.tasks.image_classification.prepare import prepare as prepare_image
-from pipeline.tasks.speech_classification import model as rnn
-from pipeline.tasks.speech_classification.prepare import prepare as prepare_audio
-from pipeline.tasks.text_classification.prepare import prepare as prepare_text
+from pipeline.classification.evaluation.study import Study
+from pipeline.classification.model import logits_of
+from pipeline.classification.settings import Parts
+from pipeline.evaluation.page import fill
+from pipeline.task import find, tasks
 
-CPU = torch.device("cpu")
+SOURCES: dict[str, dict[str, Any]] = {
+    "image": {"kind": "mnist5k", "folder": None},
+    "text": {"kind": "csv", "subset": None},
+    "audio": {"kind": "espeak", "sample_rate": 8000, "clips": 600, "folder": None},
+}
+ROWS = {"image": 300, "text": None, "audio": None}
+MODELS: dict[str, dict[str, Any]] = {
+    "image": {"name": "convnet", "channels": [16, 32], "depth": 1, "dropout": 0.0},
+    "text": {
+        "source": "folder", "sha256": None, "revision": None, "max_length": 32, "dropout": 0.0,
+        "pretrained": False,
+    },
+    "audio": {"cell": "gru", "mels": 20, "stride": 2, "hidden": 24, "layers": 2, "dropout": 0.0},
+}  # fmt: skip
+STEPS = {"image": 150, "text": 50, "audio": 60}
+DATA = tuple(task.about.data for task in tasks() if task.about.data in SOURCES)
+"""The data sets of all classifiers."""
 WORDS = {"NEGATIVE": ["dull", "tired", "awful", "lifeless"], "POSITIVE": ["fine", "warm", "lovely"]}
 
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory) -> dict[str, Path]:
-    """A prepared data set of each modality: MNIST digits, sentences of a grammar, spoken digits."""
+    """A prepared data set of each task: MNIST digits, sentences of a grammar, spoken digits."""
     root = tmp_path_factory.mktemp("data")
-    shares = {"validation": 0.1, "test": 0.2}
-    source = ImageSource(name="digits", kind="mnist5k", folder=None, **shares)
-    prepared.write(root / "image", *prepare_image(source, 0, 300))
+    SOURCES["text"]["file"] = str(_sentences(root / "texts.csv"))
+    for data in DATA:
+        task = find(data=data)
+        source = task.settings.Source(name=data, validation=0.1, test=0.2, **SOURCES[data])
+        prepared.write(root / data, task.name, task.prepare.prepare(source, 0, ROWS[data]), seed=0)
+    return {data: root / data for data in DATA}
+
+
+def _sentences(path: Path) -> Path:
     generator = np.random.default_rng(0)
-    with (root / "texts.csv").open("w") as file:
+    with path.open("w") as file:
         file.write("text,label\n")
         for row in range(400):
             label = ("NEGATIVE", "POSITIVE")[row % 2]
             words = [f"filler{generator.integers(300)}" for _ in range(generator.integers(4, 14))]
             words.insert(int(generator.integers(len(words))), str(generator.choice(WORDS[label])))
             file.write(f"{' '.join(words)} {row} .,{label}\n")
-    texts = TextSource(
-        name="grammar", kind="csv", subset=None, file=str(root / "texts.csv"), **shares
-    )
-    prepared.write(root / "text", *prepare_text(texts, 0, None))
-    spoken = AudioSource(
-        name="spoken", kind="espeak", sample_rate=8000, clips=600, folder=None, **shares
-    )
-    prepared.write(root / "audio", *prepare_audio(spoken, 0, None))
-    return {task: root / task for task in ("image", "text", "audio")}
+    return path
 
 
 @pytest.fixture(scope="session")
-def parts() -> Parts:
-    """Everything on, small."""
-    return Parts(
+def studies(folders, tmp_path_factory) -> dict[str, Study]:
+    """What evaluation has of a trained model of each task, with every part on, small."""
+    torch.manual_seed(0)
+    return {data: _study(folders[data], tmp_path_factory.mktemp("encoder")) for data in DATA}
+
+
+def _study(folder: Path, encoder: Path) -> Study:
+    task, facts = find(data=folder.name), prepared.read_card(folder).facts
+    settings = MODELS[folder.name]
+    if folder.name == "text":
+        settings = {**settings, "name": str(_small_bert(encoder, folder))}
+    model = TypeAdapter(task.settings.Model).validate_python(settings)
+    parts = Parts(
         probes=True, similarity=True, pictures=True, baselines=True, calibration=True, slices=True,
         robustness=True, suspects=True, exploration=True, probe_train=150, probe_test=80,
         pictured=60, damaged=60, suspected=10,
     )  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def subjects(folders) -> dict[str, tuple[Subject, Data]]:
-    """A trained subject of each modality with its data and predictions."""
-    torch.manual_seed(0)
-    found = {}
-    net = cnn.build(
-        ConvNet(name="convnet", channels=[16, 32], depth=1, dropout=0.0),
-        channels=1, height=28, width=28, classes=10, mean=[0.13], std=[0.31],
+    asked: Any = SimpleNamespace(
+        data=str(folder), weights="models", model=folder.name, seed=0, batch_size=64, mistakes=6,
+        parts=parts,
     )  # fmt: skip
-    found["image"] = _study("image", folders, net, steps=150)
-    spoken = rnn.build(
-        RNN(cell="gru", mels=20, stride=2, hidden=24, layers=2, dropout=0.0),
-        sample_rate=8000, classes=10,
-    )  # fmt: skip
-    found["audio"] = _study("audio", folders, spoken, steps=60)
-    reader, tokenizer = _small_bert(folders["text"])
-    found["text"] = _study("text", folders, reader, steps=50, tokenizer=tokenizer)
-    return found
-
-
-def _study(task, folders, model: nn.Module, steps: int, tokenizer=None) -> tuple[Subject, Data]:
-    card = prepared.read_card(folders[task])
-    subject = Subject(
-        task, model, card.classes, CPU, 64, tokenizer=tokenizer, max_length=32,
-        sample_rate=card.sample_rate,
-    )  # fmt: skip
-    train, validation, test = (
-        read_examples(folders[task], split) for split in ("train", "validation", "test")
+    cpu: Any = SimpleNamespace(
+        device=torch.device("cpu"), accelerator=SimpleNamespace(autocast=nullcontext)
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    study: Study = task.show.study(nets.build(task, model, facts), asked, cpu, [])
+    _train(study, STEPS[folder.name])
+    return study
+
+
+def _train(study: Study, steps: int) -> None:
+    subject, train = study.subject, study.train
+    optimizer = torch.optim.AdamW(subject.model.parameters(), lr=5e-3)
     generator = np.random.default_rng(0)
-    model.train()
+    subject.model.train()
     for _ in range(steps):
         batch = train.take(generator.choice(len(train), 48, replace=False))
-        output = model(**subject.encode(batch.raw))
-        logits = output if task != "text" else output.logits
+        logits = logits_of(subject.model(**subject.encode(batch.raw)))
         loss = nn.functional.cross_entropy(logits, torch.from_numpy(batch.labels.copy()))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    model.eval()
-    held_out = [Predictions(subject.logits(part.raw), part.labels) for part in (validation, test)]
-    return subject, Data(train, validation, test, *held_out)
+    subject.model.eval()
 
 
-def _small_bert(folder: Path):
+def _small_bert(folder: Path, data: Path) -> Path:
+    """The config and the tokenizer of an encoder that knows the words of a data set."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+    from transformers import BertConfig, PreTrainedTokenizerFast
 
-    table: pa.Table = prepared.read_split(folder, "train", "text")[1]
+    table: pa.Table = prepared.read_split(data, "train", "text_classification")[1]
     words = sorted({word for line in table["text"].to_pylist() for word in line.lower().split()})
     vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
@@ -118,13 +124,18 @@ def _small_bert(folder: Path):
     core.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    tokenizer = PreTrainedTokenizerFast(
+    PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
         sep_token="[SEP]",
-    )  # fmt: skip
-    config = BertConfig(
+    ).save_pretrained(folder)  # fmt: skip
+    BertConfig(
         vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=3, num_attention_heads=2,
-        intermediate_size=64, num_labels=2, hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
-    return BertForSequenceClassification(config), tokenizer
+        intermediate_size=64,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def drawn(study: Study, folder: Path, **changes: Any) -> dict[str, float]:
+    """The whole page of a model, as the stage draws it; returns its numbers."""
+    fresh = replace(study, **changes, control=None)
+    return fill(folder, fresh.subject.net.task.show.PARTS, fresh, fresh.parts)

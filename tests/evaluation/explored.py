@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.classification.evaluation.exploration import FILE, exploration
-from pipeline.classification.evaluation.study import Data
+from pipeline.classification.evaluation.predictions import Predictions
+from pipeline.classification.evaluation.study import Study
 from pipeline.classification.evaluation.subject import Subject
 from pipeline.classification.examples import Examples, sample_rows
 from pipeline.evaluation.page import Page
@@ -17,18 +18,26 @@ HARM = "<script>window.harm=1</script><img src=x onerror='window.harm=2'>"
 CLASSES = [f"</script>{HARM}", "R&D <b>bold</b>"]
 
 
-def write(subject: Subject, data: Data, folder: Path, most: int = 80) -> Path:
+def write(
+    subject: Subject, test: Examples, answers: Predictions, folder: Path, most: int = 80
+) -> Path:
     """The page of a small evaluation, whose features nothing else has computed."""
-    rows = sample_rows(len(data.test), most, 0)
-    exploration(Page(folder), subject, data.test, data.on_test, rows, None, 0, "small")
+    rows = sample_rows(len(test), most, 0)
+    exploration(Page(folder), subject, test, answers, rows, None, 0, "small")
     return folder / FILE
 
 
-def hostile(subject: Subject, data: Data) -> tuple[Subject, Data]:
+def renamed(subject: Subject, classes: list[str]) -> Subject:
+    """The same model, with other names of the classes."""
+    facts = subject.net.facts.model_copy(update={"classes": classes})
+    return replace(subject, net=replace(subject.net, facts=facts))
+
+
+def hostile(study: Study) -> tuple[Subject, Examples]:
     """The same model of texts, with class names and sentences that would like to be markup."""
-    texts = [f"<a href='javascript:{HARM}'>here</a> & {text}" for text in data.test.raw]
-    test = Examples(texts, data.test.labels, {"<b>note</b>": [HARM] * len(texts)})
-    return replace(subject, classes=CLASSES), data._replace(test=test)
+    texts = [f"<a href='javascript:{HARM}'>here</a> & {text}" for text in study.test.raw]
+    test = Examples(texts, study.test.labels, {"<b>note</b>": [HARM] * len(texts)})
+    return renamed(study.subject, CLASSES), test
 
 
 def charts(html: str) -> dict[str, tuple[list[dict[str, Any]], dict[str, Any]]]:

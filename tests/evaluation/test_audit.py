@@ -14,37 +14,40 @@ def images():
     return {"train": train, "test": test}
 
 
+def near(splits):
+    features = {split: audit.dense_features(part) for split, part in splits.items()}
+    return audit.near_duplicates(features, block=16)
+
+
 def test_clean_splits_have_no_duplicates(images):
-    assert audit.exact_duplicates(images) == []
-    features = {split: audit.dense_features(part) for split, part in images.items()}
-    assert audit.near_duplicates(features) == []
+    assert near(images) == []
 
 
 def test_a_planted_leak_is_found(images):
     images["test"][7] = images["train"][31]
-    found = audit.exact_duplicates(images)
+    found = near(images)
     assert found == [audit.Duplicate(("train", 31), ("test", 7), 1.0)]
     assert audit.across(found) == found
 
 
 def test_a_duplicate_within_a_split_is_listed_and_not_across(images):
     images["train"][5] = images["train"][2]
-    found = audit.exact_duplicates(images)
+    found = near(images)
     assert found == [audit.Duplicate(("train", 2), ("train", 5), 1.0)]
     assert audit.across(found) == []
 
 
 def test_a_near_duplicate_across_splits_is_found(images):
     images["test"][3] = np.clip(images["train"][9] * 0.8 + np.eye(8) * 20, 0, 255)
-    features = {split: audit.dense_features(part) for split, part in images.items()}
-    found = audit.near_duplicates(features, block=16)
+    found = near(images)
     assert [(pair.first, pair.second) for pair in found] == [(("train", 9), ("test", 3))]
     assert 0.95 < found[0].similarity < 1
 
 
 def test_texts_are_the_same_without_regard_to_case_and_blanks():
     splits = {"train": ["A fine  film .", "dull"], "test": ["a fine film ."]}
-    assert audit.exact_duplicates(splits) == [audit.Duplicate(("train", 0), ("test", 0), 1.0)]
+    found = audit.near_duplicates(audit.text_features(splits))
+    assert found == [audit.Duplicate(("train", 0), ("test", 0), 1.0)]
 
 
 def test_a_reworded_sentence_is_a_near_duplicate():

@@ -1,11 +1,11 @@
 """The interactive page holds what the model answered, and stays small and harmless."""
 
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from pipeline.classification.evaluation import metrics
 from pipeline.classification.evaluation.depth import Depths
 from pipeline.classification.evaluation.exploration import (
     FILE,
@@ -14,34 +14,37 @@ from pipeline.classification.evaluation.exploration import (
     exploration,
     plane,
 )
-from pipeline.classification.evaluation.predictions import Predictions, probabilities
-from pipeline.classification.evaluation.study import study
+from pipeline.classification.evaluation.metrics import probabilities
+from pipeline.classification.evaluation.predictions import Predictions
 from pipeline.classification.examples import Examples, sample_rows
-from pipeline.evaluation import metrics
 from pipeline.evaluation.page import Page
-from tests.evaluation.explored import Elements, charts, hostile, write
-
-TASKS = ("image", "text", "audio")
+from tests.evaluation.conftest import DATA, drawn
+from tests.evaluation.explored import Elements, charts, hostile, renamed, write
 
 
 @pytest.fixture(scope="module")
-def drawn(subjects, tmp_path_factory):
+def shown(studies, tmp_path_factory):
     """The charts of each task's page."""
     return {
-        task: charts(write(*subjects[task], tmp_path_factory.mktemp(task)).read_text())
-        for task in TASKS
+        task: charts(
+            write(
+                study.subject, study.test, study.on_test, tmp_path_factory.mktemp(task)
+            ).read_text()
+        )
+        for task, study in studies.items()
     }
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_the_squares_hold_the_confusion_counts(drawn, subjects, task):
-    subject, data = subjects[task]
-    (squares,), _ = drawn[task]["confusion"]
-    guesses = data.on_test.logits.argmax(axis=1)
-    matrix = metrics.confusion(guesses, data.test.labels, len(subject.classes))
+@pytest.mark.parametrize("task", DATA)
+def test_the_squares_hold_the_confusion_counts(shown, studies, task):
+    study = studies[task]
+    classes = study.subject.classes
+    (squares,), _ = shown[task]["confusion"]
+    guesses = study.on_test.logits.argmax(axis=1)
+    matrix = metrics.confusion(guesses, study.test.labels, len(classes))
     assert [[int(text or 0) for text in row] for row in squares["text"]] == matrix.tolist()
-    for row, actual in enumerate(subject.classes):
-        for column, guess in enumerate(subject.classes):
+    for row, actual in enumerate(classes):
+        for column, guess in enumerate(classes):
             assert squares["hovertext"][row][column] == (
                 f"true class: <b>{actual}</b><br>predicted: <b>{guess}</b><br>"
                 f"{matrix[row, column]} examples, "
@@ -49,12 +52,13 @@ def test_the_squares_hold_the_confusion_counts(drawn, subjects, task):
             )
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_each_point_is_a_test_example_and_each_wrong_answer_a_cross(drawn, subjects, task):
-    subject, data = subjects[task]
-    traces, _ = drawn[task]["map"]
-    chances = probabilities(data.on_test.logits)
-    assert [trace["name"] for trace in traces] == subject.classes
+@pytest.mark.parametrize("task", DATA)
+def test_each_point_is_a_test_example_and_each_wrong_answer_a_cross(shown, studies, task):
+    study = studies[task]
+    classes = study.subject.classes
+    traces, _ = shown[task]["map"]
+    chances = probabilities(study.on_test.logits)
+    assert [trace["name"] for trace in traces] == classes
     seen, crosses = [], 0
     for label, trace in enumerate(traces):
         assert len(trace["x"]) == len(trace["y"]) == len(trace["hovertext"])
@@ -62,29 +66,27 @@ def test_each_point_is_a_test_example_and_each_wrong_answer_a_cross(drawn, subje
             first, second, third, *rest = hover.split("<br>")
             row = int(re.fullmatch(r"row <b>(\d+)</b> of the test split", first)[1])
             guess = int(chances[row].argmax())
-            assert label == data.test.labels[row]
-            assert second == f"true class: <b>{subject.classes[label]}</b>"
-            assert third == (
-                f"predicted: <b>{subject.classes[guess]}</b>, {chances[row, guess]:.1%}"
-            )
+            assert label == study.test.labels[row]
+            assert second == f"true class: <b>{classes[label]}</b>"
+            assert third == f"predicted: <b>{classes[guess]}</b>, {chances[row, guess]:.1%}"
             assert (symbol == "x") == (guess != label)
             if task == "text":
-                assert data.test.raw[row].startswith(" ".join(rest).removesuffix(" …"))
+                assert study.test.raw[row].startswith(" ".join(rest).removesuffix(" …"))
                 assert len(rest) in (1, 2, 3)
             else:
-                columns = data.test.columns.items()
+                columns = study.test.columns.items()
                 assert rest == [f"{name}: {values[row]}" for name, values in columns]
             seen.append(row)
             crosses += symbol == "x"
-    assert sorted(seen) == sample_rows(len(data.test), 80, 0).tolist()
+    assert sorted(seen) == sample_rows(len(study.test), 80, 0).tolist()
     assert crosses > 0
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_the_marks_of_calibration_are_the_bins(drawn, subjects, task):
-    _, data = subjects[task]
-    (_, marks), _ = drawn[task]["calibration"]
-    table = metrics.reliability(probabilities(data.on_test.logits), data.test.labels)
+@pytest.mark.parametrize("task", DATA)
+def test_the_marks_of_calibration_are_the_bins(shown, studies, task):
+    study = studies[task]
+    (_, marks), _ = shown[task]["calibration"]
+    table = metrics.reliability(probabilities(study.on_test.logits), study.test.labels)
     assert marks["x"] == pytest.approx(table.confidence.tolist(), abs=1e-4)
     assert marks["y"] == pytest.approx(table.accuracy.tolist(), abs=1e-4)
     for hover, examples, accuracy in zip(
@@ -94,16 +96,14 @@ def test_the_marks_of_calibration_are_the_bins(drawn, subjects, task):
         assert f"accuracy {accuracy:.1%}" in hover
 
 
-def test_the_map_shows_what_the_probes_have_computed_as_it_would_by_itself(
-    subjects, parts, tmp_path
-):
-    subject, data = subjects["image"]
+def test_the_map_shows_what_the_probes_have_computed_as_it_would_by_itself(studies, tmp_path):
+    parts = studies["image"].parts
     off = {name: False for name, on in parts if on is True} | {"exploration": True}
     written = []
     for folder, also in (("alone", {}), ("with probes", {"probes": True})):
         (tmp_path / folder).mkdir()
         chosen = parts.model_copy(update=off | also)
-        study(subject, data, chosen, tmp_path / folder, name="cnn", seed=0, mistakes=6)
+        drawn(studies["image"], tmp_path / folder, parts=chosen)
         written.append((tmp_path / folder / FILE).read_bytes())
     assert written[0] == written[1]
 
@@ -131,12 +131,12 @@ class TestPlane:
         assert not places[:, 1].any()
 
 
-def test_names_and_sentences_are_no_markup(subjects, tmp_path):
-    subject, data = subjects["text"]
+def test_names_and_sentences_are_no_markup(studies, tmp_path):
+    study = studies["text"]
     pages = []
-    for name, content in (("plain", (subject, data)), ("hostile", hostile(subject, data))):
+    for name, content in (("plain", (study.subject, study.test)), ("hostile", hostile(study))):
         (tmp_path / name).mkdir()
-        pages.append(write(*content, tmp_path / name).read_text())
+        pages.append(write(*content, study.on_test, tmp_path / name).read_text())
     assert Elements(pages[0]).found == Elements(pages[1]).found
     assert [tag for tag, _ in Elements(pages[1]).found].count("script") == 5
     traces, _ = charts(pages[1])["map"]
@@ -146,14 +146,14 @@ def test_names_and_sentences_are_no_markup(subjects, tmp_path):
     assert "R&amp;D &lt;b&gt;bold&lt;/b&gt;" in shown
 
 
-def test_of_many_examples_and_classes_some_are_drawn(subjects, tmp_path):
+def test_of_many_examples_and_classes_some_are_drawn(studies, tmp_path):
     random = np.random.default_rng(0)
     count, classes = 3000, [f"class {number}" for number in range(100)]
     test = Examples(np.zeros((count, 1, 2, 2), np.uint8), random.integers(100, size=count), {})
     logits = random.normal(size=(count, 100)).astype(np.float32)
     logits[np.arange(count), test.labels] += 9 * (test.labels >= 50)
     features = {"last": random.normal(size=(count, 8)).astype(np.float32)}
-    subject = replace(subjects["image"][0], classes=classes)
+    subject = renamed(studies["image"].subject, classes)
     found = Depths(test, test, (features, features), (features, features))
     exploration(
         Page(tmp_path), subject, test, Predictions(logits, test.labels), np.arange(count), found,

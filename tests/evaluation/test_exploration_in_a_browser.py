@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from pipeline.classification.evaluation.predictions import probabilities
+from pipeline.classification.evaluation import metrics
+from pipeline.classification.evaluation.metrics import probabilities
 from pipeline.classification.examples import sample_rows
-from pipeline.evaluation import metrics
 from tests.evaluation.explored import CLASSES, HARM, hostile, write
 
 pytestmark = pytest.mark.browser
@@ -16,9 +16,10 @@ SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 
 
 @pytest.fixture(params=SIZES)
-def page(request, subjects, tmp_path, chromium):
+def page(request, studies, tmp_path, chromium):
     """The page of a model whose classes and sentences would like to be markup."""
-    file = write(*hostile(*subjects["text"]), tmp_path)
+    study = studies["text"]
+    file = write(*hostile(study), study.on_test, tmp_path)
     width, height = SIZES[request.param]
     opened = chromium.new_page(viewport={"width": width, "height": height})
     opened.asked, opened.complaints = [], []
@@ -45,9 +46,9 @@ def under_the_pointer(page, chart, mark):
     return label.locator(".line").all_text_contents()
 
 
-def test_three_charts_are_drawn_and_nothing_overflows(page, subjects):
-    _, data = subjects["text"]
-    table = metrics.reliability(probabilities(data.on_test.logits), data.test.labels)
+def test_three_charts_are_drawn_and_nothing_overflows(page, studies):
+    study = studies["text"]
+    table = metrics.reliability(probabilities(study.on_test.logits), study.test.labels)
     assert page.locator("#confusion .heatmaplayer image").count() == 1
     assert page.locator("#map .points path").count() == 80
     assert page.locator("#calibration .points path").count() == len(table.examples)
@@ -58,13 +59,13 @@ def test_three_charts_are_drawn_and_nothing_overflows(page, subjects):
         assert chart.bounding_box()["width"] > 0.85 * min(width, 400)
 
 
-def test_the_pointer_shows_what_is_behind_a_mark_and_names_are_no_markup(page, subjects):
-    _, data = subjects["text"]
+def test_the_pointer_shows_what_is_behind_a_mark_and_names_are_no_markup(page, studies):
+    study = studies["text"]
     lines = under_the_pointer(page, "map", page.locator("#map .trace").nth(1).locator("path").last)
     label = page.locator("#map .hovertext")
     assert lines[0].startswith("row ")
     row = int(lines[0].split()[1])
-    assert data.test.labels[row] == 1
+    assert study.test.labels[row] == 1
     assert lines[1] == f"true class: {CLASSES[1]}"
     assert lines[3] == f"<b>note</b>: {HARM[:26]}…"
     assert lines[4].startswith("<a href='javascript:<script>")
@@ -73,8 +74,8 @@ def test_the_pointer_shows_what_is_behind_a_mark_and_names_are_no_markup(page, s
     assert CLASSES[1] in page.locator("#map .legendtext").all_text_contents()
 
 
-def test_a_class_is_hidden_by_its_name_in_the_legend(page, subjects):
-    _, data = subjects["text"]
-    labels = data.test.labels[sample_rows(len(data.test), 80, 0)]
+def test_a_class_is_hidden_by_its_name_in_the_legend(page, studies):
+    study = studies["text"]
+    labels = study.test.labels[sample_rows(len(study.test), 80, 0)]
     page.locator("#map .legendtoggle").first.click()
     expect(page.locator("#map .points path")).to_have_count(int((labels == 1).sum()))

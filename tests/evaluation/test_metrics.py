@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.classification.evaluation.predictions import probabilities
-from pipeline.evaluation import metrics
+from pipeline.classification.evaluation import metrics
+from pipeline.classification.evaluation.metrics import probabilities
 from pipeline.evaluation.comparison import compare, mcnemar
+from pipeline.evaluation.intervals import bootstrap, share
 
 CLASSES = ["cat", "dog", "eel"]
 
@@ -57,7 +58,7 @@ def test_a_class_that_is_never_predicted_or_never_occurs_scores_zero():
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_approximation():
     values = np.r_[np.ones(900), np.zeros(100)]
-    low, high = metrics.bootstrap(values, seed=1)
+    low, high = bootstrap(values, seed=1)
     margin = 1.96 * np.sqrt(0.9 * 0.1 / 1000)
     assert low == pytest.approx(0.9 - margin, abs=0.002)
     assert high == pytest.approx(0.9 + margin, abs=0.002)
@@ -67,7 +68,7 @@ def test_the_interval_covers_the_truth_in_about_95_of_100_cases():
     generator = np.random.default_rng(3)
     covered = 0
     for seed in range(200):
-        low, high = metrics.bootstrap(generator.normal(size=80), seed, draws=400)
+        low, high = bootstrap(generator.normal(size=80), seed, draws=400)
         covered += low <= 0 <= high
     assert 178 <= covered <= 199
 
@@ -105,7 +106,7 @@ def test_temperature_of_a_set_without_an_error_stays_modest(count):
 def test_the_interval_of_a_share_is_wilsons(hits, count):
     from scipy.stats import binomtest
 
-    value, interval = metrics.share(np.arange(count) < hits)
+    value, interval = share(np.arange(count) < hits)
     expected = binomtest(hits, count).proportion_ci(method="wilson")
     assert value == hits / count
     assert interval == pytest.approx((expected.low, expected.high), abs=1e-6)
@@ -136,6 +137,18 @@ def test_a_paired_comparison_sees_what_two_intervals_hide():
     assert found.interval.low >= 0
     assert compare(second, first).gain == -found.gain
     assert compare(first, first)[:1] + compare(first, first)[2:] == (0, 0, 0, 1)
+
+
+def test_scores_that_are_no_hits_are_compared_by_rank():
+    from scipy.stats import wilcoxon
+
+    generator = np.random.default_rng(0)
+    first = generator.normal(size=60)
+    second = first + generator.normal(0.3, size=60)
+    found = compare(first, second)
+    assert found.gain == pytest.approx((second - first).mean())
+    assert (found.only_first, found.only_second) == ((second < first).sum(), (second > first).sum())
+    assert found.p_value == pytest.approx(wilcoxon(first, second).pvalue)
 
 
 def test_comparing_different_examples_is_refused():

@@ -9,15 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.classification.data_report import data_report
 from pipeline.classification.evaluation import predictions
-from pipeline.classification.evaluation.study import study
 from pipeline.errors import PipelineError
-from pipeline.tasks.image_classification import data as image
-from pipeline.tasks.speech_classification import data as audio
-from pipeline.tasks.text_classification import data as text
+from pipeline.evaluation.page import Page
+from pipeline.prepared import read_card
+from pipeline.task import find
+from tests.evaluation.conftest import DATA, drawn
 
-TASKS = ("image", "text", "audio")
 CURVE = [
     {"epoch": "1", "train_loss": "1.9", "validation_loss": "1.5", "validation_accuracy": "0.61",
      "lr": "0.01"},
@@ -37,12 +35,11 @@ SHARED = {
 
 
 @pytest.fixture(scope="module")
-def pages(subjects, parts, tmp_path_factory):
+def pages(studies, tmp_path_factory):
     found = {}
-    for task, (subject, data) in subjects.items():
-        folder = tmp_path_factory.mktemp(task)
-        numbers = study(subject, data, parts, folder, name=task, seed=0, mistakes=6, curve=CURVE)
-        found[task] = folder, numbers
+    for data, study in studies.items():
+        folder = tmp_path_factory.mktemp(data)
+        found[data] = folder, drawn(study, folder, curve=CURVE)
     return found
 
 
@@ -51,11 +48,11 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_every_figure_is_there_is_no_blank_and_is_described(pages, task):
-    folder, _ = pages[task]
+@pytest.mark.parametrize("data", DATA)
+def test_every_figure_is_there_is_no_blank_and_is_described(pages, data):
+    folder, _ = pages[data]
     listing = json.loads((folder / "figures.json").read_text())
-    assert {entry["file"] for entry in listing} == ALWAYS | SHARED | OWN[task]
+    assert {entry["file"] for entry in listing} == ALWAYS | SHARED | OWN[data]
     assert {path.name for path in folder.glob("*.png")} == {entry["file"] for entry in listing}
     assert (folder / "explore.html").exists()
     for entry in listing:
@@ -65,14 +62,14 @@ def test_every_figure_is_there_is_no_blank_and_is_described(pages, task):
         assert pixels.std() > 5, entry["file"]
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_the_numbers_agree_with_the_predictions(pages, subjects, task):
-    folder, numbers = pages[task]
-    subject, data = subjects[task]
+@pytest.mark.parametrize("data", DATA)
+def test_the_numbers_agree_with_the_predictions(pages, studies, data):
+    folder, numbers = pages[data]
+    study = studies[data]
     table = predictions.read_predictions(folder / "predictions.parquet")
     right = table.probabilities.argmax(axis=1) == table.labels
-    assert table.classes == subject.classes
-    assert np.array_equal(table.labels, data.test.labels)
+    assert table.classes == study.subject.classes
+    assert np.array_equal(table.labels, study.test.labels)
     assert numbers["accuracy"] == pytest.approx(right.mean(), abs=1e-6)
     assert numbers["accuracy_low"] <= numbers["accuracy"] <= numbers["accuracy_high"]
     pairs = rows(folder / "confusion.csv")
@@ -81,9 +78,9 @@ def test_the_numbers_agree_with_the_predictions(pages, subjects, task):
     assert all(np.isfinite(value) for value in numbers.values())
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_what_was_learnt_shows_in_the_probes(pages, task):
-    _, numbers = pages[task]
+@pytest.mark.parametrize("data", DATA)
+def test_what_was_learnt_shows_in_the_probes(pages, data):
+    _, numbers = pages[data]
     assert numbers["accuracy"] > 0.6
     assert numbers["probe/late/accuracy"] >= numbers["probe_untrained/late/accuracy"] - 0.03
     assert numbers["baseline/majority class/accuracy"] < numbers["accuracy"]
@@ -104,58 +101,51 @@ def test_robustness_falls_with_severity(pages):
     assert noise[0] > noise[-1] + 0.2
 
 
-def test_the_slices_of_a_kind_hold_all_examples(pages, subjects):
+def test_the_slices_of_a_kind_hold_all_examples(pages, studies):
     table = rows(pages["audio"][0] / "slices.csv")
     assert {row["kind"] for row in table} >= {"duration", "speed", "pitch"}
     speeds = [int(row["examples"]) for row in table if row["kind"] == "speed"]
-    assert sum(speeds) == len(subjects["audio"][1].test)
+    assert sum(speeds) == len(studies["audio"].test)
 
 
 def digests(folder):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_the_same_model_gives_the_same_bytes(pages, subjects, parts, tmp_path, task):
-    subject, data = subjects[task]
+@pytest.mark.parametrize("data", DATA)
+def test_the_same_model_gives_the_same_bytes(pages, studies, tmp_path, data):
     torch.manual_seed(123)
     np.random.seed(5)
-    again = study(subject, data, parts, tmp_path, name=task, seed=0, mistakes=6, curve=CURVE)
-    assert again == pages[task][1]
-    assert digests(tmp_path) == digests(pages[task][0])
+    assert drawn(studies[data], tmp_path, curve=CURVE) == pages[data][1]
+    assert digests(tmp_path) == digests(pages[data][0])
 
 
-def test_parts_can_be_switched_off(subjects, parts, tmp_path):
-    subject, data = subjects["image"]
+def test_parts_can_be_switched_off(studies, tmp_path):
+    parts = studies["image"].parts
     off = parts.model_copy(update={name: False for name, on in parts if on is True})
-    numbers = study(subject, data, off, tmp_path, name="cnn", seed=0, mistakes=6)
+    numbers = drawn(studies["image"], tmp_path, parts=off)
     assert {path.name for path in tmp_path.glob("*.png")} == {"confusion.png", "mistakes.png"}
     assert not (tmp_path / "explore.html").exists()
     assert not any("/" in name and name.split("/")[0] in ("probe", "baseline") for name in numbers)
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_raw_examples_are_encoded_as_the_data_modules_do(subjects, folders, task):
-    subject, data = subjects[task]
-    options = {"batch_size": 4, "device": subject.device}
-    if task == "image":
-        batches = image.load(folders[task], "test", **options)
-    elif task == "audio":
-        batches = audio.load(folders[task], "test", **options)
-    else:
-        batches = text.load(folders[task], "test", subject.tokenizer, max_length=32, **options)
+@pytest.mark.parametrize("data", DATA)
+def test_raw_examples_are_encoded_as_the_data_modules_do(studies, folders, data):
+    study = studies[data]
+    subject, net = study.subject, study.subject.net
+    batches = net.task.data.load(folders[data], "test", net, batch_size=4, device=subject.device)
     index = batches.order(0)[0]
     expected = next(iter(batches.epoch(0)))
-    found = subject.encode(data.test.take(index.numpy()).raw)
+    found = subject.encode(study.test.take(index.numpy()).raw)
     assert found.keys() == expected.inputs.keys()
     for name, value in found.items():
         assert torch.equal(value, expected.inputs[name]), name
-    assert np.array_equal(data.test.labels[index.numpy()], expected.labels)
+    assert np.array_equal(study.test.labels[index.numpy()], expected.targets)
 
 
-def test_answers_come_in_the_order_of_the_examples(subjects):
-    subject, data = subjects["text"]
-    some = data.test.take([7, 3, 11, 0])
+def test_answers_come_in_the_order_of_the_examples(studies):
+    subject = studies["text"].subject
+    some = studies["text"].test.take([7, 3, 11, 0])
     alone = np.concatenate([subject.logits([sentence]) for sentence in some.raw])
     assert np.allclose(subject.logits(some.raw), alone, atol=1e-5)
 
@@ -177,16 +167,17 @@ def test_a_damaged_table_of_predictions_is_named(tmp_path):
         predictions.read_predictions(path)
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_the_data_report_counts_and_shows(folders, tmp_path, task):
+@pytest.mark.parametrize("data", DATA)
+def test_the_data_report_counts_and_shows(folders, tmp_path, data):
     first, second = tmp_path / "first", tmp_path / "second"
-    counts = data_report(folders[task], first)
-    assert counts == data_report(folders[task], second)
+    counts = _data_report(folders[data], first)
+    assert counts == _data_report(folders[data], second)
     assert digests(first) == digests(second)
     table = rows(first / "balance.csv")
     assert sum(int(row["rows"]) for row in table if row["split"] == "test") == counts["rows/test"]
     findings = json.loads((first / "findings.json").read_text())
-    assert [entry["name"] for entry in findings] == [
+    assert [name for name, _ in findings] == [
+        "Rows in a class",
         "Exact duplicates",
         "Near duplicates",
         "Sizes in training",
@@ -195,3 +186,11 @@ def test_the_data_report_counts_and_shows(folders, tmp_path, task):
         "balance.png",
         "samples.png",
     }
+
+
+def _data_report(data, folder):
+    folder.mkdir()
+    page = Page(folder)
+    counts = find(data=data.name).data_report.data_report(data, read_card(data), page)
+    page.close()
+    return counts

@@ -16,6 +16,15 @@ NUMBERS = {
     "baseline/majority class/accuracy": 0.1, "baseline/majority class/gain": 0.882,
     "baseline/pixels/accuracy": 0.907, "baseline/pixels/gain": 0.075,
 }  # fmt: skip
+SUMMARY = {
+    "columns": [["Worst slice", "class “b”: 70.0%"], ["Calibration error", "4.1% → 1.0%"]],
+    "notes": {"Calibration error": "as trained → scaled"},
+    "facts": [["macro F1", "98.1%"], ["loss", "0.0612 nats"]],
+    "tables": [
+        {"caption": "By class", "columns": ["Class", "Precision", "Taken for"],
+         "rows": [["a<b", "90.0%", "c|d"], ["c|d", "70.0%", "a<b"]]},
+    ],
+}  # fmt: skip
 MODELS = {"cnn": "image", "transformer": "text", "rnn": "audio"}
 
 
@@ -47,19 +56,15 @@ def sources(tmp_path: Path) -> Sources:
         for folder in (plots, extra):
             (folder / "confusion.png").write_bytes(png(1200, 300))
             (folder / "figures.json").write_text(json.dumps([figure]))
-        (extra / "findings.json").write_text(json.dumps([{"name": "Repeats", "text": "3 pairs"}]))
-        (plots / "slices.csv").write_text(
-            "kind,name,examples,accuracy,low,high\nclass,a,40,0.9,0.8,1\nclass,b,50,0.7,0.6,0.8\n"
-        )
+        (extra / "findings.json").write_text(json.dumps([["Repeats", "3 pairs"]]))
+        (plots / "summary.json").write_text(json.dumps(SUMMARY))
         (weights / "model.safetensors").write_bytes(b"weights")
         description = {"settings": {"name": "net", "channels": [1, 2], "extra": {"x": 1}}}
-        (weights / "model.json").write_text(
-            json.dumps({"description": description, "sha256": "ab" * 32})
-        )
-        split = {"rows": 10, "per_class": {"a<b": 4, "c|d": 6}, "sha256": "cd" * 32}
+        (weights / "model.json").write_text(json.dumps({**description, "sha256": "ab" * 32}))
+        split = {"rows": 10, "sha256": "cd" * 32}
         card = {
             "task": task, "name": f"{task} set", "source": "a <source>", "licence": "none",
-            "citation": "nobody", "classes": ["a<b", "c|d"],
+            "citation": "nobody", "facts": {"classes": ["a<b", "c|d"], "sample_rate": 8000},
             "splits": dict.fromkeys(("train", "validation", "test"), split),
         }  # fmt: skip
         (data / "dataset.json").write_text(json.dumps(card))

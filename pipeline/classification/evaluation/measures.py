@@ -53,7 +53,6 @@ def calibration(page: Page, test: Predictions, validation: Predictions, name: st
     errors = [metrics.calibration_error(part, test.labels) for part in chances]
     tables = [metrics.reliability(part, test.labels) for part in chances]
     loss = metrics.log_loss(test.logits, test.labels, heat)
-    page.columns["Calibration error"] = f"{errors[0]:.1%} → {errors[1]:.1%}"
     page.numbers |= {"temperature": heat, "ece_scaled": errors[1], "loss_scaled": loss}
     gap = float(chances[0].max(axis=1).mean() - (chances[0].argmax(axis=1) == test.labels).mean())
     tendency = "more" if gap > 0 else "less"

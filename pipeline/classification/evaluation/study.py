@@ -143,8 +143,8 @@ def _scores(page: Page, study: Study) -> None:
     numbers = scores(test.logits, test.labels, classes, study.seed)
     page.numbers |= numbers
     page.facts |= {
-        "Macro F1": f"{numbers['macro_f1']:.1%}",
-        "Loss": f"{numbers['loss']:.4f} nats",
+        "macro F1": f"{numbers['macro_f1']:.1%}",
+        "loss": f"{numbers['loss']:.4f} nats",
     }
     page.show(
         "By class",
@@ -154,7 +154,13 @@ def _scores(page: Page, study: Study) -> None:
             for name in classes
         ),
     )
-    page.columns["Calibration error"] = f"{numbers['ece']:.1%}"
+    scaled = page.numbers.get("ece_scaled")  # of the part `calibration`
+    page.columns["Calibration error"] = f"{numbers['ece']:.1%}" + (
+        f" → {scaled:.1%}" if scaled is not None else ""
+    )
+    page.notes["Calibration error"] = (
+        "as trained → after temperature scaling fitted on the validation split"
+    )
 
 
 def _learning(page: Page, study: Study) -> None:
@@ -279,7 +285,6 @@ def _write_reliability(path: Path, chances: Floats, labels: Integers) -> None:
 
 
 PARTS: dict[str, Callable[[Page, Study], None]] = {
-    "scores": _scores,
     "learning": _learning,
     "confusion": _confusion,
     "mistakes": _mistakes,
@@ -292,5 +297,6 @@ PARTS: dict[str, Callable[[Page, Study], None]] = {
     "robustness": _robustness,
     "suspects": _suspects,
     "exploration": _exploration,
+    "scores": _scores,
 }
 """In the order in which they are measured and shown."""
