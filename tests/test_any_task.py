@@ -56,7 +56,7 @@ def test_the_learning_curves_of_a_score_that_is_no_share(tmp_path):
 def test_a_data_report_without_findings_can_be_replaced_and_read(tmp_path):
     """The file is what tells an earlier output, and the report reads it."""
     Page(tmp_path).close()
-    assert json.loads((tmp_path / FINDINGS).read_text()) == {}
+    assert json.loads((tmp_path / FINDINGS).read_text()) == []
 
 
 def test_a_monitor_that_is_no_score_is_said(tmp_path):
