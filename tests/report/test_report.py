@@ -179,7 +179,7 @@ def test_seeds_are_summed_up_where_there_are_some(sources, tmp_path):
     assert html.count("98.20 ± 1.00%") == 3
     assert "over 3 seeds: 98.20 ± 1.00%" in (tmp_path / "r.md").read_text("utf-8")
     # Student's t of two degrees of freedom, 4.303, times the root of 2, times 1.00 points.
-    assert html.count('points">6.1</td>') == 3
+    assert html.count('Noise of the seed">6.1 points</td>') == 3
     assert "+7.5: more than the seed explains" in html
     assert 'data-label="CKA late">0.75</td>' in html
 

@@ -18,7 +18,7 @@ from pipeline.hardware import Hardware, configure
 from pipeline.task import Task, tasks
 from tests.conftest import schemas
 
-ROWS, BATCH, STEPS = 40, 8, 8
+ROWS, BATCH, STEPS = 32, 8, 6
 BRIEF = {"probe_train": 30, "probe_test": 20, "pictured": 10, "damaged": 10, "suspected": 4}
 
 
