@@ -66,10 +66,10 @@ def prepare_all(folder: Path) -> None:
     from tests.data.sources import prepare_small
 
     prepare_small(folder / "data", ROWS)
-    _encoder(folder / "encoder")
+    encoder(folder / "encoder")
 
 
-def _encoder(folder: Path) -> None:
+def encoder(folder: Path) -> None:
     import torch
     from transformers import BertConfig, BertModel, BertTokenizer
 

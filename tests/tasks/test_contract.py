@@ -3,6 +3,8 @@
 import json
 import sys
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,13 @@ def settings(stage: str, *overrides: str) -> Any:
     return found[0]
 
 
+def small(task: Task, folder: Path) -> list[str]:
+    """What makes the task's network a small one, where its tests say so."""
+    if find_spec(f"tests.tasks.{task.name}") is None:
+        return []
+    return getattr(import_module(f"tests.tasks.{task.name}"), "small", lambda _: [])(folder)
+
+
 class House:
     """A task with a little of its default data."""
 
@@ -46,7 +55,8 @@ class House:
         made = task.prepare.prepare(getattr(asked, task.about.data), asked.seed, ROWS)
         prepared.write(self.data, task.name, made, asked.seed)
         self.card = prepared.read_card(self.data, task.name)
-        self.train = settings(task.about.stage, f"training.batch_size={BATCH}")
+        smaller = small(task, folder / "small")
+        self.train = settings(task.about.stage, f"training.batch_size={BATCH}", *smaller)
         self.hardware: Hardware = configure(self.train)
 
     def build(self) -> net.Net:
