@@ -1,11 +1,11 @@
 """Lines against something: epochs, depth, confidence, severity."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pipeline.classification.evaluation.metrics import Reliability
 from pipeline.figures.style import (
     AMBER,
     BLUE,
@@ -25,6 +25,16 @@ if TYPE_CHECKING:
 
 
 FEWEST = 5
+
+
+class Reliability(NamedTuple):
+    """One row per non-empty confidence bin: mean confidence, accuracy, examples; and its edges."""
+
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    confidence: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+    examples: NDArray[np.int64]
 
 
 @drawn

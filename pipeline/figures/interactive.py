@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.classification.evaluation.metrics import Reliability
+from pipeline.figures.curves import Reliability
 from pipeline.figures.matrices import MAX_NUMBERS
 from pipeline.figures.style import BLUE, CYCLE, FAINT, INK, MUTED, shorten, wrap
 

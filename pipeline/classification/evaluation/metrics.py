@@ -3,12 +3,13 @@
 Logits are [n, classes], labels int64 [n], probabilities float [n, classes] with rows that sum to 1.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation.intervals import Floats, Integers, bootstrap, rounded, share
+from pipeline.figures.curves import Reliability
 
 BINS = 15
 
@@ -59,16 +60,6 @@ def log_loss(logits: NDArray[Any], labels: Integers, temperature: float = 1.0) -
     top = scaled.max(axis=1)
     normaliser = top + np.log(np.exp(scaled - top[:, None]).sum(axis=1))
     return float((normaliser - scaled[np.arange(len(labels)), labels]).mean())
-
-
-class Reliability(NamedTuple):
-    """One row per non-empty confidence bin: mean confidence, accuracy, examples; and its edges."""
-
-    low: Floats
-    high: Floats
-    confidence: Floats
-    accuracy: Floats
-    examples: Integers
 
 
 def reliability(chances: Floats, labels: Integers, bins: int = BINS) -> Reliability:
