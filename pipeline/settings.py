@@ -2,7 +2,7 @@
 
 `conf/` and `params.yaml` hold values; this file says which are allowed. The composed config of a
 stage is checked against its class here before anything is loaded or allocated. Library functions
-take the small classes (`CNN`, `Training`, …), never a whole stage's config.
+take the small classes (`Training`, `Optimizer`, …), never a whole stage's config.
 """
 
 from dataclasses import dataclass
