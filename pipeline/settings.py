@@ -1,8 +1,8 @@
 """The settings that all stages or all trainings share: types, ranges, what they mean.
 
 `conf/` and `params.yaml` hold values; this file and those of the tasks say which are allowed. The
-composed config of a stage is checked against its class before anything is loaded or allocated. Library functions
-take the small classes (`Training`, `Optimizer`, …), never a whole stage's config.
+composed config of a stage is checked against its class before anything is loaded or allocated.
+Library functions take the small classes (`Training`, `Optimizer`, …), never a whole stage's config.
 """
 
 from dataclasses import dataclass
