@@ -21,7 +21,7 @@ from pipeline.hardware import Hardware, card, configure
 from pipeline.prepared import read_card
 from pipeline.settings import Train
 from pipeline.task import Task, find
-from pipeline.training import fit, schedule, score
+from pipeline.training import Loop, schedule, score
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ class Job:
                 card=card(self.hardware),
             )
             started = time.perf_counter()
-            fit(
+            Loop(
                 (net or self.build()).module, *self.batches, task=self.task.model,
                 settings=settings.training, optimizer=settings.optimizer, hardware=self.hardware,
                 seed=settings.seed, checkpoints=Checkpoints(Path(folder)), log=run.metrics,
                 max_steps=steps,
-            )  # fmt: skip
+            ).fit()  # fmt: skip
             seconds = time.perf_counter() - started
             run.end("FINISHED")
         return seconds

@@ -15,9 +15,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.streams import make_safe
+
+if TYPE_CHECKING:
+    from pipeline.training import Loop
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("train_cnn", "finetune_transformer", "train_rnn")
@@ -50,16 +53,12 @@ def main() -> None:
         )
 
 
-def measured(model: Any, train: Any, validation: Any, **given: Any) -> None:
-    """Stands in for `pipeline.training.fit`: prints what it measured and ends the process."""
+def measured(loop: "Loop") -> None:
+    """Stands in for `Loop.fit`: prints what it measured and ends the process."""
     import torch
 
-    from pipeline.training import _Loop
-
-    given["max_steps"] = None
-    loop = _Loop(model, train, **given)
-    batches = (batch for epoch in range(1000) for batch in train.epoch(epoch))
-    loop.model.train()
+    batches = (batch for epoch in range(1000) for batch in loop.train.epoch(epoch))
+    loop.wrapped.train()
 
     def seconds(work: Callable[[], Any]) -> tuple[float, float]:
         cpu, wall = time.process_time(), time.perf_counter()
@@ -77,7 +76,7 @@ def measured(model: Any, train: Any, validation: Any, **given: Any) -> None:
     steps("error")  # the first steps allocate
     pairs = [(steps("error"), steps("default")) for _ in range(ROUNDS)]
     ratios = [one[0] / other[0] for one, other in pairs]
-    validated = seconds(lambda: loop.score(validation))
+    validated = seconds(lambda: loop.score())
     saves = [save(number) for number in range(1, SAVES + 1)]
     epoch = [
         statistics.median(one[clock] for one, _ in pairs)
@@ -99,9 +98,9 @@ def measured(model: Any, train: Any, validation: Any, **given: Any) -> None:
 def _child(stage: str) -> None:
     import importlib
 
-    from pipeline import training_stage
+    from pipeline.training import Loop
 
-    vars(training_stage)["fit"] = measured
+    Loop.fit = measured  # type: ignore[assignment,method-assign]
     sys.argv = [stage, "tracking=off", "profile=full"]
     importlib.import_module(f"stages.{stage}").main()
 

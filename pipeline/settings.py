@@ -6,7 +6,7 @@ Library functions take the small classes (`Training`, `Optimizer`, …), never a
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -128,9 +128,6 @@ class Optimizer(Settings):
 
 class Training(Settings):
     """The loop, for every model."""
-
-    falling: ClassVar[frozenset[str]] = frozenset({"loss"})
-    """Of what `monitor` may name, that which is better the lower it is."""
 
     epochs: Annotated[int, Field(gt=0)]
     batch_size: Annotated[int, Field(gt=0)]

@@ -53,6 +53,7 @@ class About:
             `<headline>_low` and `<headline>_high`.
         unit: how it is written: a share in percent, or a plain number.
         watched: the test metrics whose change is worth a line.
+        falling: the scores and test metrics that are better the lower.
         packages: what a served model needs besides torch.
     """
 
@@ -64,6 +65,7 @@ class About:
     headline: str
     unit: Literal["share", "number"]
     watched: tuple[str, ...]
+    falling: frozenset[str] = frozenset({"loss"})
     packages: tuple[str, ...] = ()
 
 
@@ -157,7 +159,7 @@ class ModelModule(Protocol):
     def score(
         self, module: "Forward", batches: "Batches", settings: "Training"
     ) -> dict[str, float]:
-        """Scores over a whole split, `loss` among them; `settings.monitor` names one."""
+        """Scores over a whole split, the headline among them; `settings.monitor` names one."""
 
     def answer(self, output: Any, net: "Net") -> list[Any]:
         """What the network says of each example, as JSON that a user can read."""

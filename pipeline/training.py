@@ -60,30 +60,19 @@ class Progress:
     curve: list[dict[str, float]] = field(default_factory=list)
 
 
-def fit(
-    model: nn.Module,
-    train: Batches,
-    validation: Batches,
-    *,
-    task: ModelModule,
-    settings: Training,
-    optimizer: Optimizer,
-    hardware: Hardware,
-    seed: int,
-    checkpoints: Checkpoints,
-    log: Log,
-    max_steps: int | None = None,
-) -> Progress:
-    """Train `model` in place and leave it with its best weights, on the hardware's device.
+@dataclass
+class Loop:
+    """One training: `fit` trains the model in place and leaves it with its best weights.
 
     A training whose state is in `checkpoints` continues there. The state is saved after every
     epoch, every `settings.save_minutes`, and when the process is asked to end.
 
-    Args:
-        model: what the task's `loss` and `score` call.
+    Attributes:
+        model: what the task's `loss` and `score` call; moves to the hardware's device.
         train: shuffled batches.
         validation: batches that decide which epoch is the best.
         task: has `loss` and `score`.
+        falling: the scores that are better the lower.
         settings: the loop's settings.
         optimizer: the optimizer's settings.
         hardware: device and precision.
@@ -94,76 +83,52 @@ def fit(
         max_steps: caps the optimizer steps; the schedule then ends there.
 
     Raises:
-        PipelineError: a loss is not finite, the device is out of memory, or the split has fewer
-            batches than `settings.accumulate`.
-        Interrupted: SIGTERM or Ctrl-C; the state is saved.
+        PipelineError: the split has fewer batches than `settings.accumulate`.
     """
-    loop = _Loop(
-        model, train, task, settings, optimizer, hardware, seed, checkpoints, log, max_steps
-    )
-    loop.restore()
-    progress = loop.progress
-    with loop.bar, interrupts.deferred():
-        # A training stopped after the last step of an epoch has that epoch's end still to do.
-        while (progress.step < loop.total or progress.batch) and not loop.out_of_patience():
-            started, first_step = time.perf_counter(), progress.step
-            try:
-                loop.run_epoch()
-                seconds = time.perf_counter() - started
-                scores = loop.score(validation)
-            except (RuntimeError, MemoryError) as error:
-                if explained := explain_failure(error, train.batch_size, hardware):
-                    raise explained from error
-                raise
-            loop.end_epoch(scores, seconds, first_step)
-            loop.save()
-    loop.take_best_weights()
-    return progress
 
+    model: nn.Module
+    train: Batches
+    validation: Batches
+    task: ModelModule
+    settings: Training
+    optimizer: Optimizer
+    hardware: Hardware
+    seed: int
+    checkpoints: Checkpoints
+    log: Log
+    max_steps: int | None = None
+    falling: frozenset[str] = frozenset({"loss"})
 
-class _Loop:
-    """The state of a training and what happens to it."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        train: Batches,
-        task: ModelModule,
-        settings: Training,
-        optimizer: Optimizer,
-        hardware: Hardware,
-        seed: int,
-        checkpoints: Checkpoints,
-        log: Log,
-        max_steps: int | None,
-    ) -> None:
-        self.steps_per_epoch = len(train) // settings.accumulate
+    def __post_init__(self) -> None:
+        settings, hardware = self.settings, self.hardware
+        self.steps_per_epoch = len(self.train) // settings.accumulate
         if self.steps_per_epoch == 0:
             raise PipelineError(
                 f"training.accumulate={settings.accumulate} needs as many batches and the training "
-                f"split has {len(train)}; lower training.accumulate or training.batch_size"
+                f"split has {len(self.train)}; lower training.accumulate or training.batch_size"
             )
         total = settings.epochs * self.steps_per_epoch
-        self.total = min(total, max_steps) if max_steps else total
-        self.train, self.task, self.settings, self.peak = train, task, settings, optimizer.lr
-        self.hardware, self.accelerator = hardware, hardware.accelerator
-        self.seed, self.checkpoints, self.log = seed, checkpoints, log
+        self.total = min(total, self.max_steps) if self.max_steps else total
+        self.accelerator = hardware.accelerator
 
         # Not wrapped by accelerate: its optimizer and clipping look for other packages on the disk
         # at every step, and its unwrapping imports torch's compiler.
-        self.bare = model.to(hardware.device)
+        self.model.to(hardware.device)
         self.rank, self.processes = hardware.shard
         alone = self.processes == 1
-        _sparse_gradients(model, hardware.device.type == "cpu" and alone and not settings.compile)
-        self.model: nn.Module = self.bare
+        on_cpu = hardware.device.type == "cpu"
+        _sparse_gradients(self.model, on_cpu and alone and not settings.compile)
+        self.wrapped: nn.Module = self.model
         if not alone:
-            self.model = nn.parallel.DistributedDataParallel(self.bare)
+            self.wrapped = nn.parallel.DistributedDataParallel(self.model)
         self.scaler = self.accelerator.scaler
         if settings.compile:
-            self.model = cast(nn.Module, torch.compile(self.model, mode=settings.compile))
-        self.forward = in_precision(self.model, hardware)
-        self.optimizer = AdamW(list(model.parameters()), optimizer.weight_decay, optimizer.betas)
-        self.best_weights = _weights(model)
+            self.wrapped = cast(nn.Module, torch.compile(self.wrapped, mode=settings.compile))
+        self.forward = in_precision(self.wrapped, hardware)
+        parameters = list(self.model.parameters())
+        decay, betas = self.optimizer.weight_decay, self.optimizer.betas
+        self.adamw = AdamW(parameters, decay, betas)
+        self.best_weights = _weights(self.model)
         self.progress = Progress()
         self.pending: list[Tensor] = []
         """Losses on the device, of the steps since the last point; reading one waits for it."""
@@ -171,15 +136,42 @@ class _Loop:
         shown = hardware.leads and sys.stderr.isatty()
         self.bar = tqdm(total=self.total, unit="step", disable=not shown)
 
+    def fit(self) -> Progress:
+        """Train.
+
+        Raises:
+            PipelineError: a loss is not finite, the device is out of memory, or
+                `settings.monitor` is no score.
+            Interrupted: SIGTERM or Ctrl-C; the state is saved.
+        """
+        self.restore()
+        progress = self.progress
+        with self.bar, interrupts.deferred():
+            # A training stopped after the last step of an epoch has that epoch's end still to do.
+            while (progress.step < self.total or progress.batch) and not self.out_of_patience():
+                started, first_step = time.perf_counter(), progress.step
+                try:
+                    self.run_epoch()
+                    seconds = time.perf_counter() - started
+                    scores = self.score()
+                except (RuntimeError, MemoryError) as error:
+                    if explained := explain_failure(error, self.train.batch_size, self.hardware):
+                        raise explained from error
+                    raise
+                self.end_epoch(scores, seconds, first_step)
+                self.save()
+        self.take_best_weights()
+        return progress
+
     def learning_rate(self, step: int) -> float:
         """The learning rate of optimizer step `step`, counted from 0."""
         settings = self.settings
-        return self.peak * schedule(step, self.total, settings.schedule, settings.warmup)
+        return self.optimizer.lr * schedule(step, self.total, settings.schedule, settings.warmup)
 
     def run_epoch(self) -> None:
         """Do the optimizer steps that the current epoch still has."""
         progress, settings = self.progress, self.settings
-        self.model.train()
+        self.wrapped.train()
         batches = self.train.epoch(progress.epoch, progress.batch)
         end = min(self.total, (progress.epoch + 1) * self.steps_per_epoch)
         while progress.step < end:
@@ -202,7 +194,7 @@ class _Loop:
     def step(self, batches: Iterator[Batch]) -> Tensor:
         """One optimizer step over `accumulate` batches; returns its mean loss, on the device."""
         step, accelerator = self.progress.step, self.accelerator
-        self.optimizer.lr = self.learning_rate(step)
+        self.adamw.lr = self.learning_rate(step)
         parts = [next(batches) for _ in range(self.settings.accumulate)]
         total = sum(batch.whole for batch in parts)
         losses = []
@@ -213,17 +205,17 @@ class _Loop:
             share = batch.weight * self.processes / total
             # Data-parallel processes exchange gradients once per step, not once per batch.
             last = micro == len(parts) - 1
-            with nullcontext() if last else accelerator.no_sync(self.model):
+            with nullcontext() if last else accelerator.no_sync(self.wrapped):
                 loss = self.task.loss(self.forward, batch, self.settings)
                 loss = loss if share == 1 else loss * share
                 (self.scaler.scale(loss) if self.scaler else loss).backward()
             losses.append(loss.detach())
         if self.scaler:
-            self.scaler.step(self.optimizer, self.settings.clip_norm)
+            self.scaler.step(self.adamw, self.settings.clip_norm)
             self.scaler.update()
         else:
-            self.optimizer.step(self.settings.clip_norm)
-        self.optimizer.zero_grad()
+            self.adamw.step(self.settings.clip_norm)
+        self.adamw.zero_grad()
         return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
     def log_losses(self) -> None:
@@ -251,9 +243,9 @@ class _Loop:
             self.progress.losses += losses.tolist()
             self.pending.clear()
 
-    def score(self, validation: Batches) -> dict[str, float]:
-        """The task's scores on a split; every process goes by the first one's."""
-        scores = score(self.bare, validation, self.task, self.settings, self.hardware)
+    def score(self) -> dict[str, float]:
+        """The task's scores on the validation split; every process goes by the first one's."""
+        scores = score(self.model, self.validation, self.task, self.settings, self.hardware)
         if self.processes > 1:
             values = list(scores.values())
             shared = torch.tensor(values, dtype=torch.float64, device=self.hardware.device)
@@ -279,10 +271,10 @@ class _Loop:
                 f"training.monitor is {settings.monitor!r}; the scores are {', '.join(scores)}"
             )
         value = scores[settings.monitor]
-        value = -value if settings.monitor in settings.falling else value
+        value = -value if settings.monitor in self.falling else value
         if value > progress.best:
             progress.best, progress.best_step, progress.stale = value, progress.step, 0
-            self.best_weights = _weights(self.bare)
+            self.best_weights = _weights(self.model)
         else:
             progress.stale += 1
         batches = (progress.step - first_step) * settings.accumulate
@@ -317,12 +309,12 @@ class _Loop:
         self.saved_at = time.monotonic()
         if not self.hardware.leads:
             return
-        weights, scaler = self.bare.state_dict(), self.scaler
+        weights, scaler = self.model.state_dict(), self.scaler
         best_is_current = self.progress.best_step == self.progress.step
         state = {
             "progress": asdict(self.progress),
             "model": weights,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.adamw.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
             # torch.save stores tensors that occur twice once
             "best": weights if best_is_current else self.best_weights,
@@ -335,8 +327,8 @@ class _Loop:
         if state is None:
             return
         self.progress = Progress(**state["progress"])
-        self.bare.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.model.load_state_dict(state["model"])
+        self.adamw.load_state_dict(state["optimizer"])
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
         self.best_weights = state["best"]
@@ -345,7 +337,7 @@ class _Loop:
 
     def take_best_weights(self) -> None:
         """Leave the model as the best epoch left it."""
-        self.bare.load_state_dict(self.best_weights)
+        self.model.load_state_dict(self.best_weights)
 
 
 def schedule(step: int, total: int, kind: str, warmup: float) -> float:

@@ -15,7 +15,7 @@ from pipeline.prepared import SplitName, read_card
 from pipeline.settings import Train
 from pipeline.stage import Context, stage
 from pipeline.task import Task, find
-from pipeline.training import fit
+from pipeline.training import Loop
 
 
 def training(name: str) -> Callable[[], None]:
@@ -52,14 +52,15 @@ def train(task: Task, settings: Train, context: Context) -> float:
 
     def log(metrics: dict[str, float], step: int) -> None:
         run.metrics(metrics, step)
-        if "validation/loss" in metrics:  # the end of an epoch
+        if "time/epoch_seconds" in metrics:
             run.sync()
 
-    progress = fit(
+    progress = Loop(
         net.module,
         train,
         validation,
         task=task.model,
+        falling=task.about.falling,
         settings=settings.training,
         optimizer=settings.optimizer,
         hardware=hardware,
@@ -67,9 +68,9 @@ def train(task: Task, settings: Train, context: Context) -> float:
         checkpoints=context.checkpoints,
         log=log,
         max_steps=settings.profile.max_steps,
-    )
+    ).fit()
     monitor = settings.training.monitor
-    best = -progress.best if monitor in settings.training.falling else progress.best
+    best = -progress.best if monitor in task.about.falling else progress.best
     if not hardware.leads:
         return progress.best
     run.metrics({f"validation/best_{monitor}": best}, progress.step)

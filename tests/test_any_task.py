@@ -1,6 +1,7 @@
 """What all tasks share asks for nothing that only classifiers have."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from pipeline.evaluation.learning import learning
 from pipeline.evaluation.page import FINDINGS, Page
 from pipeline.figures.style import look
 from pipeline.hardware import configure
-from pipeline.report.numbers import seeds
+from pipeline.report.numbers import headline, seeds
 from pipeline.settings import (
     Evaluate,
     Optimizer,
@@ -33,7 +34,7 @@ from pipeline.settings import (
 from pipeline.task import About, tasks, with_parts
 from pipeline.tracking.parents import _row
 from pipeline.tracking.provenance import described
-from pipeline.training import fit
+from pipeline.training import Loop
 
 ABOUT = About(
     data="table", model="mlp", stage="train_mlp", title="MLP", registered="r", headline="r2",
@@ -51,6 +52,21 @@ def test_the_learning_curves_of_a_score_that_is_no_share(tmp_path):
     (figure,) = json.loads((tmp_path / "figures.json").read_text())
     assert "Validation r2 is best after epoch 2 of 2: 0.25." in figure["text"]
     assert (tmp_path / "learning_curves.png").stat().st_size
+
+
+def test_a_headline_that_falls_is_best_where_it_is_lowest(tmp_path):
+    """Of a task whose scores have no loss."""
+    about = replace(ABOUT, headline="rmse", falling=frozenset({"rmse"}))
+    row = {"epoch": "1", "lr": "0.1", "train_loss": "-30", "validation_rmse": "2.5"}
+    page = Page(tmp_path)
+    with look():
+        learning(page, [row, {**row, "epoch": "2", "validation_rmse": "3"}], "mlp", about, "nats")
+    page.close()
+    (figure,) = json.loads((tmp_path / "figures.json").read_text())
+    assert "Validation rmse is best after epoch 1 of 2: 2.5." in figure["text"]
+    rules = {"baseline/mean/rmse": 4.0, "baseline/mean/gain": 1.5}
+    rules |= {"baseline/nearest/rmse": 3.0, "baseline/nearest/gain": 0.5}
+    assert headline(rules, about) == ("nearest", 3.0, 0.5)
 
 
 def test_a_data_report_without_findings_can_be_replaced_and_read(tmp_path):
@@ -85,11 +101,11 @@ def test_a_monitor_that_is_no_score_is_said(tmp_path):
         score=lambda module, batches, _: {"loss": 1.0, "r2": 0.5},
     )
     with pytest.raises(PipelineError, match=r"^training\.monitor is 'r3'; the scores are loss, r2"):
-        fit(
+        Loop(
             nn.Linear(2, 2), batches, batches, task=task, settings=loop, hardware=hardware, seed=0,
             optimizer=Optimizer(lr=0.1, weight_decay=0, betas=[0.9, 0.9]),
             checkpoints=Checkpoints(tmp_path), log=lambda *_: None,
-        )  # fmt: skip
+        ).fit()  # fmt: skip
 
 
 def test_a_repetition_that_counts_no_equal_answers(tmp_path):

@@ -21,11 +21,11 @@ TIMED = ("time/", "memory/", "system/")
 PLACES = {
     "half a checkpoint": "torch._C:PyTorchFileWriter.write_record:before:7",
     "a checkpoint without its name": "pipeline.checkpoint:digest:before:1",
-    "in an epoch": "pipeline.training:_Loop.step:after:20",
+    "in an epoch": "pipeline.training:Loop.step:after:20",
     "in validation": "pipeline.training:score:before:1",
-    "between epochs": "pipeline.training:_Loop.end_epoch:after:1",
-    "with a checkpoint written": "pipeline.training:_Loop.save:after:1",
-    "after the last epoch": "pipeline.training:_Loop.take_best_weights:before:1",
+    "between epochs": "pipeline.training:Loop.end_epoch:after:1",
+    "with a checkpoint written": "pipeline.training:Loop.save:after:1",
+    "after the last epoch": "pipeline.training:Loop.take_best_weights:before:1",
     "with the curve written": "pipeline.net:save:before:1",
     "with half the model written": "pipeline.net:digest:before:1",
     "with all outputs written": "pipeline.tracking.run:Run.end:after:1",
@@ -159,7 +159,7 @@ def test_the_killed_training_is_one_run_without_gaps_or_doubled_points(
     reference = uninterrupted("rnn")
     training = Training(nursery, root, tmp_path, "rnn")
     for place in (
-        "pipeline.training:_Loop.step:after:20",
+        "pipeline.training:Loop.step:after:20",
         "pipeline.tracking.run:Run.end:after:1",
     ):
         assert training.run(kill=place).status == -signal.SIGKILL
@@ -249,7 +249,7 @@ def test_an_edited_config_starts_anew_and_says_why(nursery, root, tmp_path):
     assert plain.run(*edit).status == 0
     edited = Training(nursery, root, tmp_path / "edited", "cnn", UNTRACKED)
     first = ["optimizer.lr=0.04", "training.epochs=2"]
-    edited.run(*first, kill="pipeline.training:_Loop.save:after:1")
+    edited.run(*first, kill="pipeline.training:Loop.save:after:1")
     ended = edited.run(*edit)
     assert "is of another run (config.optimizer.lr: 0.04 → 0.03)" in ended.output
     assert "starting anew" in ended.output
@@ -263,7 +263,7 @@ def test_a_damaged_state_is_noticed_and_the_one_before_continued(
 ):
     training = Training(nursery, root, tmp_path, "cnn", UNTRACKED)
     before = training.states()
-    training.run(kill="pipeline.training:_Loop.save:after:2")
+    training.run(kill="pipeline.training:Loop.save:after:2")
     (states,) = set(training.states()) - set(before)
     newest = max(states.glob("*.pt"))
     if damage == "truncated":

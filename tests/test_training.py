@@ -21,7 +21,7 @@ from pipeline.classification.settings import ClassifierTraining
 from pipeline.errors import PipelineError
 from pipeline.hardware import configure
 from pipeline.settings import Optimizer, Profile, Stage, Tracking, Training
-from pipeline.training import fit, schedule, score
+from pipeline.training import Loop, schedule, score
 
 CPU = torch.device("cpu")
 TRAINING = ClassifierTraining(
@@ -69,7 +69,7 @@ def split(n: int, seed: int, batch_size: int = 8, shuffle: bool = False) -> Batc
 
 def train(folder: Path, hardware, model=None, log=None, data=None, **changes):
     model = model or net()
-    progress = fit(
+    progress = Loop(
         model,
         data or split(64, 1, shuffle=True, batch_size=changes.get("batch_size", 8)),
         split(40, 2),
@@ -81,7 +81,7 @@ def train(folder: Path, hardware, model=None, log=None, data=None, **changes):
         checkpoints=Checkpoints(folder),
         log=log or (lambda metrics, step: None),
         max_steps=changes.pop("max_steps", None),
-    )
+    ).fit()
     return model, progress
 
 
@@ -193,12 +193,12 @@ def test_a_sparse_gradient_trains_and_resumes_as_a_dense_one(
         model, data = words()
         if stop_at:
             data = interrupt_after(stop_at, data, accumulate, monkeypatch)
-        fit(
+        Loop(
             model, data, words()[1], task=classifier,
             settings=TRAINING.model_copy(update={"accumulate": accumulate}), optimizer=OPTIMIZER,
             hardware=hardware, seed=5, checkpoints=Checkpoints(tmp_path / folder),
             log=lambda metrics, step: None,
-        )  # fmt: skip
+        ).fit()  # fmt: skip
         assert model[0].sparse == (sparse_from <= 50)
         return model
 
@@ -351,12 +351,12 @@ def determination(module, batches, settings):
 
 def train_line(folder: Path, hardware, size=8, model=None, score=determination, **changes):
     model, logged = model or Line(), Logged()
-    progress = fit(
+    progress = Loop(
         model, rows(48, size), rows(20, 20, shuffle=False),
         task=SimpleNamespace(loss=squares, score=score),
         settings=LINEAR.model_copy(update=changes), optimizer=OPTIMIZER, hardware=hardware, seed=5,
         checkpoints=Checkpoints(folder), log=logged,
-    )  # fmt: skip
+    ).fit()  # fmt: skip
     return model, progress, logged.points
 
 

@@ -14,7 +14,7 @@ from pipeline.batches import Batches, Ragged
 from pipeline.checkpoint import Checkpoints
 from pipeline.hardware import Hardware, configure
 from pipeline.task import find, tasks
-from pipeline.training import _Loop, _sparse_gradients
+from pipeline.training import Loop, _sparse_gradients
 from tests.models.presets import fused_attention, preset
 from tests.test_training import OPTIMIZER, STAGE, TRAINING
 
@@ -81,12 +81,12 @@ def sentences(device: torch.device) -> tuple[nets.Net, Batches]:
     return net("transformer", "minilm"), batches(device, inputs, lengths=lengths)
 
 
-def loop_of(make: Make, hardware: Hardware) -> _Loop:
+def loop_of(make: Make, hardware: Hardware) -> Loop:
     nowhere = Checkpoints(None)  # type: ignore[arg-type]
     made, train = make(hardware.device)
-    return _Loop(
-        made.module, train, made.task.model, TRAINING, OPTIMIZER, hardware, 0, nowhere,
-        lambda metrics, step: None, None,
+    return Loop(
+        made.module, train, train, made.task.model, TRAINING, OPTIMIZER, hardware, 0, nowhere,
+        lambda metrics, step: None,
     )  # fmt: skip
 
 
@@ -134,15 +134,15 @@ def test_a_step_asks_for_no_value(make, precision, monkeypatch):
     """On a CPU, with what a GPU has: fused attention, dense gradients, fp16's scaler."""
     fused_attention(monkeypatch)
     loop = loop_of(make, configure(STAGE.model_copy(update={"precision": "bf16"})))
-    _sparse_gradients(loop.bare, False)
+    _sparse_gradients(loop.model, False)
     if precision == "fp16":
         loop.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
-    before = [p.detach().clone() for p in loop.bare.parameters()]
+    before = [p.detach().clone() for p in loop.model.parameters()]
     batches = list(loop.train.epoch(0))[:4]
     with NothingIsFetched():
         losses = [loop.step(iter([batch])) for batch in batches]
     assert torch.isfinite(torch.stack(losses)).all()
-    moved = zip(before, loop.bare.parameters(), strict=True)
+    moved = zip(before, loop.model.parameters(), strict=True)
     assert sum(not torch.equal(a, b) for a, b in moved) > 0.9 * len(before)
 
 

@@ -25,17 +25,17 @@ def learning(
     if not curve:
         return
     scores = [float(row[f"validation_{about.headline}"]) for row in curve]
-    best = int(np.argmax(scores))
+    best = int(np.argmin(scores) if about.headline in about.falling else np.argmax(scores))
     value = written(scores[best], about.unit)
     page.figure(
         "learning_curves",
         curves.learning_curves(
-            curve, about.headline, about.unit, loss_unit, f"{name}: learning curves"
+            curve, about.headline, best, about.unit, loss_unit, f"{name}: learning curves"
         ),
         title="Learning curves",
         text=f"Validation {about.headline} is best after epoch {curve[best]['epoch']} of "
-        f"{len(curve)}: {value}. Training and validation loss that part company show "
-        "memorising; both still falling at the end ask for more epochs.",
+        f"{len(curve)}: {value}. A training loss that parts company with what validation says "
+        "shows memorising; both still improving at the end ask for more epochs.",
         alt=f"Loss, validation {about.headline} and learning rate over {len(curve)} epochs; best "
         f"validation {about.headline} {value}.",
     )

@@ -39,12 +39,13 @@ class Reliability(NamedTuple):
 
 @drawn
 def learning_curves(
-    rows: Sequence[Mapping[str, str]], score: str, unit: str, loss_unit: str, title: str
+    rows: Sequence[Mapping[str, str]], score: str, best: int, unit: str, loss_unit: str, title: str
 ) -> "Figure":
     """Loss, a validation score and the learning rate by epoch.
 
-    `rows` are those of a training stage's table: epoch, train_loss, validation_loss,
-    validation_<score>, lr. `unit` is the score's, `share` or `number`.
+    `rows` are those of a training stage's table: epoch, train_loss, validation_<score>, lr, and
+    validation_loss where the task has one; in row `best` the score is best. `unit` is the score's,
+    `share` or `number`.
     """
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -56,15 +57,15 @@ def learning_curves(
     loss, scores, rate = figure.subplots(1, 3)
     epoch, heldout = column("epoch"), column(f"validation_{score}")
     loss.plot(epoch, column("train_loss"), color=BLUE, marker="o", label="training")
-    loss.plot(
-        epoch, column("validation_loss"), color=ORANGE, marker="s", ls="--", label="validation"
-    )
+    if "validation_loss" in rows[0]:
+        loss.plot(
+            epoch, column("validation_loss"), color=ORANGE, marker="s", ls="--", label="validation"
+        )
     loss.set_title("Loss")
     loss.set_ylabel(loss_unit)
-    loss.set_ylim(bottom=0)
+    loss.set_ylim(bottom=min(0, loss.get_ylim()[0]))
     loss.legend()
     scores.plot(epoch, heldout, color=GREEN, marker="^")
-    best = int(heldout.argmax())
     scores.plot(epoch[best], heldout[best], "o", ms=11, mfc="none", mec=AMBER, mew=1.6)
     scores.set_title(f"Validation {score}, best {written(heldout[best], unit)}")
     if unit == "share":

@@ -101,7 +101,7 @@ def _model(name: str, folder: Path, sources: Sources, beside: Path) -> dict[str,
         measure = Measure(about.headline, about.unit)
         value = numbers[about.headline]
         repeated = seeds(sources.metrics, name, measure.name, value, sources.seeds)
-        rival = headline(numbers, measure.name)
+        rival = headline(numbers, about)
         columns = {
             f"Test {measure.name}": measure.value(value),
             "95% interval": measure.interval(numbers),

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from pipeline.errors import PipelineError
 from pipeline.files import read_json
-from pipeline.task import find
+from pipeline.task import About, find
 
 BASELINE = "baseline/"
 DEPTHS = ("early", "middle", "late")
@@ -87,8 +87,9 @@ class Headline(NamedTuple):
     gain: float | None
 
 
-def headline(numbers: dict[str, float], metric: str) -> Headline:
-    """The baseline with the best `metric`, and the gain over it."""
+def headline(numbers: dict[str, float], about: About) -> Headline:
+    """The baseline whose headline is best, and the gain over it."""
+    metric = about.headline
     found = {
         name.removeprefix(BASELINE).removesuffix(f"/{metric}"): value
         for name, value in numbers.items()
@@ -96,7 +97,7 @@ def headline(numbers: dict[str, float], metric: str) -> Headline:
     }
     if not found:
         return Headline(None, None, None)
-    best = max(found, key=lambda name: found[name])
+    best = (min if metric in about.falling else max)(found, key=lambda name: found[name])
     return Headline(best, found[best], numbers[f"{BASELINE}{best}/gain"])
 
 

@@ -20,7 +20,7 @@ from pipeline.machine import NUMERICS
 from pipeline.prepared import read_card
 from pipeline.settings import Optimizer, Profile, Stage, Tracking
 from pipeline.task import Task, find, tasks
-from pipeline.training import fit
+from pipeline.training import Loop
 from tests.models.presets import preset
 
 FOLDER = Path(__file__).parent
@@ -58,7 +58,7 @@ def train(model: str, precision: str, data: Path) -> dict[str, Any]:
         task = find(model=model)
         net, batches = _build(task, data / task.about.data)
         with tempfile.TemporaryDirectory() as states:
-            fit(
+            Loop(
                 net.module,
                 *batches,
                 task=task.model,
@@ -75,7 +75,7 @@ def train(model: str, precision: str, data: Path) -> dict[str, Any]:
                     value for name, value in metrics.items() if name == "train/loss"
                 ),
                 max_steps=STEPS,
-            )  # fmt: skip
+            ).fit()  # fmt: skip
         facts = card(hardware)
     finally:
         torch.set_num_threads(before)

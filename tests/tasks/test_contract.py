@@ -71,7 +71,7 @@ class House:
 
     def fit(self, one: net.Net, states: Path, log: Callable[..., None] = lambda *_: None) -> Any:
         asked = self.train.training.model_copy(update={"log_every": 1, "save_minutes": 1e-9})
-        return training.fit(
+        return training.Loop(
             one.module,
             self.load("train", one, shuffle=True, seed=0),
             self.load("validation", one),
@@ -83,7 +83,7 @@ class House:
             checkpoints=Checkpoints(states),
             log=log,
             max_steps=STEPS,
-        )
+        ).fit()
 
     def score(self, one: net.Net) -> dict[str, float]:
         batches = self.load("train", one)
