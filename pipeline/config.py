@@ -24,7 +24,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from pipeline import hydra_guard, yaml_files
@@ -86,9 +86,10 @@ def main(stage: str, schema: type[S], task: Callable[[S, Written], Any]) -> None
         read_conf()
         arguments = sys.argv[1:]
         command_line = hydra_guard.overrides_of(arguments)
-        chosen = _without(overrides(stage, schema), command_line)
+        chosen = _without(overrides(stage), command_line)
         at = arguments.index(command_line[0]) if command_line else len(arguments)
-        sys.argv[1:] = [*arguments[:at], *chosen, *arguments[at:]]
+        given = [_forced(one) if one in command_line else one for one in arguments[at:]]
+        sys.argv[1:] = [*arguments[:at], *map(_forced, chosen), *given]
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=stage)(job)()
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, RecursionError) as error:
         fail(environment.conceal(explain(error, stage, schema, command_line)))
@@ -102,7 +103,7 @@ def fail(message: str) -> typing.NoReturn:
     raise SystemExit(1)
 
 
-def overrides(stage: str, schema: type[BaseModel]) -> list[str]:
+def overrides(stage: str) -> list[str]:
     """The sections `common` and `stage` of params.yaml as Hydra overrides.
 
     A plain value under a group's name chooses a file of that group; anything else sets a value.
@@ -110,7 +111,7 @@ def overrides(stage: str, schema: type[BaseModel]) -> list[str]:
 
     Raises:
         PipelineError: params.yaml or conf/<stage>.yaml is missing, or params.yaml can't be read or
-            has a section, key or kind of value that no stage reads.
+            has a section or kind of value that no stage reads.
     """
     for file in (PARAMS, CONF / f"{stage}.yaml"):
         if not file.exists():
@@ -130,20 +131,13 @@ def overrides(stage: str, schema: type[BaseModel]) -> list[str]:
     found: dict[str, str] = {}
     for section in ("common", stage):
         for key, value in _leaves(params.get(section) or {}, section):
-            path = key.split(".")
-            if not known(path, schema):
-                fault = unknown(path, schema, f"{stage}.")
-            elif not _may_choose(key, value):
-                fault = _no_choice(key, value)
-            else:
-                try:
-                    found[key] = f"{key}={_literal(value)}"
-                    continue
-                except TypeError as error:
-                    fault = str(error)
-            raise PipelineError(
-                f"{section}.{key} ({yaml_files.where(PARAMS, [section, *path])}) {fault}"
-            )
+            try:
+                if not _may_choose(key, value):
+                    raise TypeError(_no_choice(key, value))
+                found[key] = f"{key}={_literal(value)}"
+            except TypeError as error:
+                where = yaml_files.where(PARAMS, [section, *key.split(".")])
+                raise PipelineError(f"{section}.{key} ({where}) {error}") from None
     return list(found.values())
 
 
@@ -183,11 +177,18 @@ def check(
             path.append(str(first["loc"][-1]))
         elif kind in ("union_tag_not_found", "union_tag_invalid"):
             path.append(first["ctx"]["discriminator"].strip("'"))
-        place = "{} ({})".format(*_origin(path, stage, argv, choices))
+        key, where = _origin(path, stage, argv, choices)
+        place = f"{key} ({where})"
         if kind == "extra_forbidden":
-            raise PipelineError(f"{place} {unknown(path, schema)}") from None
+            section = f"{stage}." if where.startswith(PARAMS.name) else ""
+            raise PipelineError(f"{place} {unknown(path, schema, section)}") from None
         if kind in ("missing", "union_tag_not_found"):
-            raise PipelineError(f"{place} is missing; give it a value") from None
+            setting = ".".join(path)
+            if not _is_group(path[0]):
+                setting = f"{_section(setting, stage)}.{setting} in {PARAMS.name} or {setting}"
+            raise PipelineError(
+                f"{place} has no value; set {setting} on the command line"
+            ) from None
         at = next((at for at in references if path[: len(at)] == [*map(str, at)]), None)
         if kind == "union_tag_invalid":
             tag = references[at] if at else first["ctx"]["tag"]
@@ -233,15 +234,9 @@ def explain(
         key, names = found[1], ", ".join(_choices(found[1]))
         setting = f"{_section(key, stage)}.{key}"
         return f"{place(key)} is not chosen; set {setting} in params.yaml to one of: {names}"
-    if found := re.search(r"Error merging override ([^=\s]+)=", text):
+    if found := re.search(r"Error merging override \+*([^=\s]+)=", text):
         reason = str(error.__cause__).partition("\n")[0]
         return f"{place(found[1])} is malformed: {reason}; correct it"
-    if full_key and isinstance(error, MissingMandatoryValue):
-        setting = f"{_section(_steps(full_key)[0], stage)}.{full_key}"
-        return (
-            f"{place(full_key)} has no value; set {setting} in params.yaml "
-            f"or {full_key} on the command line"
-        )
     if full_key:
         reason = text.partition("\n")[0]
         return f"{place(full_key)} has no value: {reason}; correct the ${{…}} or what it refers to"
@@ -273,7 +268,7 @@ def _output(path: str) -> str:
 
 def _section(key: str, stage: str) -> str:
     """The section of params.yaml that a setting belongs in."""
-    return "common" if key in Stage.model_fields else stage
+    return "common" if key.partition(".")[0] in Stage.model_fields else stage
 
 
 def _choices(group: str) -> list[str]:
@@ -281,9 +276,20 @@ def _choices(group: str) -> list[str]:
     return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
 
 
+def _forced(override: str) -> str:
+    """Set a value whether or not conf/ has the key, so that the schema speaks of unknown ones."""
+    key = override.partition("=")[0]
+    plain = key[:1] not in "+~" and not key.startswith("hydra") and not _is_group(key)
+    return f"++{override}" if plain else override
+
+
+def _is_group(key: str) -> bool:
+    return "/" in key or "@" in key or (CONF / key).is_dir()
+
+
 def _may_choose(key: str, value: Any) -> bool:
     """Whether `value` may name a file of the group `key`; what is no group may have any value."""
-    if "/" not in key and key not in (path.name for path in CONF.iterdir() if path.is_dir()):
+    if not _is_group(key):
         return True
     return isinstance(value, Glob) or (isinstance(value, str) and "${" not in value)
 

@@ -32,15 +32,21 @@ class Environment:
     def resolve(self, config: DictConfig) -> tuple[dict[str, Any], References]:
         """The values of a config; and, for the keys that depend on a variable, what it says there.
 
+        Keys without a value, `???`, are left out.
+
         Raises:
-            OmegaConfBaseException: a value is missing, or refers to what is not there.
+            OmegaConfBaseException: a value refers to what is not there.
         """
         references: References = {}
+
+        def items(parent: DictConfig, written: dict[Any, Any], path: Any) -> dict[Any, Any]:
+            there = {k: one for k, one in written.items() if not OmegaConf.is_missing(parent, k)}
+            return {k: value(parent, k, inner, (*path, k)) for k, inner in there.items()}
 
         def value(parent: DictConfig | ListConfig, key: Any, written: Any, path: Any) -> Any:
             taken, found = self._taken, parent[key]
             if isinstance(written, dict):
-                return {k: value(found, k, inner, (*path, k)) for k, inner in written.items()}
+                return items(found, written, path)
             if isinstance(written, list):
                 return [value(found, i, inner, (*path, i)) for i, inner in enumerate(written)]
             if OmegaConf.is_config(found):  # `${…}` of a whole section
@@ -50,7 +56,7 @@ class Environment:
             return found
 
         written: Any = OmegaConf.to_container(config)
-        return {k: value(config, k, inner, (k,)) for k, inner in written.items()}, references
+        return items(config, written, ()), references
 
     def conceal(self, text: str) -> str:
         """The text with references in the place of the values."""

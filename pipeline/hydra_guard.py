@@ -53,7 +53,8 @@ def overrides_of(arguments: list[str]) -> list[str]:
                 f"--{flag.replace('_', '-')} (command line) runs code or reads config that is not "
                 "in conf/; leave it out"
             )
-    overrides: list[str] = parsed.overrides
+    # those of a shell's completion say what to do with it
+    overrides: list[str] = [] if parsed.shell_completion else parsed.overrides
     for one in overrides:  # before Hydra's parser, which goes down a level for each bracket
         levels = accumulate((c in "([{") - (c in ")]}") for c in one)
         if len(one) > LENGTH or max(levels, default=0) > DEPTH:

@@ -83,7 +83,8 @@ class SettingsModule(Protocol):
     Train: "type[Train]"
     """Of the training stage; the field named `ABOUT.model` holds a `Model`."""
     Parts: type[BaseModel]
-    """Switches and sizes of the evaluation's parts."""
+    """Switches and sizes of the evaluation's parts; `conf/evaluate.yaml` need not name one that has
+    a default."""
 
 
 class PrepareModule(Protocol):

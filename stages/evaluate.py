@@ -26,6 +26,9 @@ def main(settings: Evaluate, context: Context) -> float:
     about, show = net.task.about, net.task.show
     run.input(data, name="data", context="testing")
     run.input(weights, name="model")
+    own = net.task.settings.Parts
+    chosen = settings.parts.model_dump(include=set(own.model_fields), exclude_unset=True)
+    settings = settings.model_copy(update={"parts": own.model_validate(chosen)})
     study = show.study(net, settings, context.hardware, _rows(Path(settings.curve)))
     with new_directory(Path(settings.plots), "predictions.parquet") as folder, look():
         numbers = fill(folder, show.PARTS, study, settings.parts)
