@@ -216,7 +216,7 @@ def _place(path: Path) -> Path:
 def _digest_of_code(task: str) -> str:
     """sha256 of the modules that decide what a training of this task computes."""
     package = config.ROOT / "pipeline"
-    apart = {"evaluation", "figures", "report", "tracking"}
+    apart = {"evaluation", "figures", "report", "reproduce", "tracking"}
     after = {"prepare.py", "data_report.py", "show.py", "damage.py"}
     sources = []
     for file in sorted(package.rglob("*.py")):

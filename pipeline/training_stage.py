@@ -103,7 +103,7 @@ def _written(net: nets.Net, context: Context) -> nets.Net:
 def shipped(task: Task, folder: Path) -> Path:
     """The part of this package that a served model needs, copied into a folder."""
     package = Path(__file__).parent
-    apart = {"evaluation", "figures", "report", "tracking", "__pycache__"}
+    apart = {"evaluation", "figures", "report", "reproduce", "tracking", "__pycache__"}
     apart |= {other.name for other in (package / "tasks").iterdir() if other.name != task.name}
 
     def ignored(_place: str, names: list[str]) -> set[str]:

@@ -12,7 +12,6 @@ import yaml
 from omegaconf import OmegaConf
 from torch import nn
 
-from pipeline import reproduce
 from pipeline.batches import Batches
 from pipeline.checkpoint import Checkpoints
 from pipeline.environment import register_tasks
@@ -22,6 +21,7 @@ from pipeline.evaluation.page import FINDINGS, Page
 from pipeline.figures.style import look
 from pipeline.hardware import configure
 from pipeline.report.numbers import headline, seeds
+from pipeline.reproduce import restore
 from pipeline.settings import (
     Evaluate,
     Optimizer,
@@ -155,12 +155,12 @@ def test_a_config_that_asks_for_the_tasks_resolves_in_place():
 def test_a_repeated_stage_composes_its_config_and_no_group(tmp_path, monkeypatch):
     """The config that was recorded has all values; a group that nobody chose would be missed."""
     shown = []
-    monkeypatch.setattr(reproduce, "_python", lambda *a, **_: shown.append(a) or _Ended())
+    monkeypatch.setattr(restore, "_python", lambda *a, **_: shown.append(a) or _Ended())
     conf = tmp_path / "conf"
     conf.mkdir()
     for file in ("base.yaml", "prepare.yaml"):
         (conf / file).write_text(Path("conf", file).read_text())
-    reproduce._run_stage("prepare", {"seed": 1}, tmp_path, "sqlite:///x")
+    restore._run_stage("prepare", {"seed": 1}, tmp_path, "sqlite:///x")
     written = yaml.safe_load((conf / "prepare.yaml").read_text())
     assert written["defaults"] == ["base", {"override hydra/job_logging": "none"}, "_self_"]
     assert shown[0][2] == "stages.prepare"

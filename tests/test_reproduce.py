@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import compare, reproduce
-from pipeline.compare import Result
 from pipeline.errors import PipelineError
+from pipeline.reproduce import restore, verdict
+from pipeline.reproduce.__main__ import main, reproduce
+from pipeline.reproduce.verdict import Result
 from pipeline.tracking.reader import Reader
 from pipeline.tracking.store import Store
 from tests.conftest import copy_of_the_repository, run
@@ -50,7 +51,7 @@ def start(repository: Path, *command: str, **variables: str) -> None:
 
 def answer(run_id: str, capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:
     """Exit status and last line of `make reproduce`, its output before that checked to be clean."""
-    status = reproduce.main([run_id])
+    status = main([run_id])
     out, err = capfd.readouterr()
     return status, (out + err).splitlines()[-1]
 
@@ -93,7 +94,7 @@ def test_a_run_that_does_not_wait_for_the_store(repository, capfd):
     start(repository, "python", "-m", "pipeline.tracking", "sync")
     run_id = latest(repository, "train_rnn")
     points = sum(map(len, Reader().series(run_id).values()))
-    assert reproduce.main([run_id]) == 0
+    assert main([run_id]) == 0
     said = capfd.readouterr().out.splitlines()[-1]
     assert said == f"identical: the outputs and {points} points of metrics are equal to the bit"
 
@@ -113,7 +114,7 @@ def test_a_training_by_dvc_repro_with_its_data_in_dvcs_cache_only(repository, ca
     start(repository, "git", "commit", "-qm", "lock")
     start(repository, "dvc", "repro", "-f", "-s", "train_rnn")
     shutil.rmtree(repository / "data/audio")
-    status = reproduce.main([latest(repository, "train_rnn")])
+    status = main([latest(repository, "train_rnn")])
     out = capfd.readouterr().out
     assert "data/audio: DVC has it" in out
     assert status == 0
@@ -127,7 +128,7 @@ def test_a_training_whose_data_is_nowhere_makes_it_again(repository, capfd):
     cache = repository / ".dvc/cache"
     cache.rename(repository / "away")
     try:
-        status = reproduce.main([latest(repository, "train_rnn")])
+        status = main([latest(repository, "train_rnn")])
     finally:
         (repository / "away").rename(cache)
     out = capfd.readouterr().out
@@ -169,15 +170,15 @@ def test_an_evaluation(repository, capfd):
 def test_another_thread_count_is_told_as_the_reason(repository, capfd, monkeypatch):
     start(repository, "python", "-m", "stages.train_rnn", "threads=1")
     run_id = latest(repository, "train_rnn")
-    restored = reproduce._restored
+    restored = restore._restored
 
     def other(before):
         config, reasons = restored(before)
         return {**config, "threads": 2}, reasons
 
-    monkeypatch.setattr(reproduce, "_restored", other)
+    monkeypatch.setattr(restore, "_restored", other)
     shutil.rmtree(repository / "models/rnn")  # its weights are on the store only
-    result = reproduce.reproduce(run_id)
+    result = reproduce(run_id)
     capfd.readouterr()
     assert result.verdict == "within tolerance"
     assert result.same_bytes is False
@@ -199,13 +200,13 @@ def test_a_repetition_whose_records_are_pending_is_not_compared(tmp_path, monkey
     )
     monkeypatch.setenv("PYTHONSAFEPATH", "1")
     with pytest.raises(PipelineError, match=r"does not have all .*\(0 run\(s\) sent, 1 pending\)"):
-        reproduce._run_stage("prepare", {}, tmp_path, "sqlite:///none.db")
+        restore._run_stage("prepare", {}, tmp_path, "sqlite:///none.db")
 
 
 class TestAnswers:
     def compared(self, before, after) -> Result:
         result = Result(same_bytes=None)
-        compare._compare_series({"train/loss": before}, {"train/loss": after}, result)
+        verdict._compare_series({"train/loss": before}, {"train/loss": after}, result)
         return result
 
     def test_equal_points_are_identical_also_where_they_are_nan(self):
@@ -254,7 +255,7 @@ class TestAnswers:
     def test_metrics_of_one_run_only_are_named_and_not_compared(self):
         result = Result(same_bytes=None)
         ours = {"train/loss": [(1, 0.5)], "test/accuracy": [(0, 0.9)]}
-        compare._compare_series(ours, {"train/loss": [(1, 0.5)]}, result)
+        verdict._compare_series(ours, {"train/loss": [(1, 0.5)]}, result)
         assert str(result) == (
             "identical: 1 points of metrics are equal to the bit; not compared: only one of the "
             "two has test/accuracy"
@@ -277,7 +278,7 @@ class TestAnswers:
 
 class TestErrors:
     def line(self, run_id, capfd) -> str:
-        assert reproduce.main([run_id]) == 1
+        assert main([run_id]) == 1
         (line,) = capfd.readouterr().err.splitlines()
         return line
 
@@ -285,7 +286,7 @@ class TestErrors:
         assert "error: run 0123 is not on sqlite:" in self.line("0123", capfd)
 
     def test_without_a_run_id_it_says_how_to_call_it(self, capfd):
-        assert reproduce.main([]) == 2
+        assert main([]) == 2
         assert "python -m pipeline.reproduce <MLflow run id>" in capfd.readouterr().err
 
     def test_a_run_that_failed_can_not_be_compared(self, repository, capfd):

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import reproduce
 from pipeline.errors import PipelineError
 from pipeline.files import digest, new_directory, new_file
+from pipeline.reproduce import restore, worktree
 from pipeline.tracking.reader import Reader, Recorded
 from tests.conftest import copy_of_the_repository, run
 from tests.workspace import BARE, QUICK, workspace
@@ -122,14 +122,14 @@ def repeated(place: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], di
                     for file, text in CONTENT.items():
                         (new / file).write_text(text)
 
-    monkeypatch.setattr(reproduce, "_run_stage", stage)
-    monkeypatch.setattr(reproduce, "Reader", Store)
+    monkeypatch.setattr(restore, "_run_stage", stage)
+    monkeypatch.setattr(restore, "Reader", Store)
 
     def repeat(run_id: str) -> dict[str, Any]:
         folder = place.parent / f"{place.name}-temporary"
         folder.mkdir()
         try:
-            with reproduce.again(RUNS[run_id], Store(), folder) as done:
+            with restore.again(RUNS[run_id], Store(), folder) as done:
                 assert done.config == configs[run_id]
                 return configs[run_id]
         finally:
@@ -277,13 +277,13 @@ def test_what_is_inside_or_freed_never_leads_out(folders, links, root, steps):
             return {**found, "tree": tree.is_dir() and not tree.is_symlink()}
 
         before = outside()
-        if reproduce.inside(tree, path):
+        if worktree.inside(tree, path):
             with contextlib.suppress(OSError):  # a loop of links
                 (tree / path).mkdir(parents=True, exist_ok=True)
                 (tree / path / "new").write_text("new")
             assert outside() == before
         with contextlib.suppress(PipelineError, OSError):
-            place = reproduce.free(tree, path)
+            place = worktree.free(tree, path)
             assert not os.path.lexists(place)
             place.write_text("new")
         assert outside() == before
@@ -295,14 +295,14 @@ def test_a_link_is_removed_and_not_followed(place):
     (tree / "data").symlink_to(place / "out")
     before = seen(place / "out")
     with pytest.raises(PipelineError, match="data/mydata leads out of the worktree"):
-        reproduce.free(tree, "data/mydata")
+        worktree.free(tree, "data/mydata")
     with pytest.raises(PipelineError, match="leads out"):
-        reproduce.free(tree, "inner/../../out/mydata")
+        worktree.free(tree, "inner/../../out/mydata")
     with pytest.raises(PipelineError, match="leads out"):
-        reproduce.free(tree, "inner/..")
+        worktree.free(tree, "inner/..")
     with pytest.raises(PipelineError, match="leads out"):
-        reproduce.free(tree, place / "out/mydata")
-    assert reproduce.free(tree, "inner/../data") == tree / "data"
+        worktree.free(tree, place / "out/mydata")
+    assert worktree.free(tree, "inner/../data") == tree / "data"
     assert list(tree.iterdir()) == [tree / "inner"]
     assert seen(place / "out") == before
 

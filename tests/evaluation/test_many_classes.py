@@ -50,7 +50,8 @@ def test_of_many_slices_the_worst_are_drawn_in_their_order(monkeypatch, tmp_path
     )
     monkeypatch.setattr(measures.Page, "figure", lambda *_, text, **__: texts.append(text))
     texts: list[str] = []
-    measures.by_slice(measures.Page(tmp_path), MagicMock(), MagicMock(), np.ones(5, bool), "")
+    study = MagicMock(right=np.ones(5, bool))
+    measures.by_slice(measures.Page(tmp_path), study)
     assert drawn == [f"class {7 * n}" for n in range(measures.MOST_SLICES)]
     assert "Of 2000 slices the 120 worst are shown." in texts[0]
     assert len((tmp_path / "slices.csv").read_text().splitlines()) == 2001

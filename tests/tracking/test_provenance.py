@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import reproduce
 from pipeline.errors import PipelineError
+from pipeline.reproduce import restore, worktree
 from pipeline.tracking import provenance
 from pipeline.tracking.masking import clean_diff
 from pipeline.tracking.provenance import written_by_dvc
@@ -129,7 +129,7 @@ def restored(project: Path) -> tuple[Path, list[str]]:
     """The project as a repetition has it, and what that could not restore."""
     run, tree = recorded(project), project.parents[2] / "tree"
     git(project, "worktree", "add", "-q", "--detach", str(tree), run.commit)
-    reasons = reproduce._apply_changes(run, tree, "projects/dl/")
+    reasons = worktree.apply_changes(run, tree, "projects/dl/")
     return tree / "projects/dl", reasons
 
 
@@ -230,7 +230,7 @@ def test_a_diff_that_is_too_long_is_not_kept_and_that_is_said(project, monkeypat
     write(project, {"pipeline/model.py": os.urandom(2000).hex().encode()})
     run = recorded(project)
     assert run.diff == b""
-    reasons = reproduce._apply_changes(run, project, "")
+    reasons = worktree.apply_changes(run, project, "")
     assert reasons == ["uncommitted changes were not recorded: it has more than 1,000 bytes"]
 
 
@@ -241,12 +241,12 @@ def test_what_no_stage_reads_does_not_stop_a_repetition(project):
     git(project, "checkout", "-q", ".")
     write(project, {"notes/latin.txt": b"other\n"})
     run = Recorded("1", "train_cnn", "FINISHED", {}, {}, {}, diff, [])
-    (reason,) = reproduce._apply_changes(run, top, "projects/dl/")
+    (reason,) = worktree.apply_changes(run, top, "projects/dl/")
     assert "files that no stage reads don't apply: git apply failed: error: patch failed" in reason
     assert (project / "pipeline/model.py").read_text() == LONGER
     assert (project / "notes/latin.txt").read_bytes() == b"other\n"
     with pytest.raises(PipelineError, match="don't apply to"):
-        reproduce._apply_changes(run, top, "projects/dl/")  # a second time
+        worktree.apply_changes(run, top, "projects/dl/")  # a second time
 
 
 SLOW = """#!/bin/sh
@@ -301,7 +301,7 @@ def test_a_run_without_a_commit_says_what_it_lacks(tmp_path, monkeypatch):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     run = Recorded("1", "train_cnn", "FINISHED", {"source.git": "fatal: no"}, {}, {}, b"", [])
     said = r"run 1 has no commit \(fatal: no\), so its code can't be restored; run the stage in a"
-    with pytest.raises(PipelineError, match=said), reproduce.again(run, Reader(), tmp_path):
+    with pytest.raises(PipelineError, match=said), restore.again(run, Reader(), tmp_path):
         pass
 
 
@@ -311,7 +311,7 @@ def test_a_run_of_a_project_that_was_in_another_folder_is_one_line(project, tmp_
     monkeypatch.setenv("DVC_ROOT", str(place))
     with (
         pytest.raises(PipelineError, match=r"has no folder projects/moved/"),
-        reproduce.again(run, Reader(), tmp_path),
+        restore.again(run, Reader(), tmp_path),
     ):
         pass
     assert len(git(place, "worktree", "list").splitlines()) == 1

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import reproduce
 from pipeline.errors import PipelineError
+from pipeline.reproduce.__main__ import main as reproduce
 from pipeline.settings import Tracking
 from pipeline.tracking.__main__ import main
 from pipeline.tracking.journal import sqlite_uri, store_uri
@@ -23,7 +23,7 @@ def store(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 def said(run_id: str, capsys: pytest.CaptureFixture[str]) -> str:
     capsys.readouterr()
-    assert reproduce.main([run_id]) == 1
+    assert reproduce([run_id]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     return line
 

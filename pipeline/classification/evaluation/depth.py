@@ -1,6 +1,6 @@
 """What is learnt at which depth: probes and similarity, from features that are computed once."""
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from pipeline.evaluation.page import Page
 from pipeline.evaluation.probes import probe
 from pipeline.evaluation.similarity import cka_matrix
 from pipeline.figures import depth as figures
+
+if TYPE_CHECKING:
+    from pipeline.classification.evaluation.study import Study
 
 Features = dict[str, NDArray[np.float32]]
 
@@ -36,13 +39,10 @@ def collect(subject: Subject, train: Examples, test: Examples, seed: int) -> Dep
     return Depths(train, test, (first[0], first[1]), (second[0], second[1]))
 
 
-def probes(page: Page, subject: Subject, found: Depths, seed: int, name: str) -> NDArray[np.bool_]:
-    """Linear probes on the raw input and at three depths, of both networks.
-
-    Returns:
-        Which of the test examples the probe of the untrained network's last stage gets right.
-    """
-    raw = subject.kind.vectors(found.train.raw, found.test.raw)
+def probes(page: Page, study: "Study") -> None:
+    """Linear probes on the raw input and at three depths, of both networks."""
+    found, name = study.depths, study.name
+    raw = study.subject.kind.vectors(found.train.raw, found.test.raw)
     stages = depths([stage for stage in found.trained[0] if stage != "logits"])
     labels = found.train.labels, found.test.labels
     rows: list[dict[str, Any]] = []
@@ -57,7 +57,7 @@ def probes(page: Page, subject: Subject, found: Depths, seed: int, name: str) ->
             if depth == "raw" and network == "untrained":
                 drawn[network][f"raw: {stage}"] = drawn["trained"][f"raw: {stage}"]
                 continue
-            right = probe(train, labels[0], test, labels[1], seed)
+            right = probe(train, labels[0], test, labels[1], study.seed)
             accuracy, (low, high) = share(right)
             drawn[network][f"{depth}: {stage}"] = figures.Interval(accuracy, low, high)
             rows.append(
@@ -85,11 +85,12 @@ def probes(page: Page, subject: Subject, found: Depths, seed: int, name: str) ->
         alt=f"Probe accuracy by depth: {_listing(drawn['trained'])}. Untrained: "
         f"{_listing(drawn['untrained'])}.",
     )
-    return right
+    study.control = right  # of the untrained network's last stage
 
 
-def similarity(page: Page, found: Depths, name: str) -> None:
+def similarity(page: Page, study: "Study") -> None:
     """Linear CKA between the stages, and with those of the untrained control."""
+    found = study.depths
     trained = {stage: part for stage, part in found.trained[1].items() if stage != "logits"}
     beside = {stage: part for stage, part in found.control[1].items() if stage != "logits"}
     inside, across = cka_matrix(trained, trained), cka_matrix(trained, beside)
@@ -110,7 +111,7 @@ def similarity(page: Page, found: Depths, name: str) -> None:
         figures.similarities(
             {"with itself": (inside, stages), "with the untrained network": (across, list(beside))},
             stages,
-            f"{name}: how alike the stages are",
+            f"{study.name}: how alike the stages are",
         ),
         title="How the representation changes with depth",
         text=f"Linear CKA compares the stages on {len(found.test)} test examples: 1 is the same up "

@@ -1,32 +1,37 @@
-"""The measured parts of a model's page: calibration, slices, robustness, baselines, suspects."""
+"""The parts of a classifier's page."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.classification.evaluation import baselines, metrics
+from pipeline.classification.evaluation import baselines, depth, metrics
+from pipeline.classification.evaluation.exploration import exploration
 from pipeline.classification.evaluation.groups import groups
 from pipeline.classification.evaluation.metrics import probabilities
-from pipeline.classification.evaluation.predictions import Predictions
-from pipeline.classification.evaluation.subject import Subject
-from pipeline.classification.evaluation.suspects import suspects
-from pipeline.classification.examples import Examples
-from pipeline.evaluation.intervals import bootstrap, share
+from pipeline.classification.evaluation.predictions import write_predictions
+from pipeline.classification.evaluation.study import Study
+from pipeline.classification.evaluation.suspects import confident_mistakes, suspects
+from pipeline.classification.examples import sample_rows
+from pipeline.evaluation.intervals import Floats, Integers, bootstrap, share
+from pipeline.evaluation.learning import learning
 from pipeline.evaluation.page import Page
 from pipeline.evaluation.slices import lowest, slices, worst
-from pipeline.figures import curves, matrices
-from pipeline.figures.sheets import Caption
+from pipeline.evaluation.tables import write_csv
+from pipeline.figures import curves, matrices, sheets
 from pipeline.figures.style import shorten
 
 MOST_SLICES = 120
 """Slices that a figure shows: each is a line of text."""
+SUSPECTS = 12
+"""Examples on the sheet of doubtful labels."""
 
 
-def confusion(page: Page, test: Predictions, classes: list[str], name: str) -> None:
+def confusion(page: Page, study: Study) -> None:
     """The confusion matrix, and the two classes that are mixed up most."""
-    guesses = test.logits.argmax(axis=1).astype(np.int64)
-    matrix = metrics.confusion(guesses, test.labels, len(classes))
+    guesses, classes = study.guesses, study.subject.classes
+    matrix = metrics.confusion(guesses, study.test.labels, len(classes))
     others = matrix * (1 - np.eye(len(classes), dtype=np.int64))
     actual, guess = np.unravel_index(int(others.argmax()), others.shape)
     missed = int(others.sum())
@@ -38,7 +43,7 @@ def confusion(page: Page, test: Predictions, classes: list[str], name: str) -> N
     )
     page.figure(
         "confusion",
-        matrices.confusion_matrix(matrix, classes, f"{name}: what is taken for what"),
+        matrices.confusion_matrix(matrix, classes, f"{study.name}: what is taken for what"),
         title="Confusion matrix",
         text=f"Each row is a true class, each column an answer; the diagonal is right. {most}",
         alt=f"Confusion matrix of {len(classes)} classes with {missed} of {len(guesses)} examples "
@@ -46,8 +51,9 @@ def confusion(page: Page, test: Predictions, classes: list[str], name: str) -> N
     )
 
 
-def calibration(page: Page, test: Predictions, validation: Predictions, name: str) -> None:
+def calibration(page: Page, study: Study) -> None:
     """Reliability before and after temperature scaling, fitted on validation."""
+    test, validation = study.on_test, study.on_validation
     heat = metrics.temperature(validation.logits, validation.labels)
     chances = probabilities(test.logits), probabilities(test.logits, heat)
     errors = [metrics.calibration_error(part, test.labels) for part in chances]
@@ -58,7 +64,7 @@ def calibration(page: Page, test: Predictions, validation: Predictions, name: st
     tendency = "more" if gap > 0 else "less"
     page.figure(
         "reliability",
-        curves.reliability_diagram(tables[0], tables[1], errors, f"{name}: calibration"),
+        curves.reliability_diagram(tables[0], tables[1], errors, f"{study.name}: calibration"),
         title="Is its confidence justified?",
         text=f"On average the model is {abs(gap):.1%} {tendency} confident than it is right. "
         f"Dividing the logits by {heat:.2f}, the temperature fitted on the validation split, takes "
@@ -71,10 +77,9 @@ def calibration(page: Page, test: Predictions, validation: Predictions, name: st
     )
 
 
-def by_slice(
-    page: Page, subject: Subject, test: Examples, right: NDArray[np.bool_], name: str
-) -> None:
+def by_slice(page: Page, study: Study) -> None:
     """Accuracy by class, size or length, and the split's own columns; the worst is named."""
+    subject, test, right = study.subject, study.test, study.right
     sizes = subject.kind.sizes(test.raw, subject.net.facts)
     cut = groups(test, subject.classes, sizes)
     found = slices(right, {kind: part.names for kind, part in cut.items()})
@@ -92,7 +97,9 @@ def by_slice(
     left_out = f" Of {len(found)} slices the {len(shown)} worst are shown."
     page.figure(
         "slices",
-        curves.intervals(rows, whole, f"{name}: accuracy by part of the test split", marked=True),
+        curves.intervals(
+            rows, whole, f"{study.name}: accuracy by part of the test split", marked=True
+        ),
         title="Where it fails",
         text=f"The worst slice is {bad.kind} “{bad.name}”: {bad.accuracy:.1%} of {bad.examples} "
         f"examples (95% interval {bad.low:.1%} to {bad.high:.1%}; all: {whole:.1%}). The overall "
@@ -102,18 +109,11 @@ def by_slice(
     )
 
 
-def robustness(
-    page: Page,
-    subject: Subject,
-    sample: Examples,
-    right: NDArray[np.bool_],
-    seed: int,
-    name: str,
-) -> None:
-    """Accuracy against the severity of each kind of damage.
-
-    `right` says which of the examples the model gets right undamaged, bool [n].
-    """
+def robustness(page: Page, study: Study) -> None:
+    """Accuracy against the severity of each kind of damage."""
+    subject, seed = study.subject, study.seed
+    some = sample_rows(len(study.test), study.parts.damaged, seed)
+    sample, right = study.test.take(some), study.right[some]
     rows, drawn = [], {}
     kinds = subject.kind.corruptions
     for kind in kinds:
@@ -144,7 +144,7 @@ def robustness(
             drawn,
             {kind.name: kind.unit for kind in kinds},
             1 / len(subject.classes),
-            f"{name}: accuracy under damage to the input",
+            f"{study.name}: accuracy under damage to the input",
         ),
         title="How much damage it bears",
         text=f"{summary} Bands are 95% intervals over {len(sample)} test examples, the dotted "
@@ -153,14 +153,20 @@ def robustness(
     )
 
 
-def against_baselines(
-    page: Page,
-    found: Sequence[baselines.Baseline],
-    right: NDArray[np.bool_],
-    seed: int,
-    name: str,
-) -> None:
+def against_baselines(page: Page, study: Study) -> None:
     """What simple rules reach on the same examples, and what the model gains over each."""
+    subject, right, seed, name = study.subject, study.right, study.seed, study.name
+    labels = study.train.labels, study.test.labels
+    features = subject.kind.features(subject, study.train.raw, study.test.raw)
+    hits = {
+        "majority class": baselines.majority(*labels),
+        subject.kind.plain: baselines.logistic(features[0], labels[0], features[1], labels[1]),
+    }
+    found = [baselines.baseline(one, part, right, seed) for one, part in hits.items()]
+    if study.control is not None:
+        beside = right[study.rows]
+        rule = "untrained network + probe"
+        found.append(baselines.baseline(rule, study.control, beside, seed))
     page.table("baselines", (one._asdict() for one in found), list(found[0]._fields))
     for one in found:
         page.numbers[f"baseline/{one.name}/accuracy"] = one.accuracy
@@ -185,25 +191,20 @@ def against_baselines(
     )
 
 
-def label_suspects(
-    page: Page,
-    splits: dict[str, tuple[Predictions, Examples]],
-    subject: Subject,
-    most: int,
-) -> list[tuple[str, int, Caption]]:
-    """Write the list of doubtful labels of held-out splits; returns (split, row, caption).
-
-    The text of a sentence is in the table, so that a person can go through it.
-    """
-    classes = subject.classes
+def label_suspects(page: Page, study: Study) -> None:
+    """Held-out examples with a doubtful label, as a table with their texts and as a sheet."""
+    subject, classes, most = study.subject, study.subject.classes, study.parts.suspected
+    splits = {
+        "test": (study.on_test, study.test),
+        "validation": (study.on_validation, study.validation),
+    }
     found = [
         (split, suspect)
         for split, (predicted, _) in splits.items()
         for suspect in suspects(probabilities(predicted.logits), predicted.labels, most)
     ]
     found.sort(key=lambda pair: (-pair[1].margin, pair[0], pair[1].row))
-    found = found[:most]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "split": split,
             "row": one.row,
@@ -212,17 +213,129 @@ def label_suspects(
             "margin": one.margin,
             "text": subject.kind.text(splits[split][1].raw[one.row]),
         }
-        for split, one in found
+        for split, one in found[:most]
     ]
     page.table("suspects", rows, ["split", "row", "label", "prediction", "margin", "text"])
-    return [
-        (
-            split,
-            one.row,
-            Caption(
-                f"{split} {one.row}: {shorten(classes[one.label], 12)}",
-                f"rather {shorten(classes[one.prediction], 12)}?",
-            ),
+    raw = [splits[row["split"]][1].raw[row["row"]] for row in rows[:SUSPECTS]]
+    captions = [
+        sheets.Caption(
+            f"{row['split']} {row['row']}: {shorten(row['label'], 12)}",
+            f"rather {shorten(row['prediction'], 12)}?",
         )
-        for split, one in found
+        for row in rows[:SUSPECTS]
     ]
+    page.figure(
+        "suspects",
+        subject.kind.sheet(subject, raw, captions, f"{study.name}: labels to look at"),
+        title="Labels that may be wrong",
+        text="The held-out examples whose label the model contradicts most firmly, with their "
+        "split and row; suspects.csv lists more. Some are plain mistakes of the model: a person "
+        "decides.",
+        alt="; ".join(f"{one.first}, {one.second}" for one in captions) or "no suspects",
+    )
+
+
+def mistakes(page: Page, study: Study) -> None:
+    """A sheet of the wrong answers that the model was surest of."""
+    subject, most, name = study.subject, study.mistakes, study.name
+    chances = probabilities(study.on_test.logits)
+    rows = confident_mistakes(chances, study.on_test.labels, most)
+    captions = sheets.mistake_captions(
+        rows.tolist(), study.on_test.labels, chances, subject.classes
+    )
+    wrong = int((chances.argmax(axis=1) != study.on_test.labels).sum())
+    page.figure(
+        "mistakes",
+        subject.kind.sheet(
+            subject, study.test.take(rows).raw, captions, f"{name}: its most confident mistakes"
+        ),
+        title="The most confident mistakes",
+        text=f"Wrong answers to test examples: {wrong} of {len(chances)}; shown are those with the "
+        f"most confidence, at most {most}. Ask of each: is the label wrong, is it hard for you "
+        "too, or is there a pattern to mend?",
+        alt="; ".join(f"{one.first}, {one.second}" for one in captions) or "no mistakes",
+    )
+
+
+def scores(page: Page, study: Study) -> None:
+    """The numbers of `metrics/<model>.json`, and the tables that they can be computed from."""
+    test, classes = study.on_test, study.subject.classes
+    write_predictions(page.folder / "predictions.parquet", test, classes)
+    _write_confusion(page.folder / "confusion.csv", study.guesses, test.labels, classes)
+    _write_reliability(page.folder / "reliability.csv", probabilities(test.logits), test.labels)
+    numbers = metrics.scores(test.logits, test.labels, classes, study.seed)
+    page.numbers |= numbers
+    page.facts |= {
+        "macro F1": f"{numbers['macro_f1']:.1%}",
+        "loss": f"{numbers['loss']:.4f} nats",
+    }
+    page.show(
+        "By class",
+        ["Class", "Precision", "Recall", "F1"],
+        (
+            [name, *(f"{numbers[f'{one}/{name}']:.1%}" for one in ("precision", "recall", "f1"))]
+            for name in classes
+        ),
+    )
+    scaled = page.numbers.get("ece_scaled")  # of the part `calibration`
+    page.columns["Calibration error"] = f"{numbers['ece']:.1%}" + (
+        f" → {scaled:.1%}" if scaled is not None else ""
+    )
+    page.notes["Calibration error"] = (
+        "as trained → after temperature scaling fitted on the validation split"
+    )
+
+
+def _learning(page: Page, study: Study) -> None:
+    learning(page, study.curve, study.name, study.subject.net.task.about, "nats")
+
+
+def _pictures(page: Page, study: Study) -> None:
+    study.subject.kind.pictures(page, study)
+
+
+def _exploration(page: Page, study: Study) -> None:
+    # the features, where another part has computed them
+    found = study.depths if study.parts.probes or study.parts.similarity else None
+    exploration(
+        page,
+        study.subject,
+        study.test,
+        study.on_test,
+        study.rows,
+        found,
+        study.seed,
+        study.name,
+    )
+
+
+def _write_confusion(path: Path, predicted: Integers, labels: Integers, classes: list[str]) -> None:
+    """One row per example, columns actual,predicted: what DVC's confusion template counts."""
+    pairs = zip(labels, predicted, strict=True)
+    rows = ({"actual": classes[a], "predicted": classes[p]} for a, p in pairs)
+    write_csv(path, rows, ["actual", "predicted"])
+
+
+def _write_reliability(path: Path, chances: Floats, labels: Integers) -> None:
+    """One row per confidence bin that holds an example."""
+    table = metrics.reliability(chances, labels)
+    rows = (dict(zip(table._fields, values, strict=True)) for values in zip(*table, strict=True))
+    write_csv(path, rows, list(table._fields))
+
+
+PARTS: dict[str, Callable[[Page, Study], None]] = {
+    "learning": _learning,
+    "confusion": confusion,
+    "mistakes": mistakes,
+    "probes": depth.probes,
+    "similarity": depth.similarity,
+    "pictures": _pictures,
+    "baselines": against_baselines,
+    "calibration": calibration,
+    "slices": by_slice,
+    "robustness": robustness,
+    "suspects": label_suspects,
+    "exploration": _exploration,
+    "scores": scores,
+}
+"""In the order in which they are measured and shown."""

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.classification.evaluation import baselines
+from pipeline.classification.evaluation.measures import PARTS as PARTS
 from pipeline.classification.evaluation.repetition import repeat
-from pipeline.classification.evaluation.study import PARTS as PARTS
 from pipeline.classification.evaluation.study import Study, open_study
 from pipeline.classification.evaluation.subject import Kind, Sizes, Subject
 from pipeline.classification.examples import Raw

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.classification.evaluation import baselines
+from pipeline.classification.evaluation.measures import PARTS as PARTS
 from pipeline.classification.evaluation.repetition import repeat
-from pipeline.classification.evaluation.study import PARTS as PARTS
 from pipeline.classification.evaluation.study import Study, open_study
 from pipeline.classification.evaluation.subject import Kind, Sizes
 from pipeline.evaluation.explain import integrated_gradients

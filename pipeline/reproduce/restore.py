@@ -1,12 +1,4 @@
-"""Run a recorded run again, from what was recorded, and compare.
-
-    python -m pipeline.reproduce <MLflow run id>          (make reproduce RUN=<MLflow run id>)
-
-The run's commit is checked out into a temporary worktree, its uncommitted changes are applied, its
-config, device, precision and thread count are restored, its inputs are found by their content, and
-the stage runs there. The answer is *identical*, *within tolerance* (exit status 0) or *different*
-(exit status 1), with every known reason for a difference.
-"""
+"""Bring back what a run had, in a worktree, and run its stage there."""
 
 import os
 import shutil
@@ -15,29 +7,22 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from glob import escape
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pipeline.compare import Repetition, Result, compare, find
 from pipeline.environment import resolved
 from pipeline.errors import PipelineError
-from pipeline.streams import make_safe
+from pipeline.reproduce.verdict import Reproduction, find
+from pipeline.reproduce.worktree import apply_changes, free, git, inside
 from pipeline.tracking import root
 from pipeline.tracking.journal import sqlite_uri
-from pipeline.tracking.masking import MASK, unmasked
+from pipeline.tracking.masking import MASK
 from pipeline.tracking.reader import Reader, Recorded
 
 INPUTS = {"data": ("data", "dataset.json"), "model": ("weights", "model.safetensors")}
 """What a run calls its inputs, the setting that names the folder, the file whose md5 names it."""
-
-READ = (
-    *("pipeline", "stages", "conf", "raw", ".dvc"),
-    *("params.yaml", "dvc.yaml", "pyproject.toml", "requirements.lock"),
-)
-"""What of the repository a stage reads; changes of the rest can't change its result."""
 
 SYNCS = 10
 """Each waits a minute for the stage's own sender, which gives way to whatever else runs."""
@@ -52,42 +37,8 @@ OUTPUTS = {
 """Settings that say where a stage's results go; those of every other stage are `TRAINED`."""
 
 
-def main(arguments: list[str]) -> int:
-    """Returns the exit status."""
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        print(__doc__, file=sys.stderr)
-        return 2
-    try:
-        result = reproduce(arguments[0])
-    except PipelineError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    print(result)
-    return int(result.verdict == "different")
-
-
-def reproduce(run_id: str) -> Result:
-    """Run a recorded run again and compare.
-
-    Raises:
-        PipelineError: the run did not finish, or can't be restored: its commit, its changes or
-            its inputs are not to be had here.
-    """
-    reader = Reader()
-    before = reader.read(run_id)
-    if before.status != "FINISHED":
-        hint = "; if it has ended, `make sync` sends the rest" if before.status == "RUNNING" else ""
-        raise PipelineError(
-            f"run {run_id} is {before.status}; only a finished run can be compared{hint}"
-        )
-    with tempfile.TemporaryDirectory(prefix="reproduce-") as place:
-        folder = Path(place).resolve()
-        with again(before, reader, folder) as repetition:
-            return compare(before, repetition, reader, folder)
-
-
 @contextmanager
-def again(before: Recorded, reader: Reader, folder: Path) -> Iterator[Repetition]:
+def again(before: Recorded, reader: Reader, folder: Path) -> Iterator[Reproduction]:
     """Restore a run in a worktree below `folder`, run its stage, and clear the worktree away."""
     workspace, place = root(), Path(tempfile.mkdtemp(dir=folder))
     if not before.commit:
@@ -96,24 +47,24 @@ def again(before: Recorded, reader: Reader, folder: Path) -> Iterator[Repetition
             f"run {before.run_id} has no commit ({why}), so its code can't be restored; run the "
             "stage in a repository that git reads, and reproduce that run"
         )
-    prefix = os.fsdecode(_git(workspace, "rev-parse", "--show-prefix").rstrip(b"\n"))
-    _git(workspace, "worktree", "prune")
+    prefix = os.fsdecode(git(workspace, "rev-parse", "--show-prefix").rstrip(b"\n"))
+    git(workspace, "worktree", "prune")
     try:
-        _git(workspace, "cat-file", "-e", f"{before.commit}^{{commit}}")
+        git(workspace, "cat-file", "-e", f"{before.commit}^{{commit}}")
     except PipelineError as error:
         raise PipelineError(
             f"commit {before.commit} of run {before.run_id} is not in {workspace}; fetch it first"
         ) from error
     top = place / "tree"  # of the whole repository, of which the project may be a folder
     tree = top / prefix
-    _git(workspace, "worktree", "add", "--detach", str(top), before.commit)
+    git(workspace, "worktree", "add", "--detach", str(top), before.commit)
     try:
         if not tree.is_dir():
             raise PipelineError(
                 f"commit {before.commit} of run {before.run_id} has no folder {prefix}: the "
                 "project was in another one; repeat the run in a worktree of that commit"
             )
-        reasons = _apply_changes(before, top, prefix)
+        reasons = apply_changes(before, top, prefix)
         config, more = _restored(before)
         reasons += more
         _bring_inputs(before, reader, config, tree, workspace, folder)
@@ -124,85 +75,10 @@ def again(before: Recorded, reader: Reader, folder: Path) -> Iterator[Repetition
         _run_stage(before.stage, config, tree, uri)
         store = Reader(uri)
         run = store.read(store.runs(before.stage)[-1])
-        yield Repetition(tree, config, store, run, reasons)
+        yield Reproduction(tree, config, store, run, reasons)
     finally:
         with suppress(PipelineError):  # the next one prunes
-            _git(workspace, "worktree", "remove", "--force", str(top))
-
-
-def inside(tree: Path, path: str | Path) -> bool:
-    """Whether a path, taken from the tree, ends below it, `..` and links followed."""
-    return Path(os.path.realpath(tree)) in Path(os.path.realpath(tree / path)).parents
-
-
-def free(tree: Path, path: str | Path) -> Path:
-    """Make way for something new in the tree; all that is written or removed there comes here.
-
-    A link at the path itself is removed, not followed, so what is written there next stays there.
-
-    Args:
-        tree: the worktree.
-        path: relative to it.
-
-    Returns:
-        The path without `..` and links; nothing is there, and its folder is.
-
-    Raises:
-        PipelineError: it leads out of the tree.
-    """
-    given = tree / path
-    place = Path(os.path.realpath(given))
-    if given.is_symlink():
-        place = Path(os.path.realpath(given.parent), given.name)
-    if Path(os.path.realpath(tree)) not in place.parents:
-        raise PipelineError(
-            f"{path} leads out of the worktree, and nothing is written or removed there; what "
-            "leads out is a link in the run's commit: remove it there and run the stage again"
-        )
-    if place.is_dir() and not place.is_symlink():
-        shutil.rmtree(place)
-    else:
-        place.unlink(missing_ok=True)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    return place
-
-
-def _apply_changes(run: Recorded, top: Path, prefix: str) -> list[str]:
-    """Apply the run's uncommitted changes; returns what can't be restored."""
-    reasons = []
-    if run.diff:
-        lines = list(unmasked(_lines(run.diff), lambda name: _blob(top, name)))
-        patch = "\n".join(lines).encode("utf-8", "surrogateescape")
-        apply = ("apply", "--whitespace=nowarn", "--no-ignore-whitespace")
-        try:
-            _git(top, *apply, given=patch)
-        except PipelineError as error:
-            start = f"--include={escape(prefix)}"
-            only = [f"{start}{name}{below}" for name in READ for below in ("", "/*")]
-            try:
-                _git(top, *apply, *only, given=patch)
-            except PipelineError as again:
-                raise PipelineError(
-                    f"the uncommitted changes of run {run.run_id} don't apply to "
-                    f"{run.commit[:10]} ({again}); they are its artifact source/uncommitted.diff"
-                ) from again
-            reasons.append(f"uncommitted changes of files that no stage reads don't apply: {error}")
-        if any(MASK in line for line in lines if line.startswith("+")):
-            reasons.append("its uncommitted changes held secrets, which were not recorded")
-    if why := run.tags.get("source.diff", run.tags.get("source.git")):
-        reasons.append(f"uncommitted changes were not recorded: {why}")
-    if run.untracked:
-        names = ", ".join(run.untracked[:5]) + (", …" if len(run.untracked) > 5 else "")
-        reasons.append(f"files that git did not know were not recorded: {names}")
-    return reasons
-
-
-def _blob(folder: Path, name: str) -> list[str]:
-    return _lines(_git(folder, "cat-file", "blob", name))
-
-
-def _lines(content: bytes) -> list[str]:
-    return content.decode("utf-8", "surrogateescape").split("\n")  # and at no other line's end
+            git(workspace, "worktree", "remove", "--force", str(top))
 
 
 def _restored(run: Recorded) -> tuple[dict[str, Any], list[str]]:
@@ -360,7 +236,7 @@ def _run_stage(stage: str, config: dict[str, Any], tree: Path, uri: str) -> None
         if not sent.returncode:
             return
     raise PipelineError(
-        "the repetition ran, but its store does not have all of its records, so nothing was "
+        "the reproduction ran, but its store does not have all of its records, so nothing was "
         f"compared ({' '.join(sent.stdout.splitlines()[-1:])}); run it again"
     )
 
@@ -403,25 +279,3 @@ def _pulled(tree: Path, where: Path, workspace: Path) -> bool:
     free(tree, where)
     pull = [dvc, "pull", "--remote", "workspace", str(where)]
     return subprocess.run(pull, cwd=tree, capture_output=True).returncode == 0
-
-
-def _git(folder: Path, *arguments: str, given: bytes = b"") -> bytes:
-    """What git says, run without hooks.
-
-    Raises:
-        PipelineError: it fails.
-    """
-    command = ["git", "-c", f"core.hooksPath={os.devnull}", *arguments]
-    try:
-        done = subprocess.run(command, cwd=folder, input=given, capture_output=True)
-    except OSError as error:
-        raise PipelineError(f"git can't be run ({error.strerror})") from error
-    if done.returncode:
-        said = done.stderr.decode("utf-8", "replace").strip() or f"status {done.returncode}"
-        raise PipelineError(f"git {arguments[0]} failed: {said}")
-    return done.stdout
-
-
-if __name__ == "__main__":
-    make_safe()
-    sys.exit(main(sys.argv[1:]))

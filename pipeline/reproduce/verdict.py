@@ -1,4 +1,4 @@
-"""Compare a run with its repetition: outputs, weights tensor by tensor, metrics point by point."""
+"""A run and its reproduction: outputs, weights tensor by tensor, metrics point by point."""
 
 import math
 import re
@@ -19,7 +19,7 @@ WEIGHTS = "model.safetensors"
 
 @dataclass
 class Result:
-    """How a run compares with its repetition.
+    """How a run compares with its reproduction.
 
     Attributes:
         same_bytes: the outputs are equal; None for a stage whose outputs have no name by content.
@@ -97,8 +97,8 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Repetition:
-    """A run that was repeated.
+class Reproduction:
+    """A run that was run again.
 
     Attributes:
         tree: the worktree with its outputs.
@@ -115,7 +115,7 @@ class Repetition:
     reasons: list[str]
 
 
-def compare(before: Recorded, after: Repetition, reader: Reader, folder: Path) -> Result:
+def compare(before: Recorded, after: Reproduction, reader: Reader, folder: Path) -> Result:
     """Compare outputs, weights tensor by tensor, and metrics point by point.
 
     Raises:
@@ -136,7 +136,7 @@ def compare(before: Recorded, after: Repetition, reader: Reader, folder: Path) -
     _compare_series(reader.series(before.run_id), after.reader.series(after.run.run_id), result)
     if result.same_bytes is None and not result.points:
         raise PipelineError(
-            f"run {before.run_id} and its repetition have neither outputs with a digest nor "
+            f"run {before.run_id} and its reproduction have neither outputs with a digest nor "
             "metrics in common; nothing was compared"
         )
     return result
