@@ -15,14 +15,13 @@ from pipeline.classification.evaluation import baselines
 from pipeline.classification.evaluation.measures import PARTS as PARTS
 from pipeline.classification.evaluation.repetition import repeat
 from pipeline.classification.evaluation.study import Study, open_study
-from pipeline.classification.evaluation.subject import Kind, Sizes, Subject
+from pipeline.classification.evaluation.subject import Corruption, Kind, Sizes, Subject
 from pipeline.classification.examples import Raw
 from pipeline.evaluation.features import Inputs, Point, depths, forward, hooks, last_linear
 from pipeline.evaluation.page import Page
 from pipeline.figures import depth as figures
 from pipeline.figures.sheets import image_sheet
-from pipeline.images import png
-from pipeline.tasks.image_classification.damage import CORRUPTIONS
+from pipeline.images import damage, png
 from pipeline.tasks.image_classification.data_report import ink
 
 CHANNELS, PATCHES = 5, 6
@@ -223,7 +222,14 @@ KIND = Kind(
     sizes=lambda images, _facts: Sizes(
         "ink", ink(images).round().astype(np.int64), "% of full ink"
     ),
-    corruptions=CORRUPTIONS,
+    corruptions=(
+        Corruption(
+            "noise", "standard deviation, share of the range", (0, 0.1, 0.2, 0.3, 0.4), damage.noise
+        ),
+        Corruption("blur", "radius in pixels", (0, 0.5, 1, 1.5, 2), damage.blur),
+        Corruption("shift", "pixels", (0, 1, 2, 4, 6), damage.shift),
+        Corruption("rotation", "degrees", (0, 10, 20, 30, 45), damage.rotate),
+    ),
     sheet=lambda _subject, images, captions, title: image_sheet(images, captions, title),
     pictures=pictures,
 )

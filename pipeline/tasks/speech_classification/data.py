@@ -17,7 +17,7 @@ from pipeline.classification.labels import column
 from pipeline.errors import PipelineError
 from pipeline.net import Net, file_bytes
 from pipeline.prepared import SplitName, contents, read_split
-from pipeline.tasks.speech_classification.wav import read_wav
+from pipeline.sounds.wav import read_wav
 
 TASK = "speech_classification"
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.classification.data_report import Look, report
 from pipeline.evaluation import audit
 from pipeline.figures.sheets import Caption, spectrogram_sheet
-from pipeline.tasks.speech_classification import wav
+from pipeline.sounds import wav
 from pipeline.tasks.speech_classification.settings import Facts
 
 if TYPE_CHECKING:

@@ -24,9 +24,9 @@ from pipeline.classification.labels import (
 )
 from pipeline.errors import PipelineError
 from pipeline.prepared import Prepared, dataset, file_identities, media
+from pipeline.sounds.wav import Samples, read_wav, write_wav
 from pipeline.sources import package_file
 from pipeline.tasks.speech_classification.settings import Facts, Source
-from pipeline.tasks.speech_classification.wav import Samples, read_wav, write_wav
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ACCENTS = (

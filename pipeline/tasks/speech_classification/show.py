@@ -1,5 +1,6 @@
 """What evaluation shows of a network of sounds: evidence over time."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -14,15 +15,14 @@ from pipeline.classification.evaluation import baselines
 from pipeline.classification.evaluation.measures import PARTS as PARTS
 from pipeline.classification.evaluation.repetition import repeat
 from pipeline.classification.evaluation.study import Study, open_study
-from pipeline.classification.evaluation.subject import Kind, Sizes, Subject
+from pipeline.classification.evaluation.subject import Corruption, Kind, Sizes, Subject
 from pipeline.classification.examples import Raw
 from pipeline.evaluation.features import Inputs, Point, hooks, logits_of
 from pipeline.evaluation.page import Page
 from pipeline.figures import evidence
 from pipeline.figures.sheets import Caption, spectrogram_sheet
 from pipeline.figures.style import shorten
-from pipeline.tasks.speech_classification import wav
-from pipeline.tasks.speech_classification.damage import CORRUPTIONS
+from pipeline.sounds import damage, wav
 from pipeline.tasks.speech_classification.data_report import seconds_of
 from pipeline.tasks.speech_classification.model import SpeechClassifier, standardise
 
@@ -153,7 +153,10 @@ KIND = Kind(
     plain="mean log-mel + logistic regression",
     features=_mean_spectra,
     sizes=lambda waves, facts: Sizes("duration", seconds_of(waves, facts), "s"),
-    corruptions=CORRUPTIONS,
+    corruptions=(
+        Corruption("noise", "signal-to-noise ratio in dB", (math.inf, 30, 20, 10, 0), damage.hiss),
+        Corruption("speed", "times as fast", (1, 0.7, 0.85, 1.15, 1.3), damage.tempo),
+    ),
     sheet=_sheet,
     pictures=pictures,
 )

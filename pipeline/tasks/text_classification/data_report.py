@@ -2,19 +2,27 @@
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.classification.data_report import Look, report
 from pipeline.evaluation import audit
 from pipeline.figures.sheets import text_sheet
-from pipeline.tasks.text_classification.csv_rows import read
 
 
 def words(texts: Sequence[str]) -> NDArray[np.int64]:
     """Number of words of each text."""
     return np.array([len(text.split()) for text in texts])
+
+
+def read(table: pa.Table, _facts: Any, _path: Path) -> list[str]:
+    """The texts of a prepared split."""
+    texts: list[str] = table["text"].to_pylist()
+    return texts
 
 
 LOOK = Look(

@@ -1,5 +1,7 @@
 """Labelled sentences from a package or a csv file, cut into splits."""
 
+import csv
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,6 @@ from pipeline.classification.labels import cap, check, distinct, numbered, parti
 from pipeline.errors import PipelineError
 from pipeline.prepared import Prepared, dataset, text_identities
 from pipeline.sources import package_file, refuse_leaving
-from pipeline.tasks.text_classification.csv_rows import read_csv
 from pipeline.tasks.text_classification.settings import Facts, Source
 
 _POLARITY = {"0": "NEGATIVE", "1": "POSITIVE"}
@@ -68,3 +69,43 @@ def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
     return Prepared(
         {"name": source.name, **about}, Facts(classes=classes), dropped, splits, text_identities
     )
+
+
+def read_csv(path: Path, *columns: str) -> Iterator[dict[str, str]]:
+    """Rows of a csv file that has at least these columns and a text and a label in each row.
+
+    Raises:
+        PipelineError: the file is missing, is no UTF-8 or no csv, lacks a column, or has a row of
+            another length or without text or label; names the row and its line.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = next(reader, [])
+            if missing := [column for column in columns if column not in header]:
+                raise PipelineError(
+                    f"{path} has no column {missing[0]!r} in its first line; add it"
+                )
+            for number, values in enumerate(reader, 1):
+                where = f"{path}, row {number} (line {reader.line_num})"
+                if len(values) != len(header):
+                    raise PipelineError(
+                        f"{where}: has {len(values)} fields, the first line {len(header)}; "
+                        "put text with commas or line breaks in double quotes"
+                    )
+                row = dict(zip(header, values, strict=True))
+                if not row["text"].strip() or not row["label"].strip():
+                    raise PipelineError(f"{where}: text or label is empty; fill it in or remove it")
+                if not row["label"].strip().isprintable():
+                    raise PipelineError(f"{where}: the label has unprintable characters; mend it")
+                yield row
+    except FileNotFoundError:
+        raise PipelineError(f"{path} is missing; put it there or correct text.file") from None
+    except UnicodeDecodeError as error:
+        raise PipelineError(f"{path} is not UTF-8 ({error.reason}); convert it") from error
+    except csv.Error as error:
+        raise PipelineError(f"{path}, line {reader.line_num}: {error}; mend it") from error
+    except OSError as error:
+        raise PipelineError(
+            f"{path} can't be read ({error.strerror}); correct text.file"
+        ) from error

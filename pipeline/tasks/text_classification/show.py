@@ -13,16 +13,15 @@ from pipeline.classification.evaluation import baselines
 from pipeline.classification.evaluation.measures import PARTS as PARTS
 from pipeline.classification.evaluation.repetition import repeat
 from pipeline.classification.evaluation.study import Study, open_study
-from pipeline.classification.evaluation.subject import Kind, Sizes
+from pipeline.classification.evaluation.subject import Corruption, Kind, Sizes
 from pipeline.evaluation.explain import integrated_gradients
 from pipeline.evaluation.features import Inputs, Point, depths, logits_of
 from pipeline.evaluation.page import Page
 from pipeline.figures import depth as figures
 from pipeline.figures import evidence
 from pipeline.figures.sheets import text_sheet
-from pipeline.tasks.text_classification.csv_rows import read
-from pipeline.tasks.text_classification.damage import CORRUPTIONS
-from pipeline.tasks.text_classification.data_report import words
+from pipeline.tasks.text_classification.data_report import read, words
+from pipeline.texts import damage
 
 LONGEST = 24
 """Tokens of a sentence whose attention is drawn, at most: more can't be read."""
@@ -190,7 +189,10 @@ KIND = Kind(
     plain="TF-IDF + logistic regression",
     features=lambda _subject, train, test: baselines.tfidf(train, test),
     sizes=lambda texts, _facts: Sizes("length", words(texts), "words"),
-    corruptions=CORRUPTIONS,
+    corruptions=(
+        Corruption("typos", "share of the long words", (0, 0.1, 0.25, 0.5), damage.typos),
+        Corruption("capitals", "share of the words", (0, 0.5, 1), damage.upper_case),
+    ),
     sheet=lambda _subject, texts, captions, title: text_sheet(texts, captions, title),
     pictures=pictures,
     text=str,

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.tasks.image_classification import damage
+from pipeline.images import damage
+from pipeline.tasks.image_classification.show import KIND
 from tests.evaluation.damaged import check
 
 
@@ -16,7 +17,7 @@ def raw():
     return images
 
 
-@pytest.mark.parametrize("kind", damage.CORRUPTIONS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", KIND.corruptions, ids=lambda kind: kind.name)
 def test_each_kind_starts_with_no_damage_and_repeats(kind):
     check(kind, raw(), raw())
 

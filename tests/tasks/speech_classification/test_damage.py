@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from pipeline.tasks.speech_classification import damage
+from pipeline.sounds import damage
+from pipeline.tasks.speech_classification.show import KIND
 from tests.evaluation.damaged import check
 
 
@@ -11,7 +12,7 @@ def raw():
     return [np.sin(np.arange(800 + 50 * i) / 20).astype(np.float32) / 2 for i in range(4)]
 
 
-@pytest.mark.parametrize("kind", damage.CORRUPTIONS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", KIND.corruptions, ids=lambda kind: kind.name)
 def test_each_kind_starts_with_no_damage_and_repeats(kind):
     check(kind, raw(), raw())
 

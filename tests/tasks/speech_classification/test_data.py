@@ -17,10 +17,10 @@ from scipy.signal import resample_poly
 
 from pipeline import prepared
 from pipeline.errors import PipelineError
+from pipeline.sounds.wav import read_wav, write_wav
 from pipeline.tasks.speech_classification import data as audio
 from pipeline.tasks.speech_classification import prepare as spoken
 from pipeline.tasks.speech_classification.prepare import prepare as prepare_audio
-from pipeline.tasks.speech_classification.wav import read_wav, write_wav
 from tests.data.sources import ROOT, audio_source, complaint, contents
 
 TASK = "speech_classification"

@@ -2,7 +2,8 @@
 
 import pytest
 
-from pipeline.tasks.text_classification import damage
+from pipeline.tasks.text_classification.show import KIND
+from pipeline.texts import damage
 from tests.evaluation.damaged import check
 
 
@@ -10,7 +11,7 @@ def raw():
     return ["a truly wonderful film , full of surprise", "dull and lifeless throughout"] * 5
 
 
-@pytest.mark.parametrize("kind", damage.CORRUPTIONS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", KIND.corruptions, ids=lambda kind: kind.name)
 def test_each_kind_starts_with_no_damage_and_repeats(kind):
     check(kind, raw(), raw())
 

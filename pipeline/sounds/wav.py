@@ -3,6 +3,7 @@
 import io
 import wave
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,6 @@ from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
 from pipeline.prepared import contents
-from pipeline.tasks.speech_classification.settings import Facts
 
 Samples = NDArray[np.int16]
 
@@ -47,7 +47,7 @@ def read_wav(content: bytes | None, where: str) -> tuple[Samples, int]:
     return samples, rate
 
 
-def read(table: pa.Table, _facts: Facts, path: Path) -> list[NDArray[np.float32]]:
+def read(table: pa.Table, _facts: Any, path: Path) -> list[NDArray[np.float32]]:
     """The clips of a split that was read from `path`, each in -1..1.
 
     Raises:

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.classification.evaluation.subject import Corruption
-
 
 def typos(texts: Sequence[str], share: float, seed: int) -> list[str]:
     """Misspell this share of the words of four letters or more: swap, drop or double a letter."""
@@ -46,9 +44,3 @@ def _misspell(word: str, generator: np.random.Generator) -> str:
     if kind == 1:
         return word[:at] + word[at + 1 :]
     return word[:at] + word[at] + word[at:]
-
-
-CORRUPTIONS = (
-    Corruption("typos", "share of the long words", (0, 0.1, 0.25, 0.5), typos),
-    Corruption("capitals", "share of the words", (0, 0.5, 1), upper_case),
-)

@@ -9,8 +9,6 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.classification.evaluation.subject import Corruption
-
 Waves = list[NDArray[np.float32]]
 
 
@@ -36,9 +34,3 @@ def tempo(waves: Waves, factor: float, _seed: int = 0) -> Waves:
         where = np.arange(0, max(len(wave) - 1, 1), factor)
         played.append(np.interp(where, np.arange(len(wave)), wave).astype(np.float32))
     return played
-
-
-CORRUPTIONS = (
-    Corruption("noise", "signal-to-noise ratio in dB", (math.inf, 30, 20, 10, 0), hiss),
-    Corruption("speed", "times as fast", (1, 0.7, 0.85, 1.15, 1.3), tempo),
-)

@@ -1,0 +1,1 @@
+"""Sound files and damage to sounds, for tasks that hear."""

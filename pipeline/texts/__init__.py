@@ -1,0 +1,1 @@
+"""Damage to texts, for tasks that read."""
