@@ -33,7 +33,7 @@ from pipeline.errors import PipelineError
 from pipeline.schema import known, suggest, unknown
 from pipeline.settings import Stage
 from pipeline.streams import make_safe
-from pipeline.task import tasks
+from pipeline.task import refuse_shared_names, tasks
 
 ROOT = Path(__file__).resolve().parent.parent
 """The working copy this code stands in; for `dvc exp run --temp` and `--queue` a temporary one."""
@@ -80,9 +80,9 @@ def main(stage: str, schema: type[S], task: Callable[[S, Written], Any]) -> None
 
     command_line: list[str] = []
     environment = Environment()
-    _register()
     hydra_guard.install()
     try:
+        _register()
         read_conf()
         arguments = sys.argv[1:]
         command_line = hydra_guard.overrides_of(arguments)
@@ -115,8 +115,9 @@ def overrides(stage: str) -> list[str]:
     """
     for file in (PARAMS, CONF / f"{stage}.yaml"):
         if not file.exists():
+            named = f", or correct the stage's name, {stage!r}" if file != PARAMS else ""
             raise PipelineError(
-                f"{yaml_files.name(file)} is missing in {ROOT}; restore it from git"
+                f"{yaml_files.name(file)} is missing in {ROOT}; restore it from git{named}"
             )
     params = yaml_files.load(PARAMS)
     if not isinstance(params, dict):
@@ -248,6 +249,7 @@ def _register() -> None:
     """Tell Hydra and OmegaConf what conf/ does not spell out: the tasks, and where outputs go."""
     OmegaConf.register_new_resolver("output", _output, replace=True)
     register_tasks()
+    refuse_shared_names()
     groups = [{task.about.data: MISSING} for task in tasks()]
     ConfigStore.instance().store("sources", {"defaults": groups})
 

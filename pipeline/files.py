@@ -244,7 +244,7 @@ def _dvc_cache(folder: Path) -> Path | None:
 
 def _start(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(4096)
+        return file.read(2**20)
 
 
 def _umask() -> int:

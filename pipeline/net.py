@@ -10,6 +10,7 @@ all there is to choose from.
 """
 
 import base64
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,8 @@ def save(folder: Path, net: Net) -> None:
         folder / DESCRIPTION,
         {
             "task": net.task.name,
-            "settings": net.settings.model_dump(),
-            "facts": net.facts.model_dump(),
+            "settings": net.settings.model_dump(mode="json"),
+            "facts": net.facts.model_dump(mode="json"),
             "sha256": digest(folder / WEIGHTS, "sha256"),
         },
     )
@@ -92,7 +93,7 @@ def load(folder: Path) -> Net:
     try:
         task = find(name=str(content["task"]))
         settings = TypeAdapter(task.settings.Model).validate_python(content["settings"])
-        facts = task.settings.Facts.model_validate(content["facts"])
+        facts = task.settings.Facts.model_validate_json(json.dumps(content["facts"]))
         expected = str(content["sha256"])
     except (ValidationError, LookupError, TypeError) as error:
         raise PipelineError(

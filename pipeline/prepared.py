@@ -5,6 +5,7 @@ class names and all. They are read with pyarrow alone: importing `datasets` cost
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import to_jsonable_python
 
 from pipeline.errors import PipelineError
 from pipeline.files import digest, new_directory, read_json, write_json
@@ -136,8 +138,8 @@ def write(folder: Path, task: str, prepared: Prepared, seed: int) -> None:
         seed: what the splits were drawn with.
 
     Raises:
-        PipelineError: a split is empty; an example or a group is in two splits; the folder can't be
-            written.
+        PipelineError: a split is empty; an example or a group is in two splits; JSON can't hold the
+            facts; the folder can't be written.
     """
     import datasets
 
@@ -147,6 +149,7 @@ def write(folder: Path, task: str, prepared: Prepared, seed: int) -> None:
             f"{prepared.about['name']}, split {empty[0]}: is empty; give it more examples"
         )
     _refuse_leaks(tables, prepared)
+    facts = _as_json(prepared.facts, task)
     datasets.disable_progress_bars()
     described = {}
     with new_directory(folder, "dataset.json") as temporary:
@@ -159,7 +162,7 @@ def write(folder: Path, task: str, prepared: Prepared, seed: int) -> None:
             **prepared.about,
             "seed": seed,
             "dropped": prepared.dropped,
-            "facts": prepared.facts.model_dump(),
+            "facts": facts,
             "splits": described,
         }
         Card.model_validate(card)
@@ -178,7 +181,7 @@ def read_card(folder: Path, task: str | None = None) -> Card:
         at = ""
         card = Card.model_validate(value)
         facts, at = find(name=card.task).settings.Facts, "facts."
-        card = card.model_copy(update={"facts": facts.model_validate(card.facts)})
+        card = card.model_copy(update={"facts": facts.model_validate_json(json.dumps(card.facts))})
     except ValidationError as error:
         first = error.errors()[0]
         key = at + ".".join(str(part) for part in first["loc"]) or "the file"
@@ -252,6 +255,25 @@ def rows(
         yield from file.iter_batches(batch_size=4096, columns=columns)
     except (pa.ArrowException, OSError) as error:
         raise PipelineError(f"{path} can't be read ({_line(error)}); prepare it again") from error
+
+
+def _as_json(facts: BaseModel, task: str) -> Any:
+    """The facts as they are written, from which the same are read."""
+    try:
+        written = to_jsonable_python(facts)
+        read = find(name=task).settings.Facts.model_validate_json(json.dumps(written))
+        if read == facts:
+            return written
+        fault = f"{facts!r:.200} is read back as {read!r:.200}"
+    except ValidationError as error:
+        first = error.errors()[0]
+        fault = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except ValueError as error:
+        fault = str(error)
+    raise PipelineError(
+        f"{find(name=task)}: {CARD} can't hold its Facts ({fault}); make them plain numbers, "
+        "texts, lists and mappings"
+    )
 
 
 def _refuse_leaks(tables: dict[SplitName, pa.Table], prepared: Prepared) -> None:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound=Stage)
 
+APART = frozenset({"evaluation", "figures", "report", "reproduce", "tracking"})
+"""Packages, beside `tasks/`, that neither train a model nor serve one."""
+
 
 @dataclass(frozen=True)
 class Context:
@@ -52,7 +55,7 @@ class Context:
 
 
 def stage(
-    name: str, schema: type[S], computes: bool = True
+    name: str, schema: Callable[[], type[S]], computes: bool = True
 ) -> Callable[[Callable[[S, Context], float | None]], Callable[[], None]]:
     """Make an entrypoint of a stage's body.
 
@@ -61,7 +64,8 @@ def stage(
     FINISHED, FAILED with the error as a tag, or KILLED by a signal. Exit status: 0; 1 after an
     error; 128 + n after signal n. The value the body returns is the objective of a Hydra sweep.
 
-    A stage that does not compute with torch says so, and starts a second faster.
+    The settings class is asked for when the stage starts. A stage that does not compute with torch
+    says so, and starts a second faster.
     """
 
     def decorate(body: Callable[[S, Context], float | None]) -> Callable[[], None]:
@@ -73,14 +77,17 @@ def stage(
                 print(f"{name}: {interrupted}", file=sys.stderr)
                 raise SystemExit(128 + interrupted.number) from None
 
-        return lambda: config.main(name, schema, task)
+        return lambda: config.main(name, schema(), task)
 
     return decorate
 
 
 def run(main: Callable[[], None]) -> None:
     """Call the entrypoint of this program and end the process."""
-    main()
+    try:
+        main()
+    except PipelineError as error:
+        config.fail(str(error))
     leave(0)
 
 
@@ -216,13 +223,14 @@ def _place(path: Path) -> Path:
 def _digest_of_code(task: str) -> str:
     """sha256 of the modules that decide what a training of this task computes."""
     package = config.ROOT / "pipeline"
-    apart = {"evaluation", "figures", "report", "reproduce", "tracking"}
     after = {"prepare.py", "data_report.py", "show.py", "damage.py"}
     sources = []
     for file in sorted(package.rglob("*.py")):
         folders = file.relative_to(package).parts[:-1]
-        if apart.intersection(folders) or (folders[:1] == ("tasks",) and task not in folders):
-            continue
-        if file.name not in after:
+        if folders[:1] == ("tasks",):  # below its own folder a task may call a module what it likes
+            apart = folders[1:2] != (task,) or (folders[2:] == () and file.name in after)
+        else:
+            apart = file.name in after or not APART.isdisjoint(folders)
+        if not apart:
             sources.append(file.read_bytes())
     return hashlib.sha256(b"".join(sources)).hexdigest()

@@ -13,14 +13,17 @@ The protocols below say what each of these modules has. No task imports another 
 share stands beside `tasks/`, as `pipeline.classification` does.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, create_model
 
+from pipeline.errors import PipelineError
 from pipeline.settings import Evaluate, Prepare, Repeat
 
 if TYPE_CHECKING:
@@ -79,7 +82,7 @@ class SettingsModule(Protocol):
     """Of `conf/<model>/*.yaml`: the network; a settings class or a union of them."""
     Facts: type[BaseModel]
     """What has to be known of a data set to build a network for it; in `dataset.json` and
-    `model.json`."""
+    `model.json`, so JSON has to hold it."""
     Train: "type[Train]"
     """Of the training stage; the field named `ABOUT.model` holds a `Model`."""
     Parts: type[BaseModel]
@@ -173,9 +176,10 @@ class ShowModule(Protocol):
     """What evaluation does, in this order: each part measures and draws something of the study and
     puts it on the page. One that `Parts` has a switch for can be switched off.
 
-    Among the page's numbers are the headline, its interval and `examples`; of a simpler rule
-    `baseline/<rule>/<headline>` and `baseline/<rule>/gain`. `predictions.parquet` has a row for
-    each test example; its `score`, better the higher, is what versions are compared by."""
+    The page's numbers are finite; among them are the headline, its interval and `examples`; of a
+    simpler rule `baseline/<rule>/<headline>` and `baseline/<rule>/gain`. `predictions.parquet` has
+    a row for each test example; its `score`, better the higher, is what versions are compared by.
+    """
 
     def study(
         self, net: "Net", settings: "Evaluate", hardware: "Hardware", curve: list[dict[str, str]]
@@ -211,8 +215,18 @@ class Task:
 
     @property
     def settings(self) -> SettingsModule:
-        """`settings.py`."""
-        return self._module("settings")
+        """`settings.py`.
+
+        Raises:
+            PipelineError: it can't be loaded.
+        """
+        try:
+            return self._module("settings")
+        except Exception as error:
+            raise PipelineError(
+                f"{self}/settings.py can't be loaded ({type(error).__name__}: {error}); mend it, "
+                "for every stage reads it"
+            ) from error
 
     @property
     def about(self) -> About:
@@ -244,6 +258,9 @@ class Task:
         """`show.py`."""
         return self._module("show")
 
+    def __str__(self) -> str:
+        return f"pipeline/tasks/{self.name}"
+
     def _module(self, name: str) -> Any:
         return import_module(f"pipeline.tasks.{self.name}.{name}")
 
@@ -270,6 +287,68 @@ def find(*, name: str = "", data: str = "", model: str = "") -> Task:
         ):
             return task
     raise LookupError(f"no task is called {name or data or model}")
+
+
+def refuse_shared_names() -> None:
+    """Make sure that no two tasks have one name for what each has its own of.
+
+    Raises:
+        PipelineError: names both.
+    """
+    taken: dict[tuple[str, str], tuple[Task, str, Any]] = {}
+    for task in tasks():
+        about, parts = task.about, task.settings.Parts.model_fields
+        names: list[tuple[str, str, str, Any]] = [
+            ("conf", about.data, "ABOUT.data", task),
+            ("conf", about.model, "ABOUT.model", task),
+            ("stages", about.stage, "ABOUT.stage", task),
+            ("registered", about.registered, "ABOUT.registered", task),
+            # a switch may be that of several tasks, if it is of one type
+            *(("parts", name, "a setting of Parts", (field.annotation, field.metadata))
+              for name, field in parts.items()),
+        ]  # fmt: skip
+        for kind, name, what, holder in names:
+            other, its, held = taken.setdefault((kind, name), (task, what, holder))
+            if (what, holder) != (its, held):
+                raise PipelineError(
+                    f"{name!r} is {what} in {task} and {its} in {other}; rename one of them"
+                )
+
+
+def finite(numbers: Any, said: str, hint: str = "") -> dict[str, float]:
+    """Numbers as a task gives them.
+
+    Args:
+        numbers: by name.
+        said: what gave them, for the message.
+        hint: what else may help, its end.
+
+    Raises:
+        PipelineError: one of them is no finite number.
+    """
+    if not isinstance(numbers, Mapping):
+        raise PipelineError(f"{said}: is {numbers!r:.60}; it has to map names to numbers")
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+            raise PipelineError(
+                f"{said}: {name} is {value!r:.60}; it has to be a finite number{hint}"
+            )
+    return dict(numbers)
+
+
+def measured(task: Task, what: str, numbers: Any, *more: str) -> dict[str, float]:
+    """Numbers of a test as `what` of the task's `show.py` gives them.
+
+    Raises:
+        PipelineError: one of them is no finite number; the headline, its interval, `examples` or
+            one of `more` is missing.
+    """
+    said, headline = f"{task}/show.py, {what}", task.about.headline
+    found = finite(numbers, said)
+    for name in (headline, f"{headline}_low", f"{headline}_high", "examples", *more):
+        if name not in found:
+            raise PipelineError(f"{said}: {name} is missing; it has to be among the numbers")
+    return found
 
 
 def with_sources(schema: type[Prepare]) -> type[Prepare]:

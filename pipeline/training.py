@@ -24,7 +24,7 @@ from pipeline.checkpoint import Checkpoints
 from pipeline.errors import PipelineError
 from pipeline.hardware import Hardware, explain_failure, peak_memory
 from pipeline.settings import Optimizer, Training
-from pipeline.task import Forward, ModelModule
+from pipeline.task import Forward, ModelModule, finite
 
 Log = Callable[[dict[str, float], int], None]
 """Takes metrics by name and the optimizer step they belong to."""
@@ -364,10 +364,17 @@ def score(
     settings: Training,
     hardware: Hardware,
 ) -> dict[str, float]:
-    """The task's scores of a model over a split, in evaluation mode."""
+    """The task's scores of a model over a split, in evaluation mode.
+
+    Raises:
+        PipelineError: one of them is no finite number.
+    """
     model.eval()
     with torch.inference_mode():
-        return task.score(in_precision(model, hardware), batches, settings)
+        scores = task.score(in_precision(model, hardware), batches, settings)
+    said = f"{getattr(task, '__name__', 'the task')}.score"
+    hint = ", so lower optimizer.lr or set training.clip_norm if the training diverges"
+    return {name: float(value) for name, value in finite(scores, said, hint).items()}
 
 
 def in_precision(model: nn.Module, hardware: Hardware) -> Forward:

@@ -8,23 +8,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from pipeline import net as nets
 from pipeline.batches import Batches
 from pipeline.files import new_directory, new_file
 from pipeline.prepared import SplitName, read_card
 from pipeline.settings import Train
-from pipeline.stage import Context, stage
+from pipeline.stage import APART, Context, stage
 from pipeline.task import Task, find
 from pipeline.training import Loop
 
 
 def training(name: str) -> Callable[[], None]:
     """The entrypoint of the stage that trains the task of this name."""
-    task = find(name=name)
 
-    @stage(task.about.stage, task.settings.Train)
-    def main(settings: Train, context: Context) -> float:
-        return train(task, settings, context)
+    def main() -> None:
+        task = find(name=name)
+
+        @stage(task.about.stage, lambda: task.settings.Train)
+        def body(settings: Train, context: Context) -> float:
+            return train(task, settings, context)
+
+        body()
 
     return main
 
@@ -87,26 +93,34 @@ def train(task: Task, settings: Train, context: Context) -> float:
             code=shipped(task, Path(place)),
             packages=task.about.packages,
             example=task.data.example(data),
-            facts={"task": task.name, **card.facts.model_dump()},
+            facts={"task": task.name, **card.facts.model_dump(mode="json")},
         )
     return progress.best
 
 
 def _written(net: nets.Net, context: Context) -> nets.Net:
     """With references in the place of what came from the environment."""
-    settings = net.settings
-    texts = {name: value for name, value in settings if isinstance(value, str)}
-    hidden = {name: context.written.conceal(value) for name, value in texts.items()}
-    return replace(net, settings=settings.model_copy(update=hidden))
+
+    def hidden(value: Any) -> Any:
+        if isinstance(value, BaseModel):
+            return value.model_copy(update={name: hidden(inner) for name, inner in value})
+        if isinstance(value, dict):
+            return {name: hidden(inner) for name, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(map(hidden, value))
+        return context.written.conceal(value) if isinstance(value, str) else value
+
+    return replace(net, settings=hidden(net.settings))
 
 
 def shipped(task: Task, folder: Path) -> Path:
     """The part of this package that a served model needs, copied into a folder."""
     package = Path(__file__).parent
-    apart = {"evaluation", "figures", "report", "reproduce", "tracking", "__pycache__"}
-    apart |= {other.name for other in (package / "tasks").iterdir() if other.name != task.name}
 
-    def ignored(_place: str, names: list[str]) -> set[str]:
-        return apart.intersection(names) - {"__init__.py"}
+    def ignored(place: str, names: list[str]) -> set[str]:
+        folders = Path(place).relative_to(package).parts
+        if folders == ("tasks",):
+            return set(names) - {"__init__.py", task.name}
+        return {"__pycache__"} | (set() if folders[:1] == ("tasks",) else APART)
 
     return shutil.copytree(package, folder / package.name, ignore=ignored)

@@ -7,18 +7,25 @@ python -m stages.evaluate model=rnn parts.robustness=false
 import csv
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from pipeline import net as nets
 from pipeline.errors import PipelineError
+from pipeline.evaluation.intervals import rounded
 from pipeline.evaluation.page import fill
 from pipeline.figures.style import look
 from pipeline.files import digest, new_directory, write_json
 from pipeline.prepared import read_card
 from pipeline.settings import Evaluate
 from pipeline.stage import Context, run, stage
-from pipeline.task import of_a_model, with_parts
+from pipeline.task import Task, measured, of_a_model, with_parts
+
+PREDICTIONS = "predictions.parquet"
 
 
-@stage("evaluate", with_parts(of_a_model(Evaluate)))
+@stage("evaluate", lambda: with_parts(of_a_model(Evaluate)))
 def main(settings: Evaluate, context: Context) -> float:
     """The body; returns the headline of the test metrics."""
     data, weights, run = Path(settings.data), Path(settings.weights), context.run
@@ -30,14 +37,16 @@ def main(settings: Evaluate, context: Context) -> float:
     chosen = settings.parts.model_dump(include=set(own.model_fields), exclude_unset=True)
     settings = settings.model_copy(update={"parts": own.model_validate(chosen)})
     study = show.study(net, settings, context.hardware, _rows(Path(settings.curve)))
-    with new_directory(Path(settings.plots), "predictions.parquet") as folder, look():
-        numbers = fill(folder, show.PARTS, study, settings.parts)
+    with new_directory(Path(settings.plots), PREDICTIONS) as folder, look():
+        found = fill(folder, show.PARTS, study, settings.parts)
+        numbers = rounded(measured(net.task, "PARTS", found))
+        check_predictions(folder / PREDICTIONS, net.task, numbers["examples"])
     write_json(Path(settings.metrics), numbers)
 
     md5 = digest(weights / nets.WEIGHTS)
-    tested = {f"test/{name}": value for name, value in numbers.items()}
-    run.metrics(tested)
-    run.metrics(tested, target=f"trained:{md5}")
+    logged = {f"test/{name}": value for name, value in numbers.items()}
+    run.metrics(logged)
+    run.metrics(logged, target=f"trained:{md5}")
     run.tags({"summary": settings.model})
     for name, value in numbers.items():
         if name.startswith("baseline/") and name.endswith(f"/{about.headline}"):
@@ -50,8 +59,8 @@ def main(settings: Evaluate, context: Context) -> float:
         about.registered,
         weights=md5,
         data=read_card(data).digest,
-        predictions=Path(settings.plots) / "predictions.parquet",
-        metrics=tested,
+        predictions=Path(settings.plots) / PREDICTIONS,
+        metrics=logged,
         promote=settings.tracking.promote,
         capped=any(cap is not None for _, cap in settings.profile),
     )
@@ -59,6 +68,24 @@ def main(settings: Evaluate, context: Context) -> float:
     value = numbers[about.headline]
     print(f"test {about.headline} {value:.4f} ({low:.4f} to {high:.4f} with 95 % confidence)")
     return value
+
+
+def check_predictions(path: Path, task: Task, examples: float) -> None:
+    """Make sure that what versions are compared by is there.
+
+    Raises:
+        PipelineError: the table or a finite `score` for each of the test examples is missing.
+    """
+    try:
+        scores = np.asarray(pq.read_table(path, columns=["score"])["score"], np.float64)
+        whole = len(scores) == examples and np.isfinite(scores).all()
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise PipelineError(
+            f"{task}/show.py, PARTS: {path.name} is missing or does not have a finite `score` for "
+            f"each of the {examples} test examples; one of the parts has to write it"
+        )
 
 
 def _rows(curve: Path) -> list[dict[str, str]]:

@@ -15,7 +15,7 @@ from pipeline.stage import Context, run, stage
 from pipeline.task import find, with_sources
 
 
-@stage("prepare", with_sources(Prepare), computes=False)
+@stage("prepare", lambda: with_sources(Prepare), computes=False)
 def main(settings: Prepare, context: Context) -> None:
     """The body."""
     output, task = Path(settings.output), find(data=settings.modality)
@@ -25,7 +25,7 @@ def main(settings: Prepare, context: Context) -> None:
     with new_directory(Path(settings.plots), "findings.json") as folder, look():
         page = Page(folder)
         counts = task.data_report.data_report(output, read_card(output), page)
-        page.close()
+        page.close("data")
     context.run.output(output)
     context.run.output(Path(settings.plots))
     context.run.artifact(Path(settings.plots))

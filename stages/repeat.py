@@ -16,10 +16,10 @@ from pipeline.errors import PipelineError
 from pipeline.files import digest, write_json
 from pipeline.settings import Repeat
 from pipeline.stage import Context, run, stage
-from pipeline.task import find, of_a_model
+from pipeline.task import find, measured, of_a_model
 
 
-@stage("repeat", of_a_model(Repeat))
+@stage("repeat", lambda: of_a_model(Repeat))
 def main(settings: Repeat, context: Context) -> float:
     """The body; returns the headline of the test metrics."""
     if settings.again == settings.seed:
@@ -35,12 +35,13 @@ def main(settings: Repeat, context: Context) -> float:
     run.input(again, name="repeated")
     net = nets.load(weights)
     numbers = net.task.show.repetition(net, nets.load(again), settings, context.hardware)
+    numbers = measured(net.task, "repetition", numbers, "difference", "p_value")
     write_json(Path(settings.metrics), numbers)
     run.output(Path(settings.metrics))
 
-    tested = {f"test/{name}": value for name, value in numbers.items()}
-    run.metrics(tested)
-    run.metrics(tested, target=f"trained:{digest(again / nets.WEIGHTS)}")
+    logged = {f"test/{name}": value for name, value in numbers.items()}
+    run.metrics(logged)
+    run.metrics(logged, target=f"trained:{digest(again / nets.WEIGHTS)}")
     run.tags({"summary": f"{settings.model}/seed-{settings.again}"})
     # MLflow has the model; what is kept here are the numbers.
     shutil.rmtree(again)

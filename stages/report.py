@@ -13,7 +13,7 @@ from pipeline.stage import Context, run, stage
 from pipeline.task import find
 
 
-@stage("report", Report, computes=False)
+@stage("report", lambda: Report, computes=False)
 def main(settings: Report, context: Context) -> None:
     """The body."""
     metrics, html, markdown = (

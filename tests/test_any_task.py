@@ -1,6 +1,9 @@
 """What all tasks share asks for nothing that only classifiers have."""
 
 import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +15,8 @@ import yaml
 from omegaconf import OmegaConf
 from torch import nn
 
+import pipeline.tasks
+from pipeline import config, net, training_stage
 from pipeline.batches import Batches
 from pipeline.checkpoint import Checkpoints
 from pipeline.environment import register_tasks
@@ -19,6 +24,7 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation.learning import learning
 from pipeline.evaluation.page import FINDINGS, Page
 from pipeline.figures.style import look
+from pipeline.files import refuse_foreign, write_json
 from pipeline.hardware import configure
 from pipeline.report.numbers import headline, seeds
 from pipeline.reproduce import restore
@@ -31,10 +37,16 @@ from pipeline.settings import (
     Tracking,
     Training,
 )
-from pipeline.task import About, tasks, with_parts
+from pipeline.stage import _digest_of_code
+from pipeline.task import About, Task, tasks, with_parts
+from pipeline.tracking.masking import masked
 from pipeline.tracking.parents import _row
 from pipeline.tracking.provenance import described
 from pipeline.training import Loop
+from pipeline.training_stage import shipped, training
+from stages import evaluate, prepare, repeat
+from tests.conftest import ROOT, run
+from tests.test_your_own_task import ADDED, blocks, merged
 
 ABOUT = About(
     data="table", model="mlp", stage="train_mlp", title="MLP", registered="r", headline="r2",
@@ -48,7 +60,7 @@ def test_the_learning_curves_of_a_score_that_is_no_share(tmp_path):
     page = Page(tmp_path)
     with look():
         learning(page, curve, "mlp", ABOUT, "squared error")
-    page.close()
+    page.close("model")
     (figure,) = json.loads((tmp_path / "figures.json").read_text())
     assert "Validation r2 is best after epoch 2 of 2: 0.25." in figure["text"]
     assert (tmp_path / "learning_curves.png").stat().st_size
@@ -61,7 +73,7 @@ def test_a_headline_that_falls_is_best_where_it_is_lowest(tmp_path):
     page = Page(tmp_path)
     with look():
         learning(page, [row, {**row, "epoch": "2", "validation_rmse": "3"}], "mlp", about, "nats")
-    page.close()
+    page.close("model")
     (figure,) = json.loads((tmp_path / "figures.json").read_text())
     assert "Validation rmse is best after epoch 1 of 2: 2.5." in figure["text"]
     rules = {"baseline/mean/rmse": 4.0, "baseline/mean/gain": 1.5}
@@ -71,7 +83,9 @@ def test_a_headline_that_falls_is_best_where_it_is_lowest(tmp_path):
 
 def test_a_data_report_without_findings_can_be_replaced_and_read(tmp_path):
     """The file is what tells an earlier output, and the report reads it."""
-    Page(tmp_path).close()
+    page = Page(tmp_path)
+    page.numbers["rows"] = 3  # a task may keep its counts there
+    page.close("data")
     assert json.loads((tmp_path / FINDINGS).read_text()) == []
 
 
@@ -169,3 +183,300 @@ def test_a_repeated_stage_composes_its_config_and_no_group(tmp_path, monkeypatch
 class _Ended:
     returncode = 0
     stdout = ""
+
+
+class House:
+    """A workspace with the task of docs/your-own-task.md, whose stages run in this process."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.tasks, self._capsys = folder, folder / "pipeline/tasks", capsys
+        for name in ("pipeline", "conf"):
+            shutil.copytree(ROOT / name, folder / name)
+        (folder / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+        for path, text in blocks().items():
+            if path in ADDED:
+                old = yaml.safe_load((ROOT / path).read_text())
+                text = yaml.safe_dump(merged(old, yaml.safe_load(text)), sort_keys=False)
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(text)
+
+    def edit(self, file: str, old: str, new: str) -> None:
+        """Change a module of the task."""
+        path = self.tasks / "regression" / file
+        assert path.read_text().count(old) == 1
+        path.write_text(path.read_text().replace(old, new))
+
+    def start(self, main: Callable[[], None], *overrides: str) -> str:
+        """Run a stage; what it says on standard error, one line when it fails."""
+        common = ["profile=tiny", "tracking=off", "device=cpu", "precision=fp32", "threads=1"]
+        self._capsys.readouterr()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["stage", *common, *overrides])
+            ended = 0
+            try:
+                main()
+            except SystemExit as error:
+                ended = error.code
+        said = self._capsys.readouterr().err if ended else ""
+        assert said.count("\n") == bool(ended)
+        return said
+
+    def forget(self) -> None:
+        """Let the modules of the tasks be loaded anew."""
+        for name in list(sys.modules):
+            if name.startswith(("pipeline.tasks.regression", "pipeline.tasks.other")):
+                del sys.modules[name]
+
+    def trained(self) -> None:
+        """Prepare the data and train the model."""
+        assert not self.start(prepare.main, "modality=table")
+        assert not self.start(training("regression"))
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch, capsys) -> Iterator[House]:
+    own = House(tmp_path, capsys)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name, place in (("ROOT", ""), ("CONF", "conf"), ("PARAMS", "params.yaml")):
+        monkeypatch.setattr(config, name, tmp_path / place)
+    monkeypatch.setattr("pipeline.task.TASKS", own.tasks)
+    monkeypatch.setattr(pipeline.tasks, "__path__", [*pipeline.tasks.__path__, str(own.tasks)])
+    threads = torch.get_num_threads()
+    yield own
+    own.forget()
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("float('nan')", "nan"), ("torch.tensor(error)", "tensor("), ("float('inf')", "inf"),
+        ("'0.5'", "'0.5'"),
+    ],
+)  # fmt: skip
+def test_a_score_that_is_no_finite_number_is_named(house, value, shown):
+    house.edit("model.py", '"r2": 1 - error / target.var(correction=0).item()', f'"r2": {value}')
+    assert not house.start(prepare.main, "modality=table")
+    said = house.start(training("regression"))
+    assert said.startswith(f"error: pipeline.tasks.regression.model.score: r2 is {shown}")
+    assert not (house.folder / "models").exists()
+
+
+def test_an_evaluation_is_checked_before_anything_is_replaced(house):
+    house.trained()
+    assert not house.start(evaluate.main, "model=mlp")
+    before = {p: p.read_bytes() for top in ("metrics", "plots") for p in files(house.folder / top)}
+    show = house.tasks / "regression/show.py"
+    whole = show.read_text()
+    numbers, predictions = '"examples": len(pairs)}', 'table = {"score": _score(study.pairs), "'
+    where = "pipeline/tasks/regression/show.py, PARTS"
+    for old, new, said in (
+        (numbers, numbers.replace("}", ', "gain": float("nan")}'), f"{where}: gain is nan"),
+        ('"r2_low": low, ', "", f"{where}: r2_low is missing"),
+        (
+            "    pq.write_table",
+            "    return\n    pq.write_table",
+            f"{where}: predictions.parquet is",
+        ),
+        (predictions, predictions.replace("score", "scores", 1), f"{where}: predictions.parquet"),
+        ("    pq.write_table(pa.table(table)", "    pq.write_table(pa.table(table)[1:]", where),
+    ):
+        show.write_text(whole)
+        house.edit("show.py", old, new)
+        house.forget()
+        assert house.start(evaluate.main, "model=mlp").startswith(f"error: {said}"), new
+    after = {p: p.read_bytes() for top in ("metrics", "plots") for p in files(house.folder / top)}
+    assert after == before
+
+
+def test_metrics_with_many_numbers_before_the_headline_are_an_earlier_output(tmp_path):
+    (output,) = (one for one in Evaluate.model_fields["metrics"].metadata if one)
+    numbers = {f"precision/{name}": 0.5 for name in range(500)} | {"r2_high": 0.5}
+    write_json(tmp_path / "mlp.json", numbers)
+    refuse_foreign(tmp_path / "mlp.json", output.kind, output.mark)
+
+
+def files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_a_repetition_without_its_difference_is_named(house, monkeypatch):
+    house.edit("show.py", 'numbers["difference"] =', "_ =")
+    house.trained()
+    shutil.copytree(house.folder / "models/mlp", house.folder / "models/seeds/mlp-1/mlp")
+    monkeypatch.setattr(repeat, "_train", lambda *_: None)
+    said = house.start(repeat.main, "model=mlp", "again=1")
+    where = "pipeline/tasks/regression/show.py, repetition"
+    assert said.startswith(f"error: {where}: difference is missing")
+    assert not (house.folder / "metrics").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('data="table"', 'data="other"', "'other' is ABOUT.data in {} and ABOUT.data in {}"),
+        ('model="mlp"', 'model="net"', "'net' is ABOUT.model in {} and ABOUT.model in {}"),
+        ('data="table"', 'data="net"', "'net' is ABOUT.data in {} and ABOUT.model in {}"),
+        ('stage="train_mlp"', 'stage="train_other"', "'train_other' is ABOUT.stage in {} and"),
+        ('registered="table-r', 'registered="other-r', "'other-regressor' is ABOUT.registered in"),
+    ],
+)
+def test_two_tasks_of_one_name_are_both_named(house, old, new, said):
+    other(house)
+    house.edit("settings.py", old, new)
+    line = house.start(prepare.main, "modality=image")
+    assert line.startswith(
+        "error: " + said.format("pipeline/tasks/regression", "pipeline/tasks/other")
+    )
+
+
+def other(house: House) -> None:
+    """A second task that is the first one's twin, with names of its own."""
+    folder = house.tasks / "other"
+    folder.mkdir()
+    text = (house.tasks / "regression/settings.py").read_text()
+    for old, new in (
+        ('"table"', '"other"'), ('"mlp"', '"net"'), ('"train_mlp"', '"train_other"'),
+        ('"table-regressor"', '"other-regressor"'),
+    ):  # fmt: skip
+        text = text.replace(old, new)
+    (folder / "settings.py").write_text(text)
+    shutil.copytree(house.folder / "conf/table", house.folder / "conf/other")
+    params = yaml.safe_load((house.folder / "params.yaml").read_text())
+    params["prepare"]["other"] = "diabetes"
+    (house.folder / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+def test_two_switches_of_one_name_and_two_types_are_refused_too(house):
+    other(house)
+    assert not house.start(prepare.main, "modality=table")
+    house.forget()
+    for kind in ("bool", "int"):
+        for name, own in (("other", "bool"), ("regression", kind)):
+            with (house.tasks / name / "settings.py").open("a") as file:
+                file.write(f"\n\nclass Parts(Settings):\n    scatter: {own}\n")
+        said = house.start(prepare.main, "modality=table")
+        house.forget()
+        assert bool(said) == (kind == "int")
+    assert said.startswith("error: 'scatter' is a setting of Parts in pipeline/tasks/regression ")
+    assert "and a setting of Parts in pipeline/tasks/other" in said
+
+
+def test_facts_of_any_kind_that_json_holds_are_read_as_they_were(house):
+    house.edit("settings.py", "    names: list[str]", "    place: Path\n    names: tuple[str, ...]")
+    house.edit(
+        "settings.py",
+        "from pipeline import settings",
+        "from pathlib import Path\n\nfrom pipeline import settings",
+    )
+    house.edit("prepare.py", "Facts(names=names", "Facts(place=Path('a'), names=tuple(names)")
+    house.edit("prepare.py", "import numpy as np", "from pathlib import Path\n\nimport numpy as np")
+    house.trained()
+    facts = net.load(house.folder / "models/mlp").facts
+    assert facts.place == Path("a")
+    assert facts.names[-1] == "target"
+    assert not house.start(evaluate.main, "model=mlp")
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "fault"),
+    [
+        ("Any", "mean", "Unable to serialize unknown type: <class 'numpy.ndarray'>"),
+        ("Any", "np.float32(1)", "Unable to serialize unknown type: <class 'numpy.float32'>"),
+        ("Any", "(1, 2)", "more=(1, 2)"),
+        ("Any", "object()", "Unable to serialize unknown type"),
+    ],
+)
+def test_facts_that_json_does_not_hold_are_refused(house, kind, value, fault):
+    house.edit("settings.py", "    names: list[str]", f"    more: {kind}\n    names: list[str]")
+    house.edit(
+        "settings.py",
+        "from pipeline import settings",
+        "from typing import Any\n\nfrom pipeline import settings",
+    )
+    house.edit("prepare.py", "Facts(names", f"Facts(more={value}, names")
+    said = house.start(prepare.main, "modality=table")
+    assert said.startswith("error: pipeline/tasks/regression: dataset.json can't hold its Facts (")
+    assert fault in said
+    assert not (house.folder / "data").exists()
+
+
+def test_a_modules_place_says_whether_it_counts_and_is_shipped(house, monkeypatch, tmp_path):
+    """A task may call its own modules as the house calls those that a training does without."""
+    own = house.tasks / "regression/report"
+    (own / "regression").mkdir(parents=True)
+    for folder in (own, own / "regression"):
+        (folder / "show.py").write_text("")
+    away = house.tasks / "other/regression"
+    away.mkdir(parents=True)
+    (house.tasks / "classification").mkdir()  # a task of that name
+    monkeypatch.setattr(
+        training_stage, "__file__", str(house.folder / "pipeline/training_stage.py")
+    )
+    found = shipped(Task("regression"), tmp_path / "shipped")
+    assert (found / "tasks/regression/report/regression/show.py").exists()
+    assert (found / "classification/model.py").exists()
+    assert sorted(path.name for path in (found / "tasks").iterdir()) == [
+        "__init__.py",
+        "regression",
+    ]
+    assert not (found / "evaluation").exists()
+    assert not (found / "classification/evaluation").exists()
+
+    before = _digest_of_code("regression")
+    for path in (
+        away / "x.py",
+        house.tasks / "regression/show.py",
+        house.folder / "pipeline/report/x.py",
+    ):
+        path.write_text("1")
+        assert _digest_of_code("regression") == before, path
+    (own / "show.py").write_text("1")
+    assert _digest_of_code("regression") != before
+
+
+def test_what_a_nested_setting_takes_from_the_environment_is_not_written(house, monkeypatch):
+    house.edit(
+        "settings.py",
+        "    hidden: list[int]",
+        "    hidden: list[int]\n    notes: dict[str, list[str]]",
+    )
+    (house.folder / "conf/mlp/two_layers.yaml").write_text(
+        "hidden: [64]\nnotes: {a: ['${oc.env:PLACE}/x']}\n"
+    )
+    monkeypatch.setenv("PLACE", "/home/somebody")
+    house.trained()
+    assert net.load(house.folder / "models/mlp").settings.notes == {"a": ["${oc.env:PLACE}/x"]}
+
+
+def test_a_secret_is_masked_wherever_it_is_nested():
+    nested = {"a": [{"b": [{"hf_token": "abc"}]}], "overrides": ["mlp.hf_token=abc", "x.seed=1"]}
+    assert masked(nested) == {
+        "a": [{"b": [{"hf_token": "***"}]}], "overrides": ["mlp.hf_token=***", "x.seed=1"],
+    }  # fmt: skip
+    assert masked("https://x.org/?token=abc&page=2") == "https://x.org/?token=***&page=2"
+
+
+@pytest.mark.parametrize("stage", ["prepare", "train_rnn", "evaluate"])
+def test_settings_of_another_task_that_cant_be_loaded_are_one_line(stage, tmp_path):
+    for name in ("pipeline", "stages", "conf"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    file = tmp_path / "pipeline/tasks/other/settings.py"
+    file.parent.mkdir()
+    file.write_text("ABOUT = (\n")
+    ended = run(tmp_path, sys.executable, "-m", f"stages.{stage}", "tracking=off")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(
+        "error: pipeline/tasks/other/settings.py can't be loaded (Syntax"
+    )
+    assert ended.stderr.count("\n") == 1
+
+
+def test_a_stage_without_its_conf_file_may_be_called_otherwise(house):
+    house.edit("settings.py", '"train_mlp"', '"train_mpl"')
+    said = house.start(training("regression"))
+    assert said.startswith("error: conf/train_mpl.yaml is missing in ")
+    assert said.endswith("or correct the stage's name, 'train_mpl'\n")

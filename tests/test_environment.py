@@ -150,7 +150,7 @@ class TestStage:
                 ],
             )  # fmt: skip
             with pytest.raises(SystemExit):
-                stage("train_cnn", TrainCNN, computes=False)(body)()
+                stage("train_cnn", lambda: TrainCNN, computes=False)(body)()
 
     def test_neither_the_journal_nor_the_state_of_a_training_has_the_value(
         self, compose, tmp_path, monkeypatch, capsys

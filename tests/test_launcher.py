@@ -57,7 +57,8 @@ def test_a_stray_rank_keeps_no_stage_from_its_records(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(tracking, "start", start)
     monkeypatch.setattr(sys, "argv", ["prepare", "modality=text"])
-    stage("prepare", schemas()["prepare"], computes=False)(lambda settings, context: None)()
+    started_as = stage("prepare", lambda: schemas()["prepare"], computes=False)
+    started_as(lambda settings, context: None)()
     assert started == ["prepare"]
 
 

@@ -3,9 +3,8 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.evaluation.intervals import rounded
 from pipeline.evaluation.tables import write_csv
 from pipeline.figures.style import save
 from pipeline.files import write_json
@@ -56,10 +55,10 @@ class Page:
         rows = [list(row) for row in rows]
         self._tables.append({"caption": caption, "columns": list(columns), "rows": rows})
 
-    def close(self) -> None:
+    def close(self, of: Literal["data", "model"]) -> None:
         """Write the list of figures, in the order in which they were drawn, and the texts."""
         write_json(self.folder / LISTING, self._figures)
-        if not self.numbers:  # a data set's
+        if of == "data":
             write_json(self.folder / FINDINGS, list(self.findings.items()))
             return
         summary = {
@@ -86,11 +85,11 @@ def fill(
         switches: a part whose name is an attribute of it that is false is left out.
 
     Returns:
-        The metrics, sorted by name, rounded to six digits.
+        The metrics, by name.
     """
     page = Page(folder)
     for name, part in parts.items():
         if getattr(switches, name, True):
             part(page, study)
-    page.close()
-    return rounded(page.numbers)
+    page.close("model")
+    return page.numbers

@@ -24,6 +24,7 @@ _USER_INFO = re.compile(
     r"""(\b[a-z][a-z0-9+.-]*://)(?:[^/\s'"]+|[^/\s'":[]*:(?!\d+/)[^\s'"]+)@""", re.IGNORECASE
 )
 _QUERY = re.compile(r"([?&]([\w.-]+)=)([^&\s'\"]+)")
+_OVERRIDE = re.compile(r"[+~]*([\w./@-]+)=")
 _SIGNATURE = re.compile(r"(^|-)sig(nature)?$", re.IGNORECASE)
 _KNOWN = re.compile(
     r"\b(ghp_|gho_|ghs_|github_pat_|glpat-|hf_|sk-|xox[abp]-|AKIA|ASIA|dckr_pat_|pypi-)[\w-]{16,}"
@@ -75,6 +76,8 @@ def masked(value: Any, key: str = "") -> Any:
         return {name: masked(item, str(name)) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [masked(item) for item in value]
+    if isinstance(value, str) and (found := _OVERRIDE.match(value)) and is_secret(found[1]):
+        return found[0] + MASK
     return clean(value) if isinstance(value, str) else value
 
 

@@ -18,6 +18,7 @@ from pipeline import prepared
 from pipeline.classification.evaluation.study import Study
 from pipeline.classification.model import logits_of
 from pipeline.classification.settings import Parts
+from pipeline.evaluation.intervals import rounded
 from pipeline.evaluation.page import fill
 from pipeline.task import find, tasks
 
@@ -138,4 +139,4 @@ def _small_bert(folder: Path, data: Path) -> Path:
 def drawn(study: Study, folder: Path, **changes: Any) -> dict[str, float]:
     """The whole page of a model, as the stage draws it; returns its numbers."""
     fresh = replace(study, **changes, control=None)
-    return fill(folder, fresh.subject.net.task.show.PARTS, fresh, fresh.parts)
+    return rounded(fill(folder, fresh.subject.net.task.show.PARTS, fresh, fresh.parts))

@@ -192,5 +192,5 @@ def _data_report(data, folder):
     folder.mkdir()
     page = Page(folder)
     counts = find(data=data.name).data_report.data_report(data, read_card(data), page)
-    page.close()
+    page.close("data")
     return counts

@@ -97,7 +97,7 @@ class TestTraining:
             "train_cnn", f"data={prepared}/image", *self.outputs(tmp_path), "optimizer.lr=1e30",
             "training.clip_norm=null", "training.warmup=0.0", "precision=fp32", fails=True,
         )  # fmt: skip
-        assert "training loss is" in line
+        assert "model.score: loss is nan" in line
         assert "lower optimizer.lr" in line
         assert nothing_written(tmp_path / "model")
         assert nothing_written(tmp_path / "curve.csv")

@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -17,7 +16,8 @@ from pipeline.checkpoint import Checkpoints
 from pipeline.evaluation.page import Page, fill
 from pipeline.figures.style import look
 from pipeline.hardware import Hardware, configure
-from pipeline.task import Task, tasks
+from pipeline.task import Task, measured, refuse_shared_names, tasks
+from stages.evaluate import PREDICTIONS, check_predictions
 from tests.conftest import schemas
 
 ROWS, BATCH, STEPS = 32, 8, 6
@@ -110,6 +110,16 @@ def trained(house: House, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return one, progress, before
 
 
+def test_no_two_tasks_have_one_name():
+    refuse_shared_names()
+
+
+def test_the_facts_are_read_as_they_were_written(house):
+    found = json.loads((house.data / prepared.CARD).read_text())["facts"]
+    assert house.card.facts.model_dump(mode="json") == found
+    assert isinstance(house.card.facts, house.task.settings.Facts)
+
+
 def test_a_few_steps_lower_the_loss_and_every_score_is_a_number(house, trained):
     one, progress, before = trained
     after = house.score(one)
@@ -182,13 +192,13 @@ def test_every_part_of_the_evaluation_measures_and_draws(house, trained, tmp_pat
     curve = [{name: str(value) for name, value in row.items()} for row in progress.curve]
     with look():
         study = house.task.show.study(one, asked, house.hardware, curve)
-        numbers = fill(tmp_path, house.task.show.PARTS, study, switches)
+        found = fill(tmp_path, house.task.show.PARTS, study, switches)
+    numbers = measured(house.task, "PARTS", found)
     ends = [numbers[f"{about.headline}{end}"] for end in ("_low", "", "_high")]
     assert ends == sorted(ends)
     assert about.headline in about.watched
-    rows = house.card.splits["test"].rows
-    assert numbers["examples"] == rows
-    assert len(pq.read_table(tmp_path / "predictions.parquet")["score"]) == rows
+    assert numbers["examples"] == house.card.splits["test"].rows
+    check_predictions(tmp_path / PREDICTIONS, house.task, numbers["examples"])
     listed = [figure["file"] for figure in json.loads((tmp_path / "figures.json").read_text())]
     assert sorted(path.name for path in tmp_path.glob("*.png")) == sorted(listed)
 
@@ -197,7 +207,7 @@ def test_the_data_report_draws_and_counts(house, tmp_path):
     page = Page(tmp_path)
     with look():
         counts = house.task.data_report.data_report(house.data, house.card, page)
-        page.close()
+        page.close("data")
     assert counts
     assert page.findings
     assert json.loads((tmp_path / "figures.json").read_text())
