@@ -21,11 +21,5 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: list[str])
         writer.writerows([_cell(row[column]) for column in columns] for row in rows)
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file with a header."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def _cell(value: Any) -> Any:
     return f"{float(value):.6g}" if isinstance(value, float | np.floating) else value

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Interval(NamedTuple):
+class Measured(NamedTuple):
     """A value with its 95 % interval."""
 
     value: float
@@ -32,8 +32,8 @@ class Interval(NamedTuple):
 
 @drawn
 def probe_curve(
-    trained: Mapping[str, Interval],
-    control: Mapping[str, Interval],
+    trained: Mapping[str, Measured],
+    control: Mapping[str, Measured],
     model: float,
     chance: float,
     title: str,
@@ -85,10 +85,10 @@ def probe_curve(
 
 
 @drawn
-def probe_curves(models: Mapping[str, Mapping[str, Mapping[str, Interval]]]) -> "Figure":
+def probe_curves(models: Mapping[str, Mapping[str, Mapping[str, Measured]]]) -> "Figure":
     """Probe accuracy by depth of several models side by side.
 
-    `models` maps a heading to {"trained": …, "untrained": …}, each {name of the depth: Interval}.
+    `models` maps a heading to {"trained": …, "untrained": …}, each {name of the depth: Measured}.
     """
     figure = canvas(3.1 * len(models), 2.9)
     panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]

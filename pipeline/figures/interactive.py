@@ -22,7 +22,7 @@ SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "penta
 WRONG = "x"
 
 
-class Point(NamedTuple):
+class Dot(NamedTuple):
     """One test example on the map.
 
     `facts` are lines for its hover text, such as the voice, and `text` is its sentence, or nothing.
@@ -87,7 +87,7 @@ def confusion_map(matrix: NDArray[np.int64], classes: Sequence[str]) -> "Figure"
 def example_map(
     places: NDArray[np.float64],
     shares: Sequence[float],
-    points: Sequence[Point],
+    points: Sequence[Dot],
     classes: Sequence[str],
 ) -> "Figure":
     """Examples at places [n, 2], one trace for each true class; wrong answers are crosses.
@@ -189,7 +189,7 @@ def _layout(height: int) -> dict[str, Any]:
     }
 
 
-def _about(point: Point, classes: Sequence[str]) -> str:
+def _about(point: Dot, classes: Sequence[str]) -> str:
     lines = [
         f"row <b>{point.row}</b> of the test split",
         f"true class: <b>{_safe(classes[point.label])}</b>",

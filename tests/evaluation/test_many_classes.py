@@ -6,7 +6,7 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 
-from pipeline.classification.evaluation import measures
+from pipeline.classification.evaluation import parts
 from pipeline.evaluation.slices import Slice
 from pipeline.figures.data import balance_and_sizes
 from pipeline.figures.evidence import Clip, evidence
@@ -41,17 +41,17 @@ def test_two_thousand_classes_are_not_drawn_one_by_one(figure):
 def test_of_many_slices_the_worst_are_drawn_in_their_order(monkeypatch, tmp_path):
     found = [Slice("class", name, 5, n % 7 / 7, 0.0, 1.0) for n, name in enumerate(names(2000))]
     drawn: list[str] = []
-    monkeypatch.setattr(measures, "slices", lambda *_: found)
+    monkeypatch.setattr(parts, "slices", lambda *_: found)
     monkeypatch.setattr(
-        measures, "groups", lambda *_: {"class": SimpleNamespace(names=[], order=names(2000))}
+        parts, "groups", lambda *_: {"class": SimpleNamespace(names=[], order=names(2000))}
     )
     monkeypatch.setattr(
-        measures.curves, "intervals", lambda rows, *_, **__: drawn.extend(row[1] for row in rows)
+        parts.curves, "intervals", lambda rows, *_, **__: drawn.extend(row[1] for row in rows)
     )
-    monkeypatch.setattr(measures.Page, "figure", lambda *_, text, **__: texts.append(text))
+    monkeypatch.setattr(parts.Page, "figure", lambda *_, text, **__: texts.append(text))
     texts: list[str] = []
     study = MagicMock(right=np.ones(5, bool))
-    measures.by_slice(measures.Page(tmp_path), study)
-    assert drawn == [f"class {7 * n}" for n in range(measures.MOST_SLICES)]
+    parts.by_slice(parts.Page(tmp_path), study)
+    assert drawn == [f"class {7 * n}" for n in range(parts.MOST_SLICES)]
     assert "Of 2000 slices the 120 worst are shown." in texts[0]
     assert len((tmp_path / "slices.csv").read_text().splitlines()) == 2001

@@ -46,7 +46,7 @@ def probes(page: Page, study: "Study") -> None:
     stages = depths([stage for stage in found.trained[0] if stage != "logits"])
     labels = found.train.labels, found.test.labels
     rows: list[dict[str, Any]] = []
-    drawn: dict[str, dict[str, figures.Interval]] = {"trained": {}, "untrained": {}}
+    drawn: dict[str, dict[str, figures.Measured]] = {"trained": {}, "untrained": {}}
     right = np.zeros(len(found.test), dtype=bool)
     for network, features in (("trained", found.trained), ("untrained", found.control)):
         places = {"raw": ("input", raw)} | {
@@ -59,7 +59,7 @@ def probes(page: Page, study: "Study") -> None:
                 continue
             right = probe(train, labels[0], test, labels[1], study.seed)
             accuracy, (low, high) = share(right)
-            drawn[network][f"{depth}: {stage}"] = figures.Interval(accuracy, low, high)
+            drawn[network][f"{depth}: {stage}"] = figures.Measured(accuracy, low, high)
             rows.append(
                 {"network": network, "depth": depth, "stage": stage}
                 | {"accuracy": accuracy, "low": low, "high": high}
@@ -123,5 +123,5 @@ def similarity(page: Page, study: "Study") -> None:
     )
 
 
-def _listing(drawn: dict[str, figures.Interval]) -> str:
+def _listing(drawn: dict[str, figures.Measured]) -> str:
     return ", ".join(f"{name} {point.value:.1%}" for name, point in drawn.items())

@@ -107,7 +107,7 @@ def _map(
 ) -> dict[str, Any]:
     places, shares = plane(features, seed)
     dots = [
-        interactive.Point(
+        interactive.Dot(
             int(row),
             int(shown.labels[place]),
             int(chances[row].argmax()),

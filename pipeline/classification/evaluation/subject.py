@@ -55,7 +55,7 @@ class Kind:
         sizes: of raw examples.
         corruptions: damage that the model should bear.
         sheet: a figure of raw examples with a caption each, and a title.
-        pictures: what else can be seen in the network; see `measures.PARTS`.
+        pictures: what else can be seen in the network; see `parts.PARTS`.
         text: of one raw example, for tables and tips.
     """
 

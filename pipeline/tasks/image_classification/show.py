@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.classification.evaluation import baselines
-from pipeline.classification.evaluation.measures import PARTS as PARTS
+from pipeline.classification.evaluation.parts import PARTS as PARTS
 from pipeline.classification.evaluation.repetition import repeat
 from pipeline.classification.evaluation.study import Study, open_study
 from pipeline.classification.evaluation.subject import Corruption, Kind, Sizes, Subject

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.classification.evaluation import baselines
-from pipeline.classification.evaluation.measures import PARTS as PARTS
+from pipeline.classification.evaluation.parts import PARTS as PARTS
 from pipeline.classification.evaluation.repetition import repeat
 from pipeline.classification.evaluation.study import Study, open_study
 from pipeline.classification.evaluation.subject import Corruption, Kind, Sizes
