@@ -210,6 +210,13 @@ def read_split(folder: Path, split: SplitName, task: str) -> tuple[Card, pa.Tabl
     return card, pa.Table.from_batches(rows(folder / f"{split}.parquet", file), file.schema_arrow)
 
 
+def first_row(folder: Path) -> dict[str, Any]:
+    """The first row of the validation split, which was read before; nothing else of it is."""
+    file = pq.ParquetFile(folder / "validation.parquet")
+    row: dict[str, Any] = next(file.iter_batches(batch_size=1)).to_pylist()[0]
+    return row
+
+
 def open_split(folder: Path, split: SplitName, task: str) -> tuple[Card, pq.ParquetFile]:
     """The card, and the file of one split, checked but unread.
 

@@ -20,7 +20,7 @@ from pipeline.errors import PipelineError
 from pipeline.images import png
 from pipeline.images.given import given
 from pipeline.net import Net
-from pipeline.prepared import SplitName, contents, open_split, read_split, rows
+from pipeline.prepared import SplitName, contents, first_row, open_split, rows
 from pipeline.tasks.image_classification.augment import affine
 from pipeline.tasks.image_classification.settings import Augment
 
@@ -105,8 +105,7 @@ def encode(raw: Any, net: Net) -> dict[str, Tensor]:
 
 def example(folder: Path) -> str:
     """The first image of the validation split, a PNG file as base64 text."""
-    _, table = read_split(folder, "validation", TASK)
-    return base64.b64encode(contents(table["image"])[0].as_py()).decode()
+    return base64.b64encode(first_row(folder)["image"]["bytes"]).decode()
 
 
 def _decoded(path: Path, file: Any, layout: png.Layout) -> Iterator[png.Bytes]:

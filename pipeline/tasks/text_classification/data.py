@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.batches import Batches, Ragged
 from pipeline.classification.labels import column
 from pipeline.net import Net
-from pipeline.prepared import SplitName, read_split
+from pipeline.prepared import SplitName, first_row, read_split
 
 TASK = "text_classification"
 
@@ -93,6 +93,5 @@ def encode(raw: Sequence[Any], net: Net) -> dict[str, Tensor]:
 
 def example(folder: Path) -> str:
     """The first text of the validation split."""
-    _, table = read_split(folder, "validation", TASK)
-    text: str = table["text"][0].as_py()
+    text: str = first_row(folder)["text"]
     return text
