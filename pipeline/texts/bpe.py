@@ -38,7 +38,7 @@ def encoder(vocabulary: dict[str, int], merges: list[tuple[str, str]], digits: b
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     made = Tokenizer(models.BPE(vocabulary, merges))
-    steps = [pre_tokenizers.Digits(individual_digits=True)] if digits else []
+    steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if digits else []
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False))
     made.pre_tokenizer = pre_tokenizers.Sequence(steps)
     made.decoder = decoders.ByteLevel()

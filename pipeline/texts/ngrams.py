@@ -47,11 +47,11 @@ def kneser_ney(
     found = {size: np.unique(_grams(seen, size, bits), return_counts=True)
              for size in range(1, order + 1)}  # fmt: skip
     for size in range(1, order + 1):
-        if size == order:
-            table = _table(*found[size], bits)
-        else:  # in how many different contexts
+        keys, counts = found[size]
+        if size < order:  # in how many different contexts
             shorter = found[size + 1][0] & ((1 << bits * size) - 1)
-            table = _table(*np.unique(shorter, return_counts=True), bits)
+            keys, counts = np.unique(shorter, return_counts=True)
+        table = _table(keys, counts, bits)
         grams = np.zeros(len(told), np.int64)
         if len(told) >= size:
             grams[size - 1 :] = _grams(told, size, bits)

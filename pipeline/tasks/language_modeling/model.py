@@ -69,6 +69,20 @@ class Frozen(nn.Module):
         return held
 
 
+class Norm(nn.Module):
+    """Root mean square norm (Zhang & Sennrich 2019) with frozen weights, in one pass."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.frozen = Frozen(norm.weight.detach())
+        self.epsilon: float = norm.variance_epsilon
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[..., width], in the precision of the inputs."""
+        weight = self.frozen.values(inputs.device.type)
+        return F.rms_norm(inputs, weight.shape, weight, self.epsilon)
+
+
 class LowRank(nn.Module):
     """A frozen linear map, and a trained one of low rank that is added to it."""
 
@@ -125,10 +139,19 @@ class LanguageModel(nn.Module):
 
     def counted(self, input_ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The last states where a target counts, [counted, width], and those targets."""
-        # What fills a row up lies behind all that counts, and no token looks ahead: no mask.
-        states = self.llama.model(input_ids=input_ids, use_cache=False).last_hidden_state
+        states = self.states(input_ids).last_hidden_state
         where = (targets.flatten() >= 0).nonzero()[:, 0]
         return states.flatten(0, 1)[where], targets.flatten()[where]
+
+    def states(self, input_ids: Tensor, **options: Any) -> Any:
+        """What transformers' model says of rows of tokens.
+
+        What fills a row up lies behind all that counts, and no token looks ahead: there is no mask.
+        """
+        states, device = self.llama.model.embed_tokens(input_ids), input_ids.device.type
+        if torch.is_autocast_enabled(device) and isinstance(self.settings, Adapted):
+            states = states.to(torch.get_autocast_dtype(device))
+        return self.llama.model(inputs_embeds=states, **{"use_cache": False, **options})
 
     def logits(self, states: Tensor) -> Tensor:
         """Float32 [n, vocabulary] of states after the last norm, [n, width]."""
@@ -160,7 +183,7 @@ class LanguageModel(nn.Module):
         generator = torch.Generator().manual_seed(writing.seed)
         ids = prompt[None, -max(1, self.settings.context - writing.tokens) :]
         for _ in range(writing.tokens):
-            states = self.llama.model(input_ids=ids, past_key_values=cache, use_cache=True)
+            states = self.states(ids, past_key_values=cache, use_cache=True)
             logits = self.logits(states.last_hidden_state[:, -1])[0].cpu()
             if writing.temperature:
                 chances = (logits / writing.temperature).softmax(-1)
@@ -199,7 +222,7 @@ def _scratch(settings: Scratch, facts: Facts) -> tuple[LanguageModel, Any]:
         num_key_value_heads=width // 64,
         max_position_embeddings=max(settings.context, settings.block),
         tie_word_embeddings=True,
-        attn_implementation="sdpa",
+        attn_implementation="sdpa",  # type: ignore[call-arg]
     )
     return LanguageModel(LlamaForCausalLM(config).train(), settings), tokenizer
 
@@ -209,7 +232,7 @@ def _adapted(settings: Adapted, file: Path) -> tuple[LanguageModel, Any]:
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     base = gguf.read(file, settings.sha256)
-    config = LlamaConfig(**base.config, attn_implementation="sdpa")
+    config = LlamaConfig(**base.config, attn_implementation="sdpa")  # type: ignore[call-arg]
     if settings.context > config.max_position_embeddings:
         raise PipelineError(
             f"language_model.context: {settings.context} tokens are more than {settings.file} "
@@ -224,7 +247,10 @@ def _adapted(settings: Adapted, file: Path) -> tuple[LanguageModel, Any]:
     llama.model.rotary_emb = LlamaRotaryEmbedding(config)
     llama.requires_grad_(False)
     llama.lm_head = Frozen(llama.lm_head.weight)
+    llama.model.norm = Norm(llama.model.norm)
     for layer in llama.model.layers:
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            setattr(layer, name, Norm(getattr(layer, name)))
         for part in (layer.self_attn, layer.mlp):
             for name, module in list(part.named_children()):
                 if isinstance(module, nn.Linear):

