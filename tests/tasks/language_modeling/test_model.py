@@ -58,7 +58,9 @@ class TestGguf:
         other = tmp_path / "other.gguf"
         other.write_bytes(base.read_bytes()[:-1] + b"?")
         settings = adapted(base, file=str(other))
-        with pytest.raises(PipelineError, match=r"^language_model\.sha256: .* has sha256") as caught:
+        with pytest.raises(
+            PipelineError, match=r"^language_model\.sha256: .* has sha256"
+        ) as caught:
             nets.build(TASK, settings, facts)
         assert str(caught.value).isprintable()
 
