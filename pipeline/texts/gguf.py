@@ -22,7 +22,7 @@ _BLOCK = 32
 """Weights that share a scale."""
 
 _NAMES = {
-    "token_embd": "model.embed_tokens",
+    "token_embd": "model.embed_tokens",  # nosec B105
     "output_norm": "model.norm",
     "output": "lm_head",
     "attn_norm": "input_layernorm",

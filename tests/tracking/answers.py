@@ -10,7 +10,7 @@ from pipeline import net as nets
 from pipeline import tracking
 from pipeline.net import Net
 from pipeline.settings import Tracking
-from pipeline.training_stage import shipped
+from pipeline.training_stage import carried, shipped
 from tests.tracking.conftest import runs
 
 FRESH = """
@@ -56,7 +56,8 @@ def log(settings: Tracking, net: Net, example: Any, folder: Path, **params: Any)
     run.metrics({"validation/accuracy": 0.5}, step=3)
     run.output(files)
     facts = {"task": task.name, **net.facts.model_dump()}
-    run.model(files, shipped(task, folder / "code"), task.about.packages, example, facts)
+    served = carried(net, files, folder)
+    run.model(served, shipped(task, folder / "code"), task.about.packages, example, facts)
     run.end()
     return files
 
