@@ -106,7 +106,8 @@ class Begin(Operation):
         from pipeline.tracking.parents import open_parent  # which reads begins
 
         source = to.journal.source(self) or {"refused": "it was not noted in time"}
-        experiment = to.part("experiment", lambda: to.store.experiment(self.experiment))
+        # no part: a store that was wiped before it had the run knows no experiment either
+        experiment = to.store.experiment(self.experiment)
         name, tags = self.dvc.get("stage") or self.stage, {"stage": self.stage}
         folder = to.journal.folder.parent
         if parent := to.part(

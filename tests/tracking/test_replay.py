@@ -1,5 +1,6 @@
 """What a sender does about a store in an odd state: each journal is sent in this process."""
 
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -130,6 +131,23 @@ def test_a_store_that_was_wiped_before_the_end_gets_everything_again(
     (found,) = runs(client, settings.experiment)
     assert found.info.status == "FINISHED"
     assert curve(client, found) == list(range(5))
+
+
+def test_a_store_that_was_wiped_before_it_had_the_run_gets_it(
+    start: Start, client: Any, settings: Tracking, workspace: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run, journal = start()
+    run.metrics({"train/loss": 1.0})
+    run.end()
+    with monkeypatch.context() as down:
+        down.setattr("mlflow.tracking.MlflowClient.create_run", lambda *_, **__: 1 / 0)
+        assert not send(journal)
+    with sqlite3.connect(workspace / "mlflow.db") as database:
+        database.execute("DELETE FROM experiments WHERE name = ?", [settings.experiment])
+    database.close()
+    assert send(journal)
+    (found,) = runs(client, settings.experiment)
+    assert curve(client, found) == [0]
 
 
 def test_a_run_that_goes_on_with_another_store_is_whole_there(
