@@ -66,8 +66,8 @@ def store_uri() -> str:
 
 
 def was_elsewhere(begin: Begin, root: Path) -> bool:
-    """Whether this is for the own store of a workspace that had another path then."""
-    return begin.root != str(root) and begin.uri == sqlite_uri(database(Path(begin.root)))
+    """Whether this is of a workspace with another path: of this one before a move, or a copy's."""
+    return begin.root != str(root)
 
 
 class Log:

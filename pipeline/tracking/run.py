@@ -79,6 +79,9 @@ def start(
         flush=settings.flush_seconds,
         system=settings.system_seconds,
     )
+    before = journal.begin()
+    if before and before.uri == uri and before.root != begin.root:
+        journal = Journal(journal.folder.with_name(new_id(stage)))  # the run is the original's
     try:
         journal.folder.parent.mkdir(parents=True, exist_ok=True)
         return Run(journal, begin, conceal)
