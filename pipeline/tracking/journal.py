@@ -181,9 +181,9 @@ class Journal:
         """What the stage runs from; empty while that is not noted."""
         try:
             found: dict[str, Any] = json.loads((self.folder / "source.json").read_text())
-        except (OSError, ValueError):
+            return found if found["start"] == begin.start else {}
+        except (OSError, ValueError, TypeError, KeyError):
             return {}
-        return found if found["start"] == begin.start else {}
 
     def note_source(self, begin: Begin, found: dict[str, Any]) -> None:
         """Keep what the stage runs from."""

@@ -129,7 +129,7 @@ class Begin(Operation):
         if source.get("dirty"):
             if (patch := to.journal.patch).exists():
                 to.part(patch.name, lambda: to.store.file(to.run_id, patch, "source"))
-            to.write("source/untracked.txt", "\n".join(source["untracked"]) + "\n")
+            to.write("source/untracked.txt", "\n".join(source.get("untracked", [])) + "\n")
         facts: dict[str, Any] = {
             "host": self.host,
             "dvc.stage": self.dvc.get("stage"),

@@ -73,12 +73,13 @@ def read_parents(folder: Path, uri: str = "") -> list[tuple[Path, Parent]]:
     """
     found = []
     for path in sorted(folder.glob("dvc-*.json")):
-        with suppress(OSError, ValueError, TypeError):  # of another format, or just closed
+        # just closed, of another format, or damaged
+        with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
             record = json.loads(path.read_text())
             parent = Parent(**{**record, "begin": Begin(**record["begin"])})
             begin = parent.begin
             here = begin.uri == uri and not was_elsewhere(begin, folder.parent)
-            if (here or not uri) and begin.host == socket.gethostname():
+            if begin.parent and (here or not uri) and begin.host == socket.gethostname():
                 found.append((path, parent))
     return found
 

@@ -1,9 +1,11 @@
 """What a sender does about a store in an odd state: each journal is sent in this process."""
 
+import json
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ import pytest
 
 from pipeline import tracking
 from pipeline.settings import Tracking
+from pipeline.tracking import processes
 from pipeline.tracking import run as tracking_run
 from pipeline.tracking.journal import Journal
+from pipeline.tracking.parents import Parent, parent_file, read_parents
 from pipeline.tracking.sender import Sender
 from tests.tracking.conftest import points, runs
 
@@ -176,6 +180,32 @@ def wipe(client: Any, workspace: Path, run_id: str) -> None:
     uri = f"sqlite:///{workspace}/mlflow.db"
     command = ["mlflow", "gc", "--backend-store-uri", uri, "--tracking-uri", uri]
     subprocess.run([sys.executable, "-m", *command, "--run-ids", run_id], check=True)
+
+
+def test_damaged_notes_of_what_a_stage_runs_from_and_below_are_as_none(
+    start: Start, client: Any, settings: Tracking, monkeypatch: pytest.MonkeyPatch
+):
+    dvc: dict[str, Any] = {"stage": "train", "process": {"pid": 0, "created": 0.5}}
+    monkeypatch.setattr(processes, "dvc", lambda: dvc)
+    run, journal = start()
+    run.end()
+    begin = journal.begin()
+    assert begin
+    path, whole = parent_file(journal.folder.parent, begin), asdict(Parent(begin))
+    strange: list[Any] = [[], 3, None, {}, {"begin": 3}, {"begin": {}}, {**whole, "new": 1}]
+    for process in (None, 3, {}, {"pid": 0}):
+        strange.append({**whole, "begin": {**vars(begin), "dvc": {"process": process}}})
+    for text in ("", "{", "\0", *map(json.dumps, strange)):
+        path.write_text(text)
+        assert read_parents(journal.folder.parent, begin.uri) == []
+    for text in ("", "{", "\0", "[]", "3", "null", "{}"):
+        (journal.folder / "source.json").write_text(text)
+        assert journal.source(begin) == {}
+    (journal.folder / "source.json").write_text('{"start": 1, "dirty": true}')
+    assert send(journal)
+    (found,) = [one for one in runs(client, settings.experiment) if "journal" in one.data.tags]
+    assert (found.data.params, "refused" in found.data.tags) == ({"lr": "0.1"}, False)
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("when", ["at an epoch", "at the end"])
