@@ -1,6 +1,7 @@
 """What a sender does about a store in an odd state: each journal is sent in this process."""
 
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -193,8 +194,8 @@ def test_damaged_notes_of_what_a_stage_runs_from_and_below_are_as_none(
     assert begin
     path, whole = parent_file(journal.folder.parent, begin), asdict(Parent(begin))
     strange: list[Any] = [[], 3, None, {}, {"begin": 3}, {"begin": {}}, {**whole, "new": 1}]
-    for process in (None, 3, {}, {"pid": 0}):
-        strange.append({**whole, "begin": {**vars(begin), "dvc": {"process": process}}})
+    damaged = ({"process": process} for process in (None, 3, {}, {"pid": 0}))
+    strange += [{**whole, "begin": {**vars(begin), "dvc": one}} for one in damaged]
     for text in ("", "{", "\0", *map(json.dumps, strange)):
         path.write_text(text)
         assert read_parents(journal.folder.parent, begin.uri) == []
@@ -206,6 +207,33 @@ def test_damaged_notes_of_what_a_stage_runs_from_and_below_are_as_none(
     (found,) = [one for one in runs(client, settings.experiment) if "journal" in one.data.tags]
     assert (found.data.params, "refused" in found.data.tags) == ({"lr": "0.1"}, False)
     assert not path.exists()
+
+
+def test_what_no_encoding_has_is_stored_escaped(
+    start: Start, client: Any, settings: Tracking, tmp_path: Path
+):
+    odd = os.fsdecode(b"a\xff")  # as Python reads such a name
+    (tmp_path / odd).write_text("text")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / odd).write_text("text")
+    run, journal = start()
+    run.params({"where": odd, odd: 1})
+    run.tags({"where": [odd], "smile": "\N{GRINNING FACE}", odd: 1})
+    run.metrics({odd: 1.0, "train/loss": 1.0})
+    run.input(tmp_path / odd, odd)
+    run.output(tmp_path / odd)
+    run.artifact(tmp_path / odd, odd)
+    run.artifact(tmp_path / "folder")
+    run.artifact(tmp_path / "folder", target=f"beside:{odd}")
+    run.end("FAILED", odd)
+    assert send(journal)
+    found = {one.info.run_name: one for one in runs(client, settings.experiment)}
+    assert set(found) == {"train_cnn", "a\\udcff"}
+    one = found["train_cnn"]
+    assert one.data.params["where"] == one.data.tags["error"] == "a\\udcff"
+    assert one.data.tags["smile"] == "\N{GRINNING FACE}"
+    listed = client.list_artifacts(one.info.run_id, "a\\udcff")
+    assert [file.path for file in listed] == ["a\\udcff/a\\udcff"]
 
 
 @pytest.mark.parametrize("when", ["at an epoch", "at the end"])
