@@ -65,12 +65,16 @@ def sync() -> int:
 
 def drop(uri: str) -> int:
     """Delete the journals of dead processes for a store that will not come back."""
-    found = [
-        journal for journal, begin in leftovers(root() / ".tracking") if begin.uri == clean(uri)
-    ]
+    folder = root() / ".tracking"
+    found = [journal for journal, begin in leftovers(folder) if begin.uri == clean(uri)]
     for journal in found:
         shutil.rmtree(journal.folder)
         print(f"{journal.folder} is deleted")
+    left = {(begin.parent, begin.uri) for _, begin in journals(folder)}
+    for path, parent in read_parents(folder):
+        one = parent.begin.parent, parent.begin.uri
+        if one[1] == clean(uri) and one not in left and not parent.lives():
+            path.unlink()
     print(f"{len(found)} journal(s) for {clean(uri)} deleted")
     return 0 if found else 1
 

@@ -16,6 +16,7 @@ from pipeline import tracking
 from pipeline.settings import Tracking
 from pipeline.tracking import processes
 from pipeline.tracking import run as tracking_run
+from pipeline.tracking.__main__ import main
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.parents import Parent, parent_file, read_parents
 from pipeline.tracking.sender import Sender
@@ -234,6 +235,28 @@ def test_what_no_encoding_has_is_stored_escaped(
     assert one.data.tags["smile"] == "\N{GRINNING FACE}"
     listed = client.list_artifacts(one.info.run_id, "a\\udcff")
     assert [file.path for file in listed] == ["a\\udcff/a\\udcff"]
+
+
+def test_what_stands_for_a_dvc_process_is_dropped_with_its_last_journal(
+    start: Start, client: Any, settings: Tracking, monkeypatch: pytest.MonkeyPatch
+):
+    dvc = {"stage": "train", "command": [], "process": {"pid": 0, "created": 1.5}}
+    monkeypatch.setattr(processes, "dvc", lambda: dvc)
+    stages = [start(), start()]
+    (_, first), (_, second) = stages
+    begin = second.begin()
+    assert begin
+    path, live = parent_file(first.folder.parent, begin), [first.id, second.id]
+    monkeypatch.setattr(Journal, "is_live", lambda self, _: self.id in live)
+    assert Sender(first.folder.parent, begin.uri).step()
+    live.remove(first.id)
+    assert main(["drop", begin.uri]) == 0
+    assert (first.folder.exists(), second.folder.exists(), path.exists()) == (False, True, True)
+    live.remove(second.id)
+    assert main(["drop", begin.uri]) == 0
+    assert (second.folder.exists(), path.exists()) == (False, False)
+    for run, _ in stages:
+        run.end()
 
 
 @pytest.mark.parametrize("when", ["at an epoch", "at the end"])
