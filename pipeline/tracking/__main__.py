@@ -166,6 +166,9 @@ def main(arguments: list[str]) -> int:
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # the disk is full or can only be read
+        print(f"error: {root() / '.tracking'}: {error}; mend that, then again", file=sys.stderr)
+        return 1
     return status or 0
 
 
