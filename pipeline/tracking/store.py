@@ -23,6 +23,7 @@ from mlflow.tracking import MlflowClient
 from pipeline.errors import PipelineError
 from pipeline.tracking.journal import database, escaped, sqlite_uri
 from pipeline.tracking.masking import clean
+from pipeline.tracking.processes import lock
 
 # the sender has its own retries; MLflow's would block it for up to an hour
 mlflow.store.db.utils.MAX_RETRY_COUNT = 1
@@ -70,8 +71,8 @@ class Store:
         if self._database:
             self.lock = FileLock(f"{self._database}.lock", timeout=60)
         else:
-            name = "".join(c if c.isalnum() else "-" for c in uri)
-            self.lock = FileLock(Path(root) / ".tracking" / f"{name[:100]}.lock", timeout=60)
+            self.lock = lock(root / ".tracking", f"{uri} opened")
+            self.lock.timeout = 60
         mlflow.set_tracking_uri(self.uri)
         with self.lock:  # of several first users all but one would crash in the migrations
             if self._database and not self._database.exists():

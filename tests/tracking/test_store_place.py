@@ -6,6 +6,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from pipeline import tracking
 from pipeline.errors import PipelineError
@@ -44,6 +45,13 @@ def test_the_store_of_an_oddly_named_workspace_is_in_it(tmp_path, monkeypatch):
 
 def test_a_plain_path_is_written_as_it_is(tmp_path):
     assert sqlite_uri(tmp_path / "mlflow.db") == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def test_who_sends_to_a_store_is_not_locked_out_of_it(tmp_path):
+    (tmp_path / ".tracking").mkdir()
+    behind = pytest.raises(MlflowException, match="credential")  # what comes behind the lock
+    with processes.lock(tmp_path / ".tracking", "databricks"), behind:
+        Store("databricks", tmp_path)
 
 
 def seen(folder: Path) -> dict[Path, tuple[int, int]]:
