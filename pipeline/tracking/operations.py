@@ -114,11 +114,8 @@ class Begin(Operation):
             "parent", lambda: open_parent(to.store, experiment, self, source, folder)
         ):
             to.state.targets["parent"] = tags["mlflow.parentRunId"] = parent
-        to.state.run_id = to.part(
-            "run",
-            lambda: to.store.find_or_create(
-                experiment, "journal", to.journal.id, name, self.t, tags
-            ),
+        to.state.run_id = to.state.run_id or to.store.find_or_create(
+            experiment, "journal", to.journal.id, name, self.t, tags
         )
         to.write("config.yaml", yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
         to.write("device.json", json.dumps(self.card, indent=2) + "\n")

@@ -139,6 +139,18 @@ def test_a_store_that_was_wiped_before_the_end_gets_everything_again(
     assert curve(client, found) == list(range(5))
 
 
+def test_what_answered_in_place_of_the_store_is_forgotten(
+    start: Start, client: Any, settings: Tracking, monkeypatch: pytest.MonkeyPatch
+):
+    run, journal = start()
+    run.end()
+    with monkeypatch.context() as other:  # as MLflow reads `{}`
+        other.setattr("pipeline.tracking.store.Store.find_or_create", lambda *_: "")
+        assert not send(journal)
+    assert send(journal)
+    assert len(runs(client, settings.experiment)) == 1
+
+
 def test_a_store_that_was_wiped_before_it_had_the_run_gets_it(
     start: Start, client: Any, settings: Tracking, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ):
