@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.files import digest, write_json
+from pipeline.images import png
 from pipeline.prepared import CARD, SPLITS, media
-from pipeline.tasks.image_classification import png
 
 CLASSES = 10
 _PART = 20_000

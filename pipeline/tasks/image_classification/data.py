@@ -1,7 +1,6 @@
 """A prepared data set of images in batches."""
 
 import base64
-import io
 import math
 import mmap
 import tempfile
@@ -18,9 +17,10 @@ from torch import Tensor
 from pipeline.batches import Batches
 from pipeline.classification.labels import column
 from pipeline.errors import PipelineError
-from pipeline.net import Net, file_bytes
+from pipeline.images import png
+from pipeline.images.given import given
+from pipeline.net import Net
 from pipeline.prepared import SplitName, contents, open_split, read_split, rows
-from pipeline.tasks.image_classification import png
 from pipeline.tasks.image_classification.augment import affine
 from pipeline.tasks.image_classification.settings import Augment
 
@@ -148,33 +148,9 @@ def image(raw: Any, channels: int, size: tuple[int, int]) -> NDArray[np.uint8]:
     Raises:
         ValueError: it is none of these.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    if isinstance(raw, bytes | str):
-        content = io.BytesIO(file_bytes(raw))
-        try:  # of other formats, Pillow calls `gs` for PostScript
-            picture: Image.Image = Image.open(content, formats=("PNG", "JPEG"))
-            picture = ImageOps.exif_transpose(picture)  # as in the data; it reads the pixels, too
-        except Exception as error:  # Pillow's readers raise whatever malformed bytes lead them to
-            raise ValueError(
-                f"these bytes are no image that can be read ({type(error).__name__}); PNG and JPEG "
-                "are taken"
-            ) from None
-    else:
-        array = np.asarray(raw)
-        if array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 255:
-            array = array.astype(np.uint8)
-        if array.dtype != np.uint8 or array.ndim not in (2, 3):
-            raise ValueError(
-                "an image is PNG or JPEG bytes or an array of 0 to 255 with 2 or 3 dimensions, "
-                f"not {array.dtype} {list(array.shape)}"
-            )
-        if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
-            array = array.transpose(1, 2, 0)
-        if array.ndim == 3 and array.shape[2] == 1:
-            array = array[:, :, 0]
-        picture = Image.fromarray(array)
-    picture = picture.convert("L" if channels == 1 else "RGB")
+    picture = given(raw, channels)
     if picture.size != (size[1], size[0]):
         picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
     pixels = np.asarray(picture, dtype=np.uint8)

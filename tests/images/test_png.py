@@ -10,7 +10,8 @@ from hypothesis.extra import numpy as arrays
 from PIL import EpsImagePlugin, Image
 
 from pipeline.errors import PipelineError
-from pipeline.tasks.image_classification import data, png
+from pipeline.images import png
+from pipeline.tasks.image_classification import data
 from pipeline.tasks.image_classification import prepare as image_source
 from tests.data.sources import complaint
 

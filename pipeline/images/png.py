@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,6 @@ from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
 from pipeline.prepared import contents
-from pipeline.tasks.image_classification.settings import Facts
 
 Bytes = NDArray[np.uint8]
 
@@ -142,7 +142,7 @@ def decode(column: pa.ChunkedArray, layout: Layout, where: str, first: int = 0) 
     return images
 
 
-def read(table: pa.Table, facts: Facts, path: Path) -> Bytes:
+def read(table: pa.Table, facts: Any, path: Path) -> Bytes:
     """The images of a split that was read from `path`: [n, channels, height, width].
 
     Raises:

@@ -1,0 +1,1 @@
+"""Files of images: what several tasks read and write."""
