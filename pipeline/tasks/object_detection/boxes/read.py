@@ -1,0 +1,74 @@
+"""A prepared data set of images with boxes; loads no torch."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.errors import PipelineError
+from pipeline.images import png
+from pipeline.prepared import Card, SplitName, contents, read_split
+
+TASK = "object_detection"
+Image = NDArray[np.uint8]
+"""[channels, height, width]."""
+
+
+class Boxes(NamedTuple):
+    """Of one image: corners x1 y1 x2 y2 in its pixels, float32 [n, 4]; labels int64 [n]; scores.
+
+    Scores are float32 [n], from the highest to the lowest; true boxes have 1.
+    """
+
+    corners: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+
+class Split(NamedTuple):
+    """Images of any sizes, and the boxes of each."""
+
+    images: list[Image]
+    boxes: list[Boxes]
+
+    def first(self, most: int) -> "Split":
+        """At most so many of them."""
+        return Split(self.images[:most], self.boxes[:most])
+
+
+def read(folder: Path, split: SplitName) -> tuple[Card, Split]:
+    """One split, as it was written.
+
+    Raises:
+        PipelineError: it is missing or damaged, an image is corrupt, or a box is no box.
+    """
+    card, table = read_split(folder, split, TASK)
+    path, channels = folder / f"{split}.parquet", card.facts.channels
+    files = contents(table["image"]).to_pylist()
+    images = [
+        png.pillow(file, f"{path}, row {row}", channels).transpose(2, 0, 1)
+        for row, file in enumerate(files)
+    ]
+    return card, Split(images, boxes_of(table, len(card.facts.classes), path))
+
+
+def boxes_of(table: pa.Table, classes: int, path: Path) -> list[Boxes]:
+    """The true boxes of each row of a split that was read from `path`.
+
+    Raises:
+        PipelineError: a box has no area, or a label is no class.
+    """
+    found = []
+    for row, (corners, labels) in enumerate(
+        zip(table["boxes"].to_pylist(), table["labels"].to_pylist(), strict=True)
+    ):
+        box = np.array(corners, np.float32).reshape(-1, 4)
+        label = np.array(labels, np.int64)
+        if len(box) != len(label) or not (box[:, :2] < box[:, 2:]).all():
+            raise PipelineError(f"{path}, row {row}: has a box without area or label; mend it")
+        if len(label) and not 0 <= label.min() <= label.max() < classes:
+            raise PipelineError(f"{path}, row {row}: has labels outside 0–{classes - 1}; mend it")
+        found.append(Boxes(box, label, np.ones(len(box), np.float32)))
+    return found
