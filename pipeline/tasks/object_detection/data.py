@@ -36,7 +36,8 @@ def load(
     """Batches of one split: see `inputs`; targets are boxes and labels.
 
     Boxes are float32 [batch, most, 4] in the network's pixels, labels int64 [batch, most]; where an
-    image has fewer boxes than another its labels are -1. A batch weighs as many as its boxes, an
+    image has fewer boxes than another its labels are -1, and -2 - label of a box that is ignored. A
+    batch weighs as many as its boxes, an
     image without any as one. Shuffled batches are changed by `augment`.
 
     Raises:
@@ -45,12 +46,16 @@ def load(
     _, rows = read(folder, split)
     tensors = {name: value.to(device) for name, value in inputs(rows.images, net).items()}
     counts = torch.tensor([len(one.labels) for one in rows.boxes])
-    most = max(1, int(counts.max()))
+    every = [
+        (np.concatenate([one.corners, other.corners]), np.append(one.labels, -2 - other.labels))
+        for one, other in zip(rows.boxes, rows.ignored, strict=True)
+    ]
+    most = max(1, *(len(label) for _, label in every))
     boxes, labels = torch.zeros(len(counts), most, 4), torch.full((len(counts), most), -1)
-    for row, (image, one) in enumerate(zip(rows.images, rows.boxes, strict=True)):
+    for row, (image, (corners, label)) in enumerate(zip(rows.images, every, strict=True)):
         scale = scales(image.shape[1], image.shape[2], net.settings.size)
-        boxes[row, : len(one.labels)] = torch.from_numpy(one.corners) * torch.tensor(scale * 2)
-        labels[row, : len(one.labels)] = torch.from_numpy(one.labels)
+        boxes[row, : len(label)] = torch.from_numpy(corners) * torch.tensor(scale * 2)
+        labels[row, : len(label)] = torch.from_numpy(label)
     boxes, labels = boxes.to(device), labels.to(device)
 
     def collate(index: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:

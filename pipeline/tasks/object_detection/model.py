@@ -20,6 +20,8 @@ STRIDE = 4
 """Pixels from one cell of the heat map to the next."""
 SPREAD = 0.54
 """Of a box, as wide as six deviations of its Gaussian (TTFNet's alpha)."""
+UNSEEN = 0.9999
+"""Heat where an ignored box lies: too near a centre's 1 to be a miss, and no centre."""
 LOWEST = 0.05
 """Score below which a peak is no answer."""
 Output = dict[str, Tensor]
@@ -97,6 +99,7 @@ def score(module: Forward, batches: Batches, settings: DetectorTraining) -> dict
 
     found: list[Boxes] = []
     truth: list[Boxes] = []
+    ignored: list[Boxes] = []
     total = torch.zeros((), device=batches.device)
     for batch in batches.epoch(0):
         output = module(**batch.inputs)
@@ -106,13 +109,12 @@ def score(module: Forward, batches: Batches, settings: DetectorTraining) -> dict
         for boxes, labels, (height, width) in zip(
             *(part.cpu() for part in batch.targets), batch.inputs["sizes"].tolist(), strict=True
         ):
-            there = labels >= 0
-            corners = boxes[there] / torch.tensor(scales(height, width, size) * 2)
-            truth.append(
-                Boxes(corners.numpy(), labels[there].numpy(), there[there].float().numpy())
-            )
+            corners = boxes / torch.tensor(scales(height, width, size) * 2)
+            for part, label in ((truth, labels), (ignored, -2 - labels)):
+                one = Boxes(corners.numpy(), label.numpy(), (label >= 0).float().numpy())
+                part.append(one.where(one.labels >= 0))
     whole = float(batches.weights.sum()) if batches.weights is not None else batches.examples
-    precision = average_precision(found, truth, output["heat"].shape[1])
+    precision = average_precision(found, truth, output["heat"].shape[1], ignored=ignored)
     return {"loss": total.item() / whole, "map": precision.map, "map_50": precision.map_50}
 
 
@@ -135,34 +137,41 @@ def targets(boxes: Tensor, labels: Tensor, shape: torch.Size) -> tuple[Tensor, T
 
     Args:
         boxes: [b, m, 4] in the network's pixels.
-        labels: [b, m]; -1 is no box.
+        labels: [b, m]; -1 is no box, -2 - label one that is ignored.
         shape: of the heat map, [b, classes, rows, columns].
 
     Returns:
-        The heat map, one Gaussian at the centre of each box; at each cell the box to be found
-        there, [b, 4, rows, columns]; and how much it counts there, [b, rows, columns]: all the
-        cells of a box for 1, or small ones would hardly count.
+        The heat map, one Gaussian at the centre of each box, `UNSEEN` on all of an ignored one; at
+        each cell the box to be found there, [b, 4, rows, columns]; and how much it counts there,
+        [b, rows, columns]: all the cells of a box for 1, or small ones would hardly count.
     """
     count, classes, rows, columns = shape
     middle = ((boxes[..., :2] + boxes[..., 2:]) / 2 / STRIDE).floor()
     deviation = ((boxes[..., 2:] - boxes[..., :2]) * (SPREAD / 6 / STRIDE)).clamp_min(0.3)
+    there, ignored = labels >= 0, labels < -1
     across, down = (
-        torch.exp(-(((torch.arange(cells, device=boxes.device) - centre) / width) ** 2) / 2)
-        for cells, centre, width in zip(
-            (columns, rows),
+        torch.where(
+            ignored[..., None],
+            (low < (cell + 0.5) * STRIDE) & ((cell + 0.5) * STRIDE < high),
+            torch.exp(-(((cell - centre) / width) ** 2) / 2),
+        )
+        for cell, centre, width, low, high in zip(
+            (torch.arange(cells, device=boxes.device) for cells in (columns, rows)),
             middle[..., None].unbind(2),
             deviation[..., None].unbind(2),
+            boxes[..., None, :2].unbind(3),
+            boxes[..., None, 2:].unbind(3),
             strict=True,
         )
     )
-    there = labels >= 0
-    bells = down[..., None] * across[:, :, None] * there[:, :, None, None]
+    bells = down[..., None] * across[:, :, None] * (there + UNSEEN * ignored)[:, :, None, None]
     bells = torch.where(bells < 0.01, 0, bells)
     heat = bells.new_zeros(count, classes, rows, columns)
     image = torch.arange(count, device=boxes.device)
     for place in range(boxes.shape[1]):  # [b, m, classes, rows, columns] would not fit a cache
-        label = labels[:, place].clamp_min(0)
+        label = torch.where(ignored, -2 - labels, labels)[:, place].clamp_min(0)
         heat[image, label] = torch.maximum(heat[image, label], bells[:, place])
+    bells = bells * there[:, :, None, None]
     weight, which = bells.max(1)
     image = image[:, None, None]
     weight = weight / bells.sum((2, 3)).clamp_min(1e-6)[image, which]

@@ -96,18 +96,18 @@ class Study:
     @cached_property
     def precision(self) -> Precision:
         """Of the test split."""
-        return self.judge(self.found, self.test.boxes)
+        return self.judge(self.found, self.test)
 
     @cached_property
     def matches(self) -> Matches:
         """Of the test split."""
-        return matches.match(self.found, self.test.boxes)
+        return matches.match(self.found, self.test.boxes, self.test.ignored)
 
     @cached_property
     def threshold(self) -> float:
         """The score with the best F1 on the validation split."""
-        found = self.detect(self.validation.images)
-        return matches.best_threshold(matches.match(found, self.validation.boxes))
+        images, truth, ignored = self.validation
+        return matches.best_threshold(matches.match(self.detect(images), truth, ignored))
 
     def detect(self, images: Sequence[Image]) -> list[Boxes]:
         """The boxes found in images."""
@@ -124,9 +124,9 @@ class Study:
                 found.append(self.net.module(**batch))
         return found
 
-    def judge(self, found: Sequence[Boxes], truth: Sequence[Boxes]) -> Precision:
+    def judge(self, found: Sequence[Boxes], split: Split) -> Precision:
         """How good boxes are."""
-        return average_precision(found, truth, len(self.classes), self.sizes)
+        return average_precision(found, split.boxes, len(self.classes), self.sizes, split.ignored)
 
 
 def study(
@@ -388,8 +388,7 @@ def probes(page: Page, study: Study) -> None:
 
 def robustness(page: Page, study: Study) -> None:
     """Mean average precision on damaged images."""
-    images = study.test.images[: study.parts.damaged]
-    truth = study.test.boxes[: len(images)]
+    images, truth, ignored = test = study.test.first(study.parts.damaged)
     seed = study.settings.seed
     points: dict[str, list[tuple[float, float, float, float]]] = {}
     for kind, (_, severities, damage) in DAMAGES.items():
@@ -397,9 +396,9 @@ def robustness(page: Page, study: Study) -> None:
         for severity in severities:
             changed = [damage(image[None], severity, seed + n)[0] for n, image in enumerate(images)]
             found = study.detect(changed)
-            value = study.judge(found, truth).map
+            value = study.judge(found, test).map
             value = 0.0 if np.isnan(value) else value
-            made = matches.match(found, truth)
+            made = matches.match(found, truth, ignored)
             points[kind].append((severity, value, *matches.interval(made, value, seed, 200)))
     rows = [
         {"kind": kind, "severity": point[0], "map": point[1], "low": point[2], "high": point[3]}
@@ -433,18 +432,18 @@ def simple(page: Page, study: Study) -> None:
     }
     rows = []
     for rule, (most, find) in rules.items():
-        images, truth = test.images[:most], test.boxes[:most]
+        part = test.first(most)
         found = find(
-            study.train.first(parts.hog_train), images, len(study.classes), study.settings.seed
+            study.train.first(parts.hog_train), part.images, len(study.classes), study.settings.seed
         )
-        there, ours = study.judge(found, truth), study.judge(study.found[:most], truth)
+        there, ours = study.judge(found, part), study.judge(study.found[:most], part)
         page.numbers |= {
             f"baseline/{rule}/map": there.map,
             f"baseline/{rule}/map_50": there.map_50,
             f"baseline/{rule}/gain": ours.map - there.map,
         }
         rows.append(
-            [rule, str(len(images)), f"{there.map:.1%}", f"{there.map_50:.1%}",
+            [rule, str(len(part.images)), f"{there.map:.1%}", f"{there.map_50:.1%}",
              f"{ours.map:.1%}", f"{ours.map_50:.1%}"]
         )  # fmt: skip
     page.show(
@@ -470,7 +469,7 @@ PARTS = {
 
 def _above(boxes: Boxes, threshold: float) -> Boxes:
     kept = boxes.scores >= threshold
-    return Boxes(boxes.corners[kept], boxes.labels[kept], boxes.scores[kept])
+    return boxes.where(kept)
 
 
 def _cut(images: Any) -> Any:

@@ -1,5 +1,6 @@
 """A prepared data set of images with boxes; loads no torch."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,16 +27,21 @@ class Boxes(NamedTuple):
     labels: NDArray[np.int64]
     scores: NDArray[np.float32]
 
+    def where(self, kept: NDArray[np.bool_]) -> "Boxes":
+        """Some of them."""
+        return Boxes(self.corners[kept], self.labels[kept], self.scores[kept])
+
 
 class Split(NamedTuple):
-    """Images of any sizes, and the boxes of each."""
+    """Images of any sizes, the boxes of each, and those that are neither learnt nor counted."""
 
     images: list[Image]
     boxes: list[Boxes]
+    ignored: Sequence[Boxes] = ()
 
     def first(self, most: int) -> "Split":
         """At most so many of them."""
-        return Split(self.images[:most], self.boxes[:most])
+        return Split(self.images[:most], self.boxes[:most], self.ignored[:most])
 
 
 def read(folder: Path, split: SplitName) -> tuple[Card, Split]:
@@ -51,24 +57,25 @@ def read(folder: Path, split: SplitName) -> tuple[Card, Split]:
         png.pillow(file, f"{path}, row {row}", channels).transpose(2, 0, 1)
         for row, file in enumerate(files)
     ]
-    return card, Split(images, boxes_of(table, len(card.facts.classes), path))
+    boxes = boxes_of(table, len(card.facts.classes), path)
+    true, ignored = ([one.where(one.scores == score) for one in boxes] for score in (1, 0))
+    return card, Split(images, true, ignored)
 
 
 def boxes_of(table: pa.Table, classes: int, path: Path) -> list[Boxes]:
-    """The true boxes of each row of a split that was read from `path`.
+    """The boxes of each row of a split that was read from `path`; those to be ignored score 0.
 
     Raises:
         PipelineError: a box has no area, or a label is no class.
     """
     found = []
-    for row, (corners, labels) in enumerate(
-        zip(table["boxes"].to_pylist(), table["labels"].to_pylist(), strict=True)
-    ):
+    columns = (table[name].to_pylist() for name in ("boxes", "labels", "ignore"))
+    for row, (corners, labels, ignore) in enumerate(zip(*columns, strict=True)):
         box = np.array(corners, np.float32).reshape(-1, 4)
         label = np.array(labels, np.int64)
-        if len(box) != len(label) or not (box[:, :2] < box[:, 2:]).all():
+        if not len(box) == len(label) == len(ignore) or not (box[:, :2] < box[:, 2:]).all():
             raise PipelineError(f"{path}, row {row}: has a box without area or label; mend it")
         if len(label) and not 0 <= label.min() <= label.max() < classes:
             raise PipelineError(f"{path}, row {row}: has labels outside 0–{classes - 1}; mend it")
-        found.append(Boxes(box, label, np.ones(len(box), np.float32)))
+        found.append(Boxes(box, label, 1 - np.array(ignore, np.float32)))
     return found

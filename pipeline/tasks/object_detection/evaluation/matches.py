@@ -47,8 +47,10 @@ class Matches(NamedTuple):
     images: int
 
 
-def match(found: Sequence[Boxes], truth: Sequence[Boxes]) -> Matches:
-    """Say of each found box what it is."""
+def match(found: Sequence[Boxes], truth: Sequence[Boxes], ignored: Sequence[Boxes] = ()) -> Matches:
+    """Say of each found box what it is; one that lies on an ignored one of its class is nothing."""
+    if ignored:
+        found = [_counted(*three) for three in zip(found, truth, ignored, strict=True)]
     parts = [_one(one, true) for one, true in zip(found, truth, strict=True)]
     image = np.repeat(np.arange(len(found)), [len(one.labels) for one in found])
     label, score = (
@@ -67,13 +69,27 @@ def match(found: Sequence[Boxes], truth: Sequence[Boxes]) -> Matches:
 
 def overlaps(first: NDArray[np.float32], second: NDArray[np.float32]) -> Floats:
     """IoU of boxes [n, 4] with boxes [m, 4], [n, m]."""
+    both, areas = _common(first, second)
+    return both / np.maximum(areas[0] + areas[1] - both, 1e-9)
+
+
+def _common(first: NDArray[np.float32], second: NDArray[np.float32]) -> tuple[Floats, list[Floats]]:
+    """The area that boxes have in common, [n, m], and the areas of both, [n, 1] and [1, m]."""
     first, second = first[:, None].astype(np.float64), second[None].astype(np.float64)
     sides = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(
         first[..., :2], second[..., :2]
     )
-    both = sides.clip(0).prod(-1)
-    areas = [(one[..., 2:] - one[..., :2]).prod(-1) for one in (first, second)]
-    return both / np.maximum(areas[0] + areas[1] - both, 1e-9)
+    return sides.clip(0).prod(-1), [
+        (one[..., 2:] - one[..., :2]).prod(-1) for one in (first, second)
+    ]
+
+
+def _counted(found: Boxes, truth: Boxes, ignored: Boxes) -> Boxes:
+    both, (mine, _) = _common(found.corners, ignored.corners)
+    inside = both / np.maximum(mine, 1e-9) * (found.labels[:, None] == ignored.labels)
+    on = overlaps(found.corners, truth.corners) * (found.labels[:, None] == truth.labels)
+    least = IOUS[0]
+    return found.where((inside.max(1, initial=0) < least) | (on.max(1, initial=0) >= least))
 
 
 def _one(found: Boxes, truth: Boxes) -> tuple[Bools, Integers, Integers]:

@@ -39,6 +39,7 @@ def average_precision(
     truth: Sequence[Boxes],
     classes: int,
     sizes: Sequence[float] = (32.0, 96.0),
+    ignored: Sequence[Boxes] = (),
 ) -> Precision:
     """Compare what was found in each image with what is there.
 
@@ -47,6 +48,7 @@ def average_precision(
         truth: the true ones.
         classes: how many.
         sizes: roots of areas that part small, medium and large boxes.
+        ignored: boxes that to find is neither right nor wrong, as COCO takes its crowds.
     """
     from faster_coco_eval import COCO
     from faster_coco_eval.core.faster_eval_api import COCOeval_faster
@@ -54,11 +56,11 @@ def average_precision(
     quiet = {"print_function": lambda *_: None}
     images = [{"id": number} for number in range(1, len(truth) + 1)]
     names = [{"id": number, "name": str(number)} for number in range(classes)]
-    rows = _rows(truth)
+    rows = [(row, crowd) for crowd, part in enumerate((truth, ignored)) for row in _rows(part)]
     annotations = [
-        {"id": number, "image_id": int(row[0]), "category_id": int(row[6]), "iscrowd": 0,
+        {"id": number, "image_id": int(row[0]), "category_id": int(row[6]), "iscrowd": crowd,
          "bbox": row[1:5].tolist(), "area": row[3] * row[4]}
-        for number, row in enumerate(rows, 1)
+        for number, (row, crowd) in enumerate(rows, 1)
     ]  # fmt: skip
     whole = COCO({"images": images, "annotations": annotations, "categories": names}, **quiet)
     answers = _rows(found)
