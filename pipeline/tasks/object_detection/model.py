@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.batches import Batch, Batches
+from pipeline.errors import PipelineError
 from pipeline.net import Net
 from pipeline.task import Forward
 from pipeline.tasks.object_detection.boxes.read import Boxes
@@ -78,7 +79,16 @@ class Detector(nn.Module):
 
 
 def build(settings: Model, facts: Facts) -> tuple[nn.Module, None]:
-    """A detector with random weights, drawn from torch's global generator."""
+    """A detector with random weights, drawn from torch's global generator.
+
+    Raises:
+        PipelineError: `depth` is not of as many stages as `channels`.
+    """
+    if len(settings.depth) != len(settings.channels):
+        raise PipelineError(
+            f"detector.depth has {len(settings.depth)} stages, detector.channels "
+            f"{len(settings.channels)}; give each stage both"
+        )
     module: nn.Module = Detector(settings, facts)
     return module.to(memory_format=torch.channels_last), None
 

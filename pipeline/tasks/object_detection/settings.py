@@ -89,7 +89,7 @@ class Model(Settings):
     channels: Annotated[list[Count], Field(min_length=2, max_length=4)]
     """Maps of each stage; the first has a cell for 4×4 pixels, each further one for twice that."""
     depth: Annotated[list[Count], Field(min_length=2, max_length=4)]
-    """Convolutions of each stage; on the way back a stage has one less."""
+    """Convolutions of each stage; on the way back each has one less, and one at least."""
     neck: Count
     """Maps on the way back to 4×4 pixels."""
 

@@ -39,9 +39,9 @@ DAMAGES: dict[str, tuple[str, tuple[float, ...], Callable[[Any, float, int], Any
     "noise": ("standard deviation, share of the range", (0, 0.05, 0.1, 0.2), noise),
     "blur": ("radius in pixels", (0, 0.5, 1, 2), blur),
     "contrast": (
-        "factor",
-        (1, 0.7, 0.5, 0.3),
-        lambda images, factor, _: _cut((images.astype(np.float32) - 128) * factor + 128),
+        "share that is lost",
+        (0, 0.3, 0.5, 0.7),
+        lambda images, lost, _: _cut((images.astype(np.float32) - 128) * (1 - lost) + 128),
     ),
     "inversion": (
         "inverted or not",
@@ -304,7 +304,8 @@ def errors(page: Page, study: Study) -> None:
         confusion_matrix(table, classes, f"{study.name}: confusion"),
         title="Which class is found as which",
         text="Each found box above the threshold lies on the true box that it covers best, at an "
-        "IoU of 0.5; the last row are boxes on nothing, the last column things that were missed.",
+        "IoU of 0.5. The last row are boxes on nothing or on a thing that has its box, the last "
+        "column things that were missed.",
         alt=f"Of {table[:-1].sum()} things {np.trace(table)} were found as what they are.",
     )
     kept = made.score >= threshold
@@ -345,7 +346,7 @@ def calibration(page: Page, study: Study) -> None:
     rows = [dict(zip(table._fields, row, strict=True)) for row in zip(*table, strict=True)]
     page.table("reliability", rows, list(table._fields))
     page.figure(
-        "calibration",
+        "reliability",
         reliability_diagram(table, None, [error], f"{study.name}: precision by score"),
         title="Is a score a probability?",
         text="Boxes by their score, and the share of them that is right at an IoU of 0.5. On the "
@@ -380,8 +381,8 @@ def probes(page: Page, study: Study) -> None:
         probe_curves(found),
         title="What a cell knows, by depth",
         text="A linear probe sees the maps at one cell: is it the middle of a thing or no part of "
-        "one, and if it is one, which? The untrained network shows what the architecture gives "
-        "away.",
+        "one, and if it is one, which? Depths are named by the pixels from cell to cell, back is "
+        "the way back to 4. The untrained network shows what the architecture gives away.",
         alt=", ".join(f"{question} {value:.1%} at the end" for question, value in last.items()),
     )
 
@@ -408,12 +409,9 @@ def robustness(page: Page, study: Study) -> None:
     page.table("robustness", rows, ["kind", "severity", "map", "low", "high"])
     page.numbers |= {f"robustness/{kind}": found[-1][1] for kind, found in points.items()}
     units = {kind: unit for kind, (unit, _, _) in DAMAGES.items()}
-    drawn = {kind: [(n, *point[1:]) if kind == "contrast" else point for n, point in
-                    enumerate(found)] for kind, found in points.items()}  # fmt: skip
-    units["contrast"] = "from 1 to 0.7, 0.5, 0.3"
     page.figure(
         "robustness",
-        robustness_curves(drawn, units, 0, f"{study.name}: damaged images", "mAP"),
+        robustness_curves(points, units, 0, f"{study.name}: damaged images", "mAP"),
         title="How it stands damage",
         text=f"Mean average precision on {len(images)} test images with damage that training did "
         "not show, or showed less of, and its 95 % interval.",

@@ -83,10 +83,10 @@ def _cells(
     """The maps at each point [n, maps], at each depth."""
     named = dict(module.named_modules())
     wanted = {
-        f"stride {2 ** (number + 2)}": named[f"stages.{number}"]
+        str(2 ** (number + 2)): named[f"stages.{number}"]
         for number in range(len(net.settings.channels))
     } | {
-        f"neck, stride {2 ** (len(net.settings.channels) - number)}": named[f"necks.{number}"]
+        f"back {2 ** (len(net.settings.channels) - number)}": named[f"necks.{number}"]
         for number in range(len(net.settings.channels) - 1)
     }
     found: dict[str, list[NDArray[np.float32]]] = {"pixels": [], **{name: [] for name in wanted}}
