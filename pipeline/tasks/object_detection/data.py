@@ -1,6 +1,7 @@
 """A prepared data set of images with boxes in batches."""
 
 import base64
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def load(
         PipelineError: the split can't be read.
     """
     _, rows = read(folder, split)
-    tensors = {name: value.to(device) for name, value in inputs(rows.images, net).items()}
+    tensors = inputs(rows.images, net)
     counts = torch.tensor([len(one.labels) for one in rows.boxes])
     every = [
         (np.concatenate([one.corners, other.corners]), np.append(one.labels, -2 - other.labels))
@@ -52,11 +53,13 @@ def load(
     ]
     most = max(1, *(len(label) for _, label in every))
     boxes, labels = torch.zeros(len(counts), most, 4), torch.full((len(counts), most), -1)
-    for row, (image, (corners, label)) in enumerate(zip(rows.images, every, strict=True)):
-        scale = scales(image.shape[1], image.shape[2], net.settings.size)
+    for row, (corners, label) in enumerate(every):
+        height, width = tensors["sizes"][row].tolist()
+        scale = scales(height, width, net.settings.size)
         boxes[row, : len(label)] = torch.from_numpy(corners) * torch.tensor(scale * 2)
         labels[row, : len(label)] = torch.from_numpy(label)
     boxes, labels = boxes.to(device), labels.to(device)
+    tensors = {name: value.to(device) for name, value in tensors.items()}
 
     def collate(index: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
         place = index.to(device, non_blocking=True)
@@ -76,17 +79,16 @@ def load(
     )
 
 
-def inputs(images: list[NDArray[np.uint8]], net: Net) -> dict[str, Tensor]:
+def inputs(images: Sequence[NDArray[np.uint8]], net: Net) -> dict[str, Tensor]:
     """What the network takes of images uint8 [channels, height, width] of any sizes.
 
     `images`, uint8 [n, channels, size, size], have each fitted into the upper left; `sizes`, int64
     [n, 2], are the heights and widths they had.
     """
-    fitted = np.stack([_fitted(image, net.settings.size) for image in images])
-    return {
-        "images": torch.from_numpy(fitted),
-        "sizes": torch.tensor([image.shape[1:] for image in images]),
-    }
+    fitted, sizes = zip(
+        *((_fitted(image, net.settings.size), image.shape[1:]) for image in images), strict=True
+    )
+    return {"images": torch.from_numpy(np.stack(fitted)), "sizes": torch.tensor(sizes)}
 
 
 def encode(raw: Any, net: Net) -> dict[str, Tensor]:

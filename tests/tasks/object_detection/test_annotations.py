@@ -445,6 +445,16 @@ def test_annotations_are_of_the_image_as_it_is_shown(tmp_path, orientation):
     )
 
 
+@pytest.mark.parametrize("kind", ["BMP", "GIF", "TIFF", "WEBP"])
+def test_other_images_than_png_and_jpeg_become_png(folder, kind):
+    """A served model takes these two."""
+    file = picture(40, 30, 0, kind)
+    (folder / "images/0000.png").write_bytes(file)
+    (one,) = read(source("coco", folder))[1]["train"]
+    assert one.file.startswith(b"\x89PNG")
+    assert np.array_equal(png.pillow(one.file, ""), png.pillow(file, ""))
+
+
 def test_links_may_stay_in_the_folder(folder):
     image = folder / "images/0000.png"
     image.rename(folder / "elsewhere.png")

@@ -30,7 +30,7 @@ class Picture(NamedTuple):
     """An image with the boxes in it.
 
     Attributes:
-        file: its bytes, as they came.
+        file: the bytes of a PNG or JPEG file, as they came; of another format, made a PNG.
         channels: 1 (grey) or 3.
         corners: x1 y1 x2 y2 in pixels of the image as its EXIF orientation turns it, with
             0 ≤ x1 < x2 ≤ width; float32 [n, 4].
@@ -378,7 +378,11 @@ def _opened(entry: _Entry) -> tuple[bytes, tuple[int, int, int]] | str | None:
         if not entry.path.is_file():
             return f"{entry.where}: {entry.path} is missing"
         file = entry.path.read_bytes()
-        return file, png.measure(file, str(entry.path))
+        if file.startswith((b"\x89PNG", b"\xff\xd8")):
+            return file, png.measure(file, str(entry.path))
+        pixels = png.pillow(file, str(entry.path))
+        height, width, channels = pixels.shape
+        return png.encode(pixels[None])[0].as_py(), (height, width, channels)
     except OSError as error:
         return f"{entry.path} can't be read ({error.strerror})"
     except PipelineError as error:

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from pipeline.errors import PipelineError
 from pipeline.images import png
@@ -32,10 +33,35 @@ class Boxes(NamedTuple):
         return Boxes(self.corners[kept], self.labels[kept], self.scores[kept])
 
 
+class Images(Sequence[Image]):
+    """Images of a split as they came, decoded when they are asked for: all would fill the memory.
+
+    To take one raises a PipelineError that names its row, if it is corrupt.
+    """
+
+    def __init__(self, files: list[bytes], channels: int, path: Path) -> None:
+        self.files, self.channels, self.path = files, channels, path
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @overload
+    def __getitem__(self, which: int) -> Image: ...
+    @overload
+    def __getitem__(self, which: slice) -> "list[Image]": ...
+    @override
+    def __getitem__(self, which: int | slice) -> "Image | list[Image]":
+        if isinstance(which, slice):
+            return [self[row] for row in range(len(self))[which]]
+        row = range(len(self))[which]
+        where = f"{self.path}, row {row}"
+        return png.pillow(self.files[row], where, self.channels).transpose(2, 0, 1)
+
+
 class Split(NamedTuple):
     """Images of any sizes, the boxes of each, and those that are neither learnt nor counted."""
 
-    images: list[Image]
+    images: Sequence[Image]
     boxes: list[Boxes]
     ignored: Sequence[Boxes] = ()
 
@@ -48,15 +74,11 @@ def read(folder: Path, split: SplitName) -> tuple[Card, Split]:
     """One split, as it was written.
 
     Raises:
-        PipelineError: it is missing or damaged, an image is corrupt, or a box is no box.
+        PipelineError: it is missing or damaged, or a box is no box.
     """
     card, table = read_split(folder, split, TASK)
-    path, channels = folder / f"{split}.parquet", card.facts.channels
-    files = contents(table["image"]).to_pylist()
-    images = [
-        png.pillow(file, f"{path}, row {row}", channels).transpose(2, 0, 1)
-        for row, file in enumerate(files)
-    ]
+    path = folder / f"{split}.parquet"
+    images = Images(contents(table["image"]).to_pylist(), card.facts.channels, path)
     boxes = boxes_of(table, len(card.facts.classes), path)
     true, ignored = ([one.where(one.scores == score) for one in boxes] for score in (1, 0))
     return card, Split(images, true, ignored)
