@@ -12,13 +12,19 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from pipeline.task import find
 from tests.conftest import copy_of_the_repository, run
 
 STAGES = {
-    "prepare@image", "prepare@text", "prepare@audio", "train_cnn", "finetune_transformer",
-    "train_rnn", "evaluate@cnn", "evaluate@transformer", "evaluate@rnn", "report",
+    "prepare@image", "prepare@text", "prepare@audio", "prepare@boxes", "train_cnn",
+    "finetune_transformer", "train_rnn", "train_detector", "evaluate@cnn", "evaluate@transformer",
+    "evaluate@rnn", "evaluate@detector", "report",
 }  # fmt: skip
-TRAINING = {"cnn": "train_cnn", "transformer": "finetune_transformer", "rnn": "train_rnn"}
+TRAINING = {
+    "cnn": "train_cnn", "transformer": "finetune_transformer", "rnn": "train_rnn",
+    "detector": "train_detector",
+}  # fmt: skip
+HEADLINE = {model: find(model=model).about.headline for model in TRAINING}
 CNN_STEPS = list(range(1, 11))  # of its 10 epochs, whose end is a point, each has one whole batch
 
 
@@ -78,7 +84,7 @@ def test_every_stage_is_a_finished_run_below_one_parent(runs):
         for key, value in runs[f"evaluate@{model}"].data.metrics.items()
         if key.startswith("test/")
     }
-    assert {f"{model}/test/accuracy" for model in TRAINING} <= set(tested)
+    assert {f"{model}/test/{headline}" for model, headline in HEADLINE.items()} <= set(tested)
     assert parent.data.metrics == pytest.approx(tested, nan_ok=True)
 
 
@@ -88,6 +94,7 @@ def test_every_stage_is_a_finished_run_below_one_parent(runs):
         ("cnn", {"maps.png", "filters.png", "patches.png"}),
         ("transformer", {"attention.png", "words.png"}),
         ("rnn", {"evidence.png"}),
+        ("detector", {"answers.png", "curves.png", "errors.png"}),
     ],
 )
 def test_an_evaluation_has_the_figures_and_tables_that_dvc_has(runs, repository, model, own):
@@ -162,9 +169,12 @@ def test_training_runs_hold_metrics_per_step_and_epoch_and_the_test_metrics(runs
         assert losses, stage
         assert len({(point.step) for point in losses}) == len(losses)
         metrics = one.data.metrics
-        assert {"validation/loss", "validation/accuracy", "time/epoch_seconds"} <= set(metrics)
+        assert {"validation/loss", f"validation/{HEADLINE[model]}", "time/epoch_seconds"} <= set(
+            metrics
+        )
         expected = json.loads((repository / f"metrics/{model}.json").read_text())
-        assert metrics["test/accuracy"] == pytest.approx(expected["accuracy"])
+        headline = HEADLINE[model]
+        assert metrics[f"test/{headline}"] == pytest.approx(expected[headline])
 
 
 def test_dvc_shows_metrics_plots_and_params(repository):

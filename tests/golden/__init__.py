@@ -14,7 +14,6 @@ import torch
 from pipeline import net as nets
 from pipeline.batches import Batches
 from pipeline.checkpoint import Checkpoints
-from pipeline.classification.settings import ClassifierTraining
 from pipeline.hardware import card, configure
 from pipeline.machine import NUMERICS
 from pipeline.prepared import read_card
@@ -29,10 +28,14 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 0.1}
 
 STEPS = 10
 BATCH = 16
-RATES = {"cnn": 0.002, "transformer": 5e-5, "rnn": 0.004}
+RATES = {"cnn": 0.002, "transformer": 5e-5, "rnn": 0.004, "detector": 0.004}
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "cnn": ("convnet", {}), "transformer": ("minilm", {"max_length": 32}), "rnn": ("gru", {}),
+    "detector": ("ttfnet", {"size": 64}),
 }  # fmt: skip
+SMOOTHED = {"label_smoothing": 0.05}
+OWN = {"detector": {"box_weight": 5.0}}
+"""What else a training's settings have."""
 AUGMENT = {"degrees": 10.0, "translate": 0.08, "scale": 0.1, "flip": False}
 MODELS = tuple(task.about.model for task in tasks() if task.about.model in PRESETS)
 
@@ -62,10 +65,10 @@ def train(model: str, precision: str, data: Path) -> dict[str, Any]:
                 net.module,
                 *batches,
                 task=task.model,
-                settings=ClassifierTraining(
+                settings=task.settings.Train.model_fields["training"].annotation(
                     epochs=2, batch_size=BATCH, accumulate=1, schedule="cosine", warmup=0.2,
-                    clip_norm=1.0, label_smoothing=0.05, patience=None, monitor="accuracy",
-                    log_every=1, save_minutes=60, compile=None,
+                    clip_norm=1.0, patience=None, monitor=task.about.headline,
+                    log_every=1, save_minutes=60, compile=None, **OWN.get(model, SMOOTHED),
                 ),
                 optimizer=Optimizer(lr=RATES[model], weight_decay=0.01, betas=[0.9, 0.999]),
                 hardware=hardware,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.task import tasks
 from tests.conftest import copy_of_the_repository, run
 
 
@@ -62,7 +63,7 @@ def test_dvc_has_a_stage_for_each_model_and_seed_and_none_by_default(tmp_path):
     params.write_text(params.read_text().replace("seeds: []", "seeds: [1, 2]"))
     listed = run(repository, "dvc", "stage", "list", "--name-only").stdout.split()
     assert {name for name in listed if name.startswith("repeat")} == {
-        f"repeat@{model}-{seed}" for model in ("cnn", "transformer", "rnn") for seed in (1, 2)
+        f"repeat@{task.about.model}-{seed}" for task in tasks() for seed in (1, 2)
     }
     graph = run(repository, "dvc", "dag", "--md", "report").stdout
-    assert graph.count("repeat@") == 6
+    assert graph.count("repeat@") == 2 * len(tasks())
