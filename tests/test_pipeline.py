@@ -281,6 +281,7 @@ def test_an_experiment_in_a_temporary_copy_uses_its_values_and_the_workspaces_st
         "-S", "+train_cnn.training.clip_norm=null", "-S", "+train_cnn.optimizer.betas=[0.8,0.9]",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+    sync(repository)
     made = newest_run(repository, "train_cnn")
     assert made.data.params["cnn.name"] == "simple"
     assert float(made.data.params["optimizer.lr"]) == 0.03
