@@ -27,7 +27,9 @@ def changes(config: Augment) -> Callable[[Batch, torch.Generator], Batch]:
         zoom = 1 + config.scale * (draw[:, 0] * 2 - 1)
         side = torch.where(draw[:, 4] < 0.5 * config.flip, -1.0, 1.0)
         # in units of half the image, as affine_grid's: out = zoom · side · in + shift
-        shift = 2 * config.translate * (draw[:, 1:3] * 2 - 1)
+        # whole pixels, for what is between them is smoother than what the model will meet
+        half = torch.tensor([width / 2, height / 2], device=images.device)
+        shift = (2 * config.translate * (draw[:, 1:3] * 2 - 1) * half).round() / half
         across, down = zoom * side, zoom
         turn = torch.zeros(count, 2, 3, device=images.device)
         turn[:, 0, 0], turn[:, 0, 2] = 1 / across, -shift[:, 0] / across
@@ -37,7 +39,6 @@ def changes(config: Augment) -> Callable[[Batch, torch.Generator], Batch]:
         factor = 1 + config.contrast * (draw[:, 3] * 2 - 1)
         factor = torch.where(draw[:, 5] < 0.5 * config.invert, -factor, factor)
         changed = (changed - 128) * factor.view(-1, 1, 1, 1) + 128
-        half = torch.tensor([width / 2, height / 2], device=images.device)
         boxes, labels = _moved(boxes, labels, torch.stack([across, down], 1), shift, half)
         return batch._replace(inputs={**batch.inputs, "images": changed}, targets=(boxes, labels))
 

@@ -39,10 +39,9 @@ class Detector(nn.Module):
 
     def __init__(self, settings: Model, facts: Facts) -> None:
         super().__init__()
-        # four pixels as channels of one: a convolution at their size would take a tenth of a step
-        self.stem = nn.PixelUnshuffle(2)
+        self.stem = block(facts.channels, settings.stem, 2)
         stages, laterals = [], []
-        widths = pairwise([4 * facts.channels, *settings.channels])
+        widths = pairwise([settings.stem, *settings.channels])
         for (channels, maps), depth in zip(widths, settings.depth, strict=True):
             rest = [block(maps, maps) for _ in range(depth - 1)]
             stages.append(nn.Sequential(block(channels, maps, 2), *rest))
@@ -63,7 +62,7 @@ class Detector(nn.Module):
             `heat`: logits [b, classes, rows, columns]; `boxes`: x1 y1 x2 y2 [b, 4, rows, columns]
             in the network's pixels; `sizes`, as they came.
         """
-        maps = self.stem((images.float() - 128) / 64).to(memory_format=torch.channels_last)
+        maps = self.stem((images.to(torch.float32, memory_format=torch.channels_last) - 128) / 64)
         found = []
         for stage, lateral in zip(self.stages, self.laterals, strict=True):
             maps = stage(maps)

@@ -86,6 +86,8 @@ class Model(Settings):
 
     size: Annotated[int, Field(gt=0, multiple_of=32)]
     """Pixels a side of the square that images are fitted into."""
+    stem: Count
+    """Maps of the first convolution, at 2×2 pixels."""
     channels: Annotated[list[Count], Field(min_length=2, max_length=4)]
     """Maps of each stage; the first has a cell for 4×4 pixels, each further one for twice that."""
     depth: Annotated[list[Count], Field(min_length=2, max_length=4)]
@@ -98,7 +100,7 @@ class Augment(Settings):
     """Random changes of a training image and its boxes, drawn per image."""
 
     translate: Fraction
-    """Shift as a share of the size, at most, either way."""
+    """Shift as a share of the size, at most, either way, by whole pixels."""
     scale: Fraction
     """Zoom by a factor of 1 ± this."""
     flip: bool

@@ -39,12 +39,12 @@ def test_the_preset_has_as_many_weights_as_it_says():
         Facts(classes=[str(n) for n in range(10)], channels=1, sizes=[10.0, 20.0]),
     )  # fmt: skip
     count = sum(parameter.numel() for parameter in net.module.parameters())
-    assert count == 377_166
+    assert count == 380_798
 
 
 def test_a_depth_of_other_stages_is_a_clear_error():
-    with pytest.raises(PipelineError, match=r"^detector\.depth has 1 stages, detector\.channels 3"):
-        build(depth=[2])
+    with pytest.raises(PipelineError, match=r"^detector\.depth has 2 stages, detector\.channels 3"):
+        build(depth=[2, 2])
 
 
 def test_targets_have_one_peak_for_each_box_at_its_centre():

@@ -91,7 +91,7 @@ def sliding(train: Split, images: Sequence[Image], classes: int, seed: int) -> l
 
 def _search(image: Image, kernel: Tensor, bias: Tensor, heights: Floats, wide: Floats) -> Boxes:
     """The boxes in one image: its windows at each height, then the surest of those that overlap."""
-    grey, margin = torch.from_numpy(image).float().mean(0)[None, None], WINDOW // 4
+    grey, margin = torch.tensor(image).float().mean(0)[None, None], WINDOW // 4
     corners, labels, scores = [], [], []
     for height in heights:
         sides = [max(WINDOW, round(side * TALL / height)) for side in image.shape[1:]]
@@ -124,7 +124,7 @@ def _windows(
     """Windows [n, 1, WINDOW, WINDOW] around boxes (image, box, …), which are `TALL` pixels tall."""
     found = []
     for number, (x1, y1, x2, y2), _ in places:
-        image = torch.from_numpy(images[number]).float().mean(0)[None, None]
+        image = torch.tensor(images[number]).float().mean(0)[None, None]
         height, width = image.shape[2:]
         side = WINDOW / TALL * (y2 - y1)
         turn = torch.tensor(
