@@ -66,7 +66,7 @@ format: $(READY) ## format and fix what can be fixed
 
 lock: ## regenerate requirements.lock from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --custom-compile-command "make lock" --group dev pyproject.toml -o requirements.lock
+	  --custom-compile-command "make lock" --group dev --group models pyproject.toml -o requirements.lock
 
 bench: $(READY) ## measure what the README and docs claim
 	python -m bench

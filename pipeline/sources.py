@@ -1,6 +1,6 @@
 """Files that sources are read from: of installed packages, and of folders that users name."""
 
-from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline.errors import PipelineError
@@ -13,12 +13,13 @@ def package_file(package: str, path: str) -> Path:
     Raises:
         PipelineError: the package or the file is not there.
     """
-    try:
-        found = Path(str(resources.files(package).joinpath(path)))
-    except ModuleNotFoundError:
+    # find_spec runs no code of the package as long as the name has no dot.
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
         raise PipelineError(
             f"the package {package} is not installed; install the locked packages again"
-        ) from None
+        )
+    found = Path(next(iter(spec.submodule_search_locations))) / path
     if not found.exists():
         raise PipelineError(
             f"{path} is missing from the package {package}; install the locked packages again"

@@ -148,7 +148,11 @@ class DataModule(Protocol):
 
 
 class ModelModule(Protocol):
-    """`model.py`; it may have `save` and `load` too, in place of those of `pipeline.net`."""
+    """`model.py`; it may have `save` and `load` too, in place of those of `pipeline.net`.
+
+    And `carried(net)`: files by the name that they get in the folder of a model which is served
+    elsewhere, such as frozen weights that `save` does not write.
+    """
 
     def build(self, settings: Any, facts: Any) -> "tuple[nn.Module, Any]":
         """A network with its initial weights, drawn from torch's global generator; a tokenizer.

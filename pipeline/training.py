@@ -309,7 +309,7 @@ class Loop:
         self.saved_at = time.monotonic()
         if not self.hardware.leads:
             return
-        weights, scaler = self.model.state_dict(), self.scaler
+        weights, scaler = _changing(self.model), self.scaler
         best_is_current = self.progress.best_step == self.progress.step
         state = {
             "progress": asdict(self.progress),
@@ -327,7 +327,7 @@ class Loop:
         if state is None:
             return
         self.progress = Progress(**state["progress"])
-        self.model.load_state_dict(state["model"])
+        _load(self.model, state["model"])
         self.adamw.load_state_dict(state["optimizer"])
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
@@ -337,7 +337,7 @@ class Loop:
 
     def take_best_weights(self) -> None:
         """Leave the model as the best epoch left it."""
-        self.model.load_state_dict(self.best_weights)
+        _load(self.model, self.best_weights)
 
 
 def schedule(step: int, total: int, kind: str, warmup: float) -> float:
@@ -409,5 +409,16 @@ def _sparse_gradients(model: nn.Module, wanted: bool) -> None:
             module.sparse = wanted and module.num_embeddings >= SPARSE_FROM
 
 
+def _changing(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model but for frozen weights, which a training leaves as they are."""
+    named = model.named_parameters(remove_duplicate=False)
+    frozen = {name for name, parameter in named if not parameter.requires_grad}
+    return {name: value for name, value in model.state_dict().items() if name not in frozen}
+
+
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    return {name: tensor.detach().clone() for name, tensor in _changing(model).items()}
+
+
+def _load(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    model.load_state_dict({**model.state_dict(), **weights})

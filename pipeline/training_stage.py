@@ -89,13 +89,23 @@ def train(task: Task, settings: Train, context: Context) -> float:
     run.output(Path(settings.output))
     with tempfile.TemporaryDirectory() as place:
         run.model(
-            Path(settings.output),
+            carried(net, Path(settings.output), Path(place)),
             code=shipped(task, Path(place)),
             packages=task.about.packages,
             example=task.data.example(data),
             facts={"task": task.name, **card.facts.model_dump(mode="json")},
         )
     return progress.best
+
+
+def carried(net: nets.Net, folder: Path, place: Path) -> Path:
+    """The folder of a model, or a copy of it in `place` with what else it needs elsewhere."""
+    if not hasattr(net.task.model, "carried") or not (files := net.task.model.carried(net)):
+        return folder
+    copy = shutil.copytree(folder, place / "served" / folder.name)
+    for name, file in files.items():
+        shutil.copyfile(file, copy / name)
+    return copy
 
 
 def _written(net: nets.Net, context: Context) -> nets.Net:

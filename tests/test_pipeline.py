@@ -16,13 +16,14 @@ from pipeline.task import find
 from tests.conftest import copy_of_the_repository, run
 
 STAGES = {
-    "prepare@image", "prepare@text", "prepare@audio", "prepare@boxes", "train_cnn",
-    "finetune_transformer", "train_rnn", "train_detector", "evaluate@cnn", "evaluate@transformer",
-    "evaluate@rnn", "evaluate@detector", "report",
+    "prepare@image", "prepare@text", "prepare@audio", "prepare@boxes", "prepare@language",
+    "train_cnn", "finetune_transformer", "train_rnn", "train_detector", "train_language_model",
+    "evaluate@cnn", "evaluate@transformer", "evaluate@rnn", "evaluate@detector",
+    "evaluate@language_model", "report",
 }  # fmt: skip
 TRAINING = {
     "cnn": "train_cnn", "transformer": "finetune_transformer", "rnn": "train_rnn",
-    "detector": "train_detector",
+    "detector": "train_detector", "language_model": "train_language_model",
 }  # fmt: skip
 HEADLINE = {model: find(model=model).about.headline for model in TRAINING}
 CNN_STEPS = list(range(1, 11))  # of its 10 epochs, whose end is a point, each has one whole batch

@@ -404,3 +404,35 @@ def test_the_best_epoch_is_that_of_the_best_score_whatever_its_sign_and_directio
     assert [points[f"validation/{monitor}", step] for step in (6, 12, 18)] == values
     assert all(torch.equal(kept[1][name], value) for name, value in model.state_dict().items())
     assert not torch.equal(kept[1]["weight"], kept[2]["weight"])
+
+
+def with_frozen_layer() -> nn.Module:
+    model = net()
+    model[0].requires_grad_(False)
+    model.register_buffer("scale", torch.ones(1))
+    return model
+
+
+def test_frozen_weights_are_not_copied_not_saved_and_not_lost(tmp_path, hardware):
+    model = with_frozen_layer()
+    frozen = model[0].weight.clone()
+    train(tmp_path / "whole", hardware, model)
+    assert torch.equal(model[0].weight, frozen)
+    state = Checkpoints(tmp_path / "whole").load()
+    assert set(state["model"]) == set(state["best"]) == {"3.weight", "3.bias", "scale"}
+
+
+def test_a_training_with_frozen_weights_resumes_to_the_same_bits(tmp_path, hardware):
+    whole = with_frozen_layer()
+    train(tmp_path / "whole", hardware, whole)
+
+    def stop(metrics, step):
+        if step == 10 and "train/loss" in metrics:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(tmp_path / "parts", hardware, with_frozen_layer(), stop, save_minutes=1e-9)
+    again = with_frozen_layer()
+    train(tmp_path / "parts", hardware, again)
+    for name, values in again.state_dict().items():
+        assert torch.equal(values, whole.state_dict()[name]), name

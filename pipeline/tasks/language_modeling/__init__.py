@@ -1,0 +1,1 @@
+"""Saying what comes next in a text."""
