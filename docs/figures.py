@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.figures.depth import Interval, probe_curves  # noqa: E402
+from pipeline.figures.depth import Measured, probe_curves  # noqa: E402
 from pipeline.figures.style import save  # noqa: E402
 from pipeline.task import tasks  # noqa: E402
 
@@ -30,11 +30,11 @@ def main() -> None:
     save(probe_curves(models), IMAGES / "probes.png")
 
 
-def _probes(table: Path) -> dict[str, dict[str, Interval]]:
-    found: dict[str, dict[str, Interval]] = {"trained": {}, "untrained": {}}
+def _probes(table: Path) -> dict[str, dict[str, Measured]]:
+    found: dict[str, dict[str, Measured]] = {"trained": {}, "untrained": {}}
     with table.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            point = Interval(float(row["accuracy"]), float(row["low"]), float(row["high"]))
+            point = Measured(float(row["accuracy"]), float(row["low"]), float(row["high"]))
             # The raw input is the same for both, and in the table once.
             for network in found if row["depth"] == "raw" else (row["network"],):
                 found[network][row["depth"]] = point

@@ -16,13 +16,14 @@ from pipeline.task import find
 from tests.conftest import copy_of_the_repository, run
 
 STAGES = {
-    "prepare@image", "prepare@text", "prepare@audio", "prepare@language", "train_cnn",
-    "finetune_transformer", "train_rnn", "train_language_model", "evaluate@cnn",
-    "evaluate@transformer", "evaluate@rnn", "evaluate@language_model", "report",
+    "prepare@image", "prepare@text", "prepare@audio", "prepare@boxes", "prepare@language",
+    "train_cnn", "finetune_transformer", "train_rnn", "train_detector", "train_language_model",
+    "evaluate@cnn", "evaluate@transformer", "evaluate@rnn", "evaluate@detector",
+    "evaluate@language_model", "report",
 }  # fmt: skip
 TRAINING = {
     "cnn": "train_cnn", "transformer": "finetune_transformer", "rnn": "train_rnn",
-    "language_model": "train_language_model",
+    "detector": "train_detector", "language_model": "train_language_model",
 }  # fmt: skip
 HEADLINE = {model: find(model=model).about.headline for model in TRAINING}
 CNN_STEPS = list(range(1, 11))  # of its 10 epochs, whose end is a point, each has one whole batch
@@ -96,6 +97,7 @@ def test_every_stage_is_a_finished_run_below_one_parent(runs):
         ("cnn", {"maps.png", "filters.png", "patches.png"}),
         ("transformer", {"attention.png", "words.png"}),
         ("rnn", {"evidence.png"}),
+        ("detector", {"answers.png", "curves.png", "errors.png"}),
     ],
 )
 def test_an_evaluation_has_the_figures_and_tables_that_dvc_has(runs, repository, model, own):
@@ -170,9 +172,11 @@ def test_training_runs_hold_metrics_per_step_and_epoch_and_the_test_metrics(runs
         assert losses, stage
         assert len({(point.step) for point in losses}) == len(losses)
         metrics = one.data.metrics
-        headline = HEADLINE[model]
-        assert {"validation/loss", f"validation/{headline}", "time/epoch_seconds"} <= set(metrics)
+        assert {"validation/loss", f"validation/{HEADLINE[model]}", "time/epoch_seconds"} <= set(
+            metrics
+        )
         expected = json.loads((repository / f"metrics/{model}.json").read_text())
+        headline = HEADLINE[model]
         assert metrics[f"test/{headline}"] == pytest.approx(expected[headline])
 
 
@@ -280,6 +284,7 @@ def test_an_experiment_in_a_temporary_copy_uses_its_values_and_the_workspaces_st
         "-S", "+train_cnn.training.clip_norm=null", "-S", "+train_cnn.optimizer.betas=[0.8,0.9]",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+    sync(repository)
     made = newest_run(repository, "train_cnn")
     assert made.data.params["cnn.name"] == "simple"
     assert float(made.data.params["optimizer.lr"]) == 0.03

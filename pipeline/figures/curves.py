@@ -129,10 +129,11 @@ def robustness_curves(
     units: Mapping[str, str],
     chance: float,
     title: str,
+    score: str = "accuracy",
 ) -> "Figure":
-    """Accuracy against severity, one panel for each kind of damage.
+    """A score against severity, one panel for each kind of damage.
 
-    `curves` maps a kind to points (severity, accuracy, low, high). They are drawn in the order of
+    `curves` maps a kind to points (severity, score, low, high). They are drawn in the order of
     severity; an infinite one (noise that is not there) comes first, as `none`.
     """
     figure = canvas(2.7 * len(curves) + 0.4, 2.9)
@@ -142,7 +143,8 @@ def robustness_curves(
         endless = any(np.isinf(point[0]) for point in points)
         rows = np.array(sorted(points, key=lambda point: -point[0] if endless else point[0]))
         where = np.arange(len(rows))
-        axes.axhline(chance, color=MUTED, lw=1, ls=":")
+        if chance:
+            axes.axhline(chance, color=MUTED, lw=1, ls=":")
         axes.fill_between(where, rows[:, 2], rows[:, 3], color=BLUE, alpha=0.16, lw=0)
         axes.plot(where, rows[:, 1], color=BLUE, marker="o")
         axes.set_xticks(where, ["none" if np.isinf(s) else f"{s:g}" for s in rows[:, 0]])
@@ -151,10 +153,12 @@ def robustness_curves(
         axes.grid(axis="y")
         axes.set_ylim(0, 1.03)
         percent(axes.yaxis)
-    panels[0].set_ylabel("test accuracy")
-    panels[0].annotate(
-        "chance", (0, chance), xytext=(0, 2), textcoords="offset points", color=MUTED, fontsize=8
-    )
+    panels[0].set_ylabel(f"test {score}")
+    if chance:
+        panels[0].annotate(
+            "chance", (0, chance), xytext=(0, 2), textcoords="offset points", color=MUTED,
+            fontsize=8,
+        )  # fmt: skip
     return figure
 
 

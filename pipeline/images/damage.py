@@ -26,7 +26,7 @@ def blur(images: Images, radius: float, _seed: int = 0) -> Images:
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / radius) ** 2)
     kernel = kernel / kernel.sum()
     count, channels, height, width = images.shape
-    flat = torch.from_numpy(images.reshape(-1, 1, height, width)).float()
+    flat = torch.from_numpy(images.astype(np.float32).reshape(-1, 1, height, width))
     flat = functional.conv2d(flat, kernel.view(1, 1, -1, 1), padding=(reach, 0))
     flat = functional.conv2d(flat, kernel.view(1, 1, 1, -1), padding=(0, reach))
     return flat.round().to(torch.uint8).numpy().reshape(count, channels, height, width)

@@ -12,6 +12,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,12 @@ _TAIL = 20
 _AT_ONCE = 2**26
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What `pillow` reads, whatever a file's name says; for PostScript Pillow would call `gs`."""
+SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+"""What files of these formats are called."""
+_GREY = ("1", "L", "LA")
+_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 
 
 @dataclass(frozen=True)
@@ -173,13 +180,35 @@ def pillow(content: bytes | None, where: str, channels: int | None = None) -> By
                 raise ValueError("more than 8 bits per channel")
             image = ImageOps.exif_transpose(opened)
             if channels is None:
-                channels = 1 if image.mode in ("1", "L", "LA") else 3
+                channels = 1 if image.mode in _GREY else 3
             pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     except Exception as error:  # Pillow's readers raise whatever a malformed file leads them to
         raise PipelineError(
             f"{where}: is not an image that can be read ({_line(error)}); replace or remove it"
         ) from error
     return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def measure(content: bytes, where: str) -> tuple[int, int, int]:
+    """Height, width and channels that `pillow` gives, of most files without decoding pixels.
+
+    A JPEG or PNG that has its end is taken to be whole.
+
+    Raises:
+        PipelineError: see `pillow`.
+    """
+    from PIL import ExifTags, Image
+
+    with suppress(Exception), Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        whole = _ENDS.get(image.format or "", b"no end") in content[-64:]
+        # a PNG may have its EXIF behind its pixels
+        plain = image.format != "PNG" or not re.search(rb"(?i)exif|xmp", content)
+        if whole and plain and image.mode[0] not in "IF":
+            turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+            width, height = image.size[::-1] if turned else image.size
+            return height, width, 1 if image.mode in _GREY else 3
+    height, width, channels = pillow(content, where).shape
+    return height, width, channels
 
 
 def _line(error: Exception) -> str:

@@ -8,11 +8,13 @@ python -m pipeline.tracking moved             let the store of a moved or copied
 
 import argparse
 import os
+import shlex
 import shutil
 import socket
 import sqlite3
 import sys
 from dataclasses import replace
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from pipeline.errors import PipelineError
@@ -28,6 +30,7 @@ from pipeline.tracking.journal import (
     was_elsewhere,
 )
 from pipeline.tracking.masking import clean
+from pipeline.tracking.operations import Begin
 from pipeline.tracking.parents import parent_file, read_parents
 from pipeline.tracking.processes import credentials, quiet
 from pipeline.tracking.reader import Reader
@@ -45,6 +48,12 @@ def sync() -> int:
     for journal, begin in left:
         missing = {*begin.credentials} - {*credentials(begin.uri)}
         needs = f"set {', '.join(sorted(missing))}" if missing else ""
+        if was_elsewhere(begin, root()):
+            needs = (
+                f"it was recorded in {begin.root}; after a move "
+                "`python -m pipeline.tracking moved` makes it this folder's, in a copy "
+                f"`python -m pipeline.tracking drop {shlex.quote(begin.uri)}` deletes it"
+            )
         print(f"{journal.folder} for {begin.uri}: {needs or journal.state().error or 'not sent'}")
     foreign = [
         path.parent for path in folder.glob("*/begin.json") if not Journal(path.parent).begin()
@@ -56,12 +65,16 @@ def sync() -> int:
 
 def drop(uri: str) -> int:
     """Delete the journals of dead processes for a store that will not come back."""
-    found = [
-        journal for journal, begin in leftovers(root() / ".tracking") if begin.uri == clean(uri)
-    ]
+    folder = root() / ".tracking"
+    found = [journal for journal, begin in leftovers(folder) if begin.uri == clean(uri)]
     for journal in found:
         shutil.rmtree(journal.folder)
         print(f"{journal.folder} is deleted")
+    left = {(begin.parent, begin.uri) for _, begin in journals(folder)}
+    for path, parent in read_parents(folder):
+        one = parent.begin.parent, parent.begin.uri
+        if one[1] == clean(uri) and one not in left and not parent.lives():
+            path.unlink()
     print(f"{len(found)} journal(s) for {clean(uri)} deleted")
     return 0 if found else 1
 
@@ -79,18 +92,22 @@ def moved() -> int:
         raise PipelineError(
             f"{file} can't be read: {error}; put a backup there, or move it away for a new store"
         ) from error
-    uri = sqlite_uri(file)
+
+    def begun_here(begin: Begin) -> Begin:
+        own = begin.uri == sqlite_uri(database(Path(begin.root)))
+        return replace(begin, root=str(here), uri=sqlite_uri(file) if own else begin.uri)
+
     strange = [(journal, one) for journal, one in journals(folder) if was_elsewhere(one, here)]
-    for journal, begin in strange:
-        state = journal.state()
-        state.uri, state.error = uri, ""
+    for journal, one in strange:
+        state, begin = journal.state(), begun_here(one)
+        state.uri, state.error = begin.uri, ""
         journal.save(state)
-        journal.write_begin(replace(begin, root=str(here), uri=uri))
+        journal.write_begin(begin)
     for path, parent in read_parents(folder):
         if was_elsewhere(parent.begin, here):
-            begin = replace(parent.begin, root=str(here), uri=uri)
+            begin = begun_here(parent.begin)
+            path.unlink()  # first: the name of the new one may be the same
             replace(parent, begin=begin).save(parent_file(folder, begin))
-            path.unlink()
     pending = len(leftovers(folder))
     print(f"store and journals are those of {here} now; {pending} run(s) are pending")
     return 0
@@ -148,6 +165,9 @@ def main(arguments: list[str]) -> int:
         status: int | None = given.pop("command")(**given)
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # the disk is full or can only be read
+        print(f"error: {root() / '.tracking'}: {error}; mend that, then again", file=sys.stderr)
         return 1
     return status or 0
 

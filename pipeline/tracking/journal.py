@@ -17,6 +17,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import time
@@ -35,6 +36,7 @@ from pipeline.tracking.processes import is_alive
 COPIED = 1_000_000  # bytes; larger files are hard-linked instead: weights are written once
 UNWRITTEN = 10_000_000  # bytes kept in memory while the disk is full
 RESUMABLE = 30 * 86400  # seconds that the journal of a run that was cut short is kept
+_NO_TEXT = re.compile("[\ud800-\udfff]")  # what is no UTF-8 in a path, as Python reads it
 
 
 def root() -> Path:
@@ -66,8 +68,8 @@ def store_uri() -> str:
 
 
 def was_elsewhere(begin: Begin, root: Path) -> bool:
-    """Whether this is for the own store of a workspace that had another path then."""
-    return begin.root != str(root) and begin.uri == sqlite_uri(database(Path(begin.root)))
+    """Whether this is of a workspace with another path: of this one before a move, or a copy's."""
+    return begin.root != str(root)
 
 
 class Log:
@@ -84,7 +86,8 @@ class Log:
 
     def append(self, operation: Operation) -> None:
         """Write one line; while the disk is full it waits in memory for the next call."""
-        line = json.dumps(operation.record, separators=(",", ":")).encode() + b"\n"
+        text = json.dumps(operation.record, separators=(",", ":"), ensure_ascii=False)
+        line = _NO_TEXT.sub(lambda found: f"\\\\u{ord(found[0]):x}", text).encode() + b"\n"
         if len(self.unwritten) + len(line) > UNWRITTEN:
             self.lost += 1
             return
@@ -181,9 +184,9 @@ class Journal:
         """What the stage runs from; empty while that is not noted."""
         try:
             found: dict[str, Any] = json.loads((self.folder / "source.json").read_text())
-        except (OSError, ValueError):
+            return found if found["start"] == begin.start else {}
+        except (OSError, ValueError, TypeError, KeyError):
             return {}
-        return found if found["start"] == begin.start else {}
 
     def note_source(self, begin: Begin, found: dict[str, Any]) -> None:
         """Keep what the stage runs from."""
@@ -221,7 +224,11 @@ class Journal:
 
     def keep(self, path: Path) -> str:
         """Keep a file or folder as it is now; returns its path below `files/`."""
-        target = self.files / uuid.uuid4().hex[:16] / path.name
+        target = (
+            self.files
+            / uuid.uuid4().hex[:16]
+            / path.name.encode(errors="backslashreplace").decode()
+        )
         target.parent.mkdir(parents=True)
         if path.is_dir():
             ignored = shutil.ignore_patterns("__pycache__")

@@ -106,18 +106,16 @@ class Begin(Operation):
         from pipeline.tracking.parents import open_parent  # which reads begins
 
         source = to.journal.source(self) or {"refused": "it was not noted in time"}
-        experiment = to.part("experiment", lambda: to.store.experiment(self.experiment))
+        # no part: a store that was wiped before it had the run knows no experiment either
+        experiment = to.store.experiment(self.experiment)
         name, tags = self.dvc.get("stage") or self.stage, {"stage": self.stage}
         folder = to.journal.folder.parent
         if parent := to.part(
             "parent", lambda: open_parent(to.store, experiment, self, source, folder)
         ):
             to.state.targets["parent"] = tags["mlflow.parentRunId"] = parent
-        to.state.run_id = to.part(
-            "run",
-            lambda: to.store.find_or_create(
-                experiment, "journal", to.journal.id, name, self.t, tags
-            ),
+        to.state.run_id = to.state.run_id or to.store.find_or_create(
+            experiment, "journal", to.journal.id, name, self.t, tags
         )
         to.write("config.yaml", yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
         to.write("device.json", json.dumps(self.card, indent=2) + "\n")
@@ -128,7 +126,7 @@ class Begin(Operation):
         if source.get("dirty"):
             if (patch := to.journal.patch).exists():
                 to.part(patch.name, lambda: to.store.file(to.run_id, patch, "source"))
-            to.write("source/untracked.txt", "\n".join(source["untracked"]) + "\n")
+            to.write("source/untracked.txt", "\n".join(source.get("untracked", [])) + "\n")
         facts: dict[str, Any] = {
             "host": self.host,
             "dvc.stage": self.dvc.get("stage"),

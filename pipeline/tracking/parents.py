@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.task import tasks
-from pipeline.tracking.journal import replace
+from pipeline.tracking.journal import replace, was_elsewhere
 from pipeline.tracking.operations import NOTE, Begin, now
 from pipeline.tracking.processes import is_alive
 
@@ -67,13 +67,19 @@ def parent_file(folder: Path, begin: Begin) -> Path:
 
 
 def read_parents(folder: Path, uri: str = "") -> list[tuple[Path, Parent]]:
-    """The open runs of this host's dvc processes below `{root}/.tracking`, of one store or all."""
+    """The open runs of this host's dvc processes below `{root}/.tracking`.
+
+    With `uri` those of a store; without also those of a workspace that was elsewhere.
+    """
     found = []
     for path in sorted(folder.glob("dvc-*.json")):
-        with suppress(OSError, ValueError, TypeError):  # of another format, or just closed
+        # just closed, of another format, or damaged
+        with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
             record = json.loads(path.read_text())
             parent = Parent(**{**record, "begin": Begin(**record["begin"])})
-            if uri in ("", parent.begin.uri) and parent.begin.host == socket.gethostname():
+            begin = parent.begin
+            here = begin.uri == uri and not was_elsewhere(begin, folder.parent)
+            if begin.parent and (here or not uri) and begin.host == socket.gethostname():
                 found.append((path, parent))
     return found
 

@@ -96,7 +96,7 @@ def lock(folder: Path, uri: str) -> FileLock:
 def give_way() -> None:
     """Let what trains go first."""
     os.nice(10)
-    if hasattr(os, "SCHED_BATCH"):  # waking up, it interrupts nobody
+    with suppress(OSError, AttributeError):  # waking up, it interrupts nobody
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     if os.getsid(0) == os.getpid():  # where sessions share the cores, `nice` counts within one
         with suppress(OSError):

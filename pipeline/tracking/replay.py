@@ -214,8 +214,8 @@ class Replay:
     def refuse_if_coming(self, tag: str, value: str) -> None:
         """Raise WaitingError if another journal is about to give a run that tag."""
         for other, begin in journals(self.journal.folder.parent):
-            mine = other.id == self.journal.id or begin.uri != self.begin.uri
-            if not mine and not other.is_complete():
+            same = (begin.uri, begin.root) == (self.begin.uri, self.begin.root)
+            if same and other.id != self.journal.id and not other.is_complete():
                 tags = [one for one, _ in read(other.path) if isinstance(one, Tags)]
                 if any(one.values.get(tag) == value for one in tags):
                     raise WaitingError(f"the run of {other.id} is not in the store yet")

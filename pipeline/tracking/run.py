@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from filelock import Timeout
-
 from pipeline.errors import PipelineError
 from pipeline.tracking import operations as op
 from pipeline.tracking import processes
@@ -79,6 +77,9 @@ def start(
         flush=settings.flush_seconds,
         system=settings.system_seconds,
     )
+    before = journal.begin()
+    if before and before.uri == uri and before.root != begin.root:
+        journal = Journal(journal.folder.with_name(new_id(stage)))  # the run is the original's
     try:
         journal.folder.parent.mkdir(parents=True, exist_ok=True)
         return Run(journal, begin, conceal)
@@ -300,7 +301,7 @@ class Run:
     def _see_to_a_sender(self, journal: Journal) -> None:
         if self._sender is None or self._sender.poll() is not None:
             alone = processes.lock(journal.folder.parent, self._begin.uri)
-            with contextlib.suppress(Timeout), alone.acquire(timeout=0):
+            with contextlib.suppress(OSError), alone.acquire(timeout=0):
                 self._sender = _start_sender(journal)
 
     def _tell_what_git_refuses(self, journal: Journal) -> None:

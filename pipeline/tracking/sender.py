@@ -139,6 +139,7 @@ class Sender:
         found = []
         for journal, begin in journals(self._folder):
             mine = begin.uri == self._uri and self._credentials >= {*begin.credentials}
+            mine = mine and not was_elsewhere(begin, self._folder.parent)
             if not mine or (begin.host != socket.gethostname() and journal.is_live(begin)):
                 continue
             size = journal.path.stat().st_size if journal.path.exists() else 0
@@ -160,21 +161,18 @@ class Sender:
             return
         if alive and not journal.source(begin) and now() - begin.t < NOTED * 1000:
             return
-        store = self._open(begin)
+        store = self._open()
         if (key := (journal.id, begin.start)) not in self._replays:
             from pipeline.tracking.replay import Replay
 
             self._replays[key] = Replay(journal, begin, store)
         self._replays[key].step(alive)
 
-    def _open(self, begin: Begin) -> "Store":
-        from pipeline.tracking.store import MovedError, Store
-
-        root = self._folder.parent
-        if was_elsewhere(begin, root):
-            raise MovedError(root, begin.root)
+    def _open(self) -> "Store":
         if self._store is None:
-            self._store = Store(self._uri, root)
+            from pipeline.tracking.store import Store
+
+            self._store = Store(self._uri, self._folder.parent)
         return self._store
 
     def _watch(self, pending: list[tuple[Journal, Begin]]) -> None:
@@ -202,7 +200,7 @@ class Sender:
                 continue
             try:
                 if parent.run_id:
-                    close_parent(self._open(parent.begin), parent)
+                    close_parent(self._open(), parent)
             except Exception as error:  # as with a journal: the file stays
                 if getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
                     self.failed = True
@@ -245,7 +243,11 @@ def sync(folder: Path, wait: float = 60) -> int:
 
     One attempt for each store, after `wait` seconds at most for a sender that is at work.
     """
-    before, end = leftovers(folder), time.monotonic() + wait
+
+    def own() -> list[tuple[Journal, Begin]]:
+        return [one for one in leftovers(folder) if not was_elsewhere(one[1], folder.parent)]
+
+    before, end = own(), time.monotonic() + wait
     uris = {begin.uri for _, begin in before}
     for uri in sorted(uris | {parent.begin.uri for _, parent in read_parents(folder)}):
         while time.monotonic() < end:
@@ -255,7 +257,7 @@ def sync(folder: Path, wait: float = 60) -> int:
                     pass
                 break
             parents = [parent for _, parent in read_parents(folder, uri) if not parent.lives()]
-            if not parents and all(begin.uri != uri for _, begin in leftovers(folder)):
+            if not parents and all(begin.uri != uri for _, begin in own()):
                 break
             time.sleep(POLL)
     return sum(journal.is_complete() or not journal.path.exists() for journal, _ in before)

@@ -23,6 +23,7 @@ from mlflow.tracking import MlflowClient
 from pipeline.errors import PipelineError
 from pipeline.tracking.journal import database, escaped, sqlite_uri
 from pipeline.tracking.masking import clean
+from pipeline.tracking.processes import lock
 
 # the sender has its own retries; MLflow's would block it for up to an hour
 mlflow.store.db.utils.MAX_RETRY_COUNT = 1
@@ -39,16 +40,6 @@ class RunGoneError(Exception):
     """The store does not know the run any more: it was wiped or replaced."""
 
 
-class MovedError(PipelineError):
-    """A workspace has another path than when its store was made, which holds absolute ones."""
-
-    def __init__(self, root: Path, before: str) -> None:
-        super().__init__(
-            f"{root} was {before} when its runs were recorded, and nothing is sent there; "
-            "`python -m pipeline.tracking moved` makes a backup of mlflow.db and lets it be here"
-        )
-
-
 class Store:
     """One MLflow store.
 
@@ -58,8 +49,8 @@ class Store:
         root: folder of the default store.
 
     Raises:
-        PipelineError: it is of another version of MLflow.
-        MovedError: it is the workspace's own, and its artifacts are in another one.
+        PipelineError: it is of another version of MLflow; or it is the workspace's own, and its
+            artifacts are in another one.
         Exception: the store can't be reached; try again later.
     """
 
@@ -70,8 +61,8 @@ class Store:
         if self._database:
             self.lock = FileLock(f"{self._database}.lock", timeout=60)
         else:
-            name = "".join(c if c.isalnum() else "-" for c in uri)
-            self.lock = FileLock(Path(root) / ".tracking" / f"{name[:100]}.lock", timeout=60)
+            self.lock = lock(root / ".tracking", f"{uri} opened")
+            self.lock.timeout = 60
         mlflow.set_tracking_uri(self.uri)
         with self.lock:  # of several first users all but one would crash in the migrations
             if self._database and not self._database.exists():
@@ -87,7 +78,11 @@ class Store:
                     f"a backup and run: mlflow db upgrade {shlex.quote(clean(uri))}"
                 ) from error
         if self._database == database(root) and (places := elsewhere(self._database)):
-            raise MovedError(root, unquote(places[0].removesuffix(f"/{ARTIFACTS}")))
+            before = unquote(places[0].removesuffix(f"/{ARTIFACTS}"))
+            raise PipelineError(
+                f"{root} was {before} when its runs were recorded, and nothing is sent there; "
+                "`python -m pipeline.tracking moved` backs mlflow.db up and lets it be here"
+            )
 
     def answers(self) -> bool:
         """Whether the store can be reached at all."""

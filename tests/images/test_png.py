@@ -12,7 +12,6 @@ from PIL import EpsImagePlugin, Image
 from pipeline.errors import PipelineError
 from pipeline.images import png
 from pipeline.tasks.image_classification import data
-from pipeline.tasks.image_classification import prepare as image_source
 from tests.data.sources import complaint
 
 images = st.tuples(
@@ -158,8 +157,38 @@ def test_postscript_starts_no_program(read, ghostscript):
     assert not ghostscript.exists()
 
 
-@pytest.mark.parametrize("suffix", sorted(image_source._SUFFIXES))
+@pytest.mark.parametrize("suffix", sorted(png.SUFFIXES))
 def test_what_the_source_takes_by_its_name_can_be_read(suffix):
     file = io.BytesIO()
     Image.new("L", (5, 4), 7).save(file, Image.registered_extensions()[suffix])
     assert png.pillow(file.getvalue(), f"a{suffix}").shape[:2] == (4, 5)
+
+
+FILES = [
+    *(("PNG", mode) for mode in ("L", "LA", "P", "RGBA", "1")),
+    *(("JPEG", mode) for mode in ("L", "CMYK")),
+    *(("WEBP", "RGB"), ("TIFF", "RGB"), ("BMP", "L"), ("GIF", "P")),
+]
+
+
+@pytest.mark.parametrize("orientation", [None, *range(1, 10)])
+@pytest.mark.parametrize(("kind", "mode"), FILES)
+def test_an_image_is_measured_as_it_is_read(kind, mode, orientation):
+    file, exif = io.BytesIO(), Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    Image.new(mode, (20, 10)).save(file, kind, exif=exif)
+    assert png.measure(file.getvalue(), "a") == png.pillow(file.getvalue(), "a").shape
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"cut", b"16 bits"])
+def test_what_can_not_be_read_is_not_measured(content):
+    if content in (b"cut", b"16 bits"):
+        file = io.BytesIO()
+        Image.new(*(("RGB", (300, 300)) if content == b"cut" else ("I;16", (9, 9)))).save(
+            file, "PNG"
+        )
+        content = file.getvalue()[:-100] if content == b"cut" else file.getvalue()
+    message = complaint(lambda: png.measure(content, "a.png"))
+    assert message is not None
+    assert message == complaint(lambda: png.pillow(content, "a.png"))

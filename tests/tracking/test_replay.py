@@ -1,8 +1,12 @@
 """What a sender does about a store in an odd state: each journal is sent in this process."""
 
+import json
+import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +14,11 @@ import pytest
 
 from pipeline import tracking
 from pipeline.settings import Tracking
+from pipeline.tracking import processes
 from pipeline.tracking import run as tracking_run
+from pipeline.tracking.__main__ import main
 from pipeline.tracking.journal import Journal
+from pipeline.tracking.parents import Parent, parent_file, read_parents
 from pipeline.tracking.sender import Sender
 from tests.tracking.conftest import points, runs
 
@@ -132,6 +139,35 @@ def test_a_store_that_was_wiped_before_the_end_gets_everything_again(
     assert curve(client, found) == list(range(5))
 
 
+def test_what_answered_in_place_of_the_store_is_forgotten(
+    start: Start, client: Any, settings: Tracking, monkeypatch: pytest.MonkeyPatch
+):
+    run, journal = start()
+    run.end()
+    with monkeypatch.context() as other:  # as MLflow reads `{}`
+        other.setattr("pipeline.tracking.store.Store.find_or_create", lambda *_: "")
+        assert not send(journal)
+    assert send(journal)
+    assert len(runs(client, settings.experiment)) == 1
+
+
+def test_a_store_that_was_wiped_before_it_had_the_run_gets_it(
+    start: Start, client: Any, settings: Tracking, workspace: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run, journal = start()
+    run.metrics({"train/loss": 1.0})
+    run.end()
+    with monkeypatch.context() as down:
+        down.setattr("mlflow.tracking.MlflowClient.create_run", lambda *_, **__: 1 / 0)
+        assert not send(journal)
+    with sqlite3.connect(workspace / "mlflow.db") as database:
+        database.execute("DELETE FROM experiments WHERE name = ?", [settings.experiment])
+    database.close()
+    assert send(journal)
+    (found,) = runs(client, settings.experiment)
+    assert curve(client, found) == [0]
+
+
 def test_a_run_that_goes_on_with_another_store_is_whole_there(
     start: Start, client: Any, settings: Tracking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -158,6 +194,81 @@ def wipe(client: Any, workspace: Path, run_id: str) -> None:
     uri = f"sqlite:///{workspace}/mlflow.db"
     command = ["mlflow", "gc", "--backend-store-uri", uri, "--tracking-uri", uri]
     subprocess.run([sys.executable, "-m", *command, "--run-ids", run_id], check=True)
+
+
+def test_damaged_notes_of_what_a_stage_runs_from_and_below_are_as_none(
+    start: Start, client: Any, settings: Tracking, monkeypatch: pytest.MonkeyPatch
+):
+    dvc: dict[str, Any] = {"stage": "train", "process": {"pid": 0, "created": 0.5}}
+    monkeypatch.setattr(processes, "dvc", lambda: dvc)
+    run, journal = start()
+    run.end()
+    begin = journal.begin()
+    assert begin
+    path, whole = parent_file(journal.folder.parent, begin), asdict(Parent(begin))
+    strange: list[Any] = [[], 3, None, {}, {"begin": 3}, {"begin": {}}, {**whole, "new": 1}]
+    damaged = ({"process": process} for process in (None, 3, {}, {"pid": 0}))
+    strange += [{**whole, "begin": {**vars(begin), "dvc": one}} for one in damaged]
+    for text in ("", "{", "\0", *map(json.dumps, strange)):
+        path.write_text(text)
+        assert read_parents(journal.folder.parent, begin.uri) == []
+    for text in ("", "{", "\0", "[]", "3", "null", "{}"):
+        (journal.folder / "source.json").write_text(text)
+        assert journal.source(begin) == {}
+    (journal.folder / "source.json").write_text('{"start": 1, "dirty": true}')
+    assert send(journal)
+    (found,) = [one for one in runs(client, settings.experiment) if "journal" in one.data.tags]
+    assert (found.data.params, "refused" in found.data.tags) == ({"lr": "0.1"}, False)
+    assert not path.exists()
+
+
+def test_what_no_encoding_has_is_stored_escaped(
+    start: Start, client: Any, settings: Tracking, tmp_path: Path
+):
+    odd = os.fsdecode(b"a\xff")  # as Python reads such a name
+    (tmp_path / odd).write_text("text")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / odd).write_text("text")
+    run, journal = start()
+    run.params({"where": odd, odd: 1})
+    run.tags({"where": [odd], "smile": "\N{GRINNING FACE}", odd: 1})
+    run.metrics({odd: 1.0, "train/loss": 1.0})
+    run.input(tmp_path / odd, odd)
+    run.output(tmp_path / odd)
+    run.artifact(tmp_path / odd, odd)
+    run.artifact(tmp_path / "folder")
+    run.artifact(tmp_path / "folder", target=f"beside:{odd}")
+    run.end("FAILED", odd)
+    assert send(journal)
+    found = {one.info.run_name: one for one in runs(client, settings.experiment)}
+    assert set(found) == {"train_cnn", "a\\udcff"}
+    one = found["train_cnn"]
+    assert one.data.params["where"] == one.data.tags["error"] == "a\\udcff"
+    assert one.data.tags["smile"] == "\N{GRINNING FACE}"
+    listed = client.list_artifacts(one.info.run_id, "a\\udcff")
+    assert [file.path for file in listed] == ["a\\udcff/a\\udcff"]
+
+
+def test_what_stands_for_a_dvc_process_is_dropped_with_its_last_journal(
+    start: Start, client: Any, settings: Tracking, monkeypatch: pytest.MonkeyPatch
+):
+    dvc = {"stage": "train", "command": [], "process": {"pid": 0, "created": 1.5}}
+    monkeypatch.setattr(processes, "dvc", lambda: dvc)
+    stages = [start(), start()]
+    (_, first), (_, second) = stages
+    begin = second.begin()
+    assert begin
+    path, live = parent_file(first.folder.parent, begin), [first.id, second.id]
+    monkeypatch.setattr(Journal, "is_live", lambda self, _: self.id in live)
+    assert Sender(first.folder.parent, begin.uri).step()
+    live.remove(first.id)
+    assert main(["drop", begin.uri]) == 0
+    assert (first.folder.exists(), second.folder.exists(), path.exists()) == (False, True, True)
+    live.remove(second.id)
+    assert main(["drop", begin.uri]) == 0
+    assert (second.folder.exists(), path.exists()) == (False, False)
+    for run, _ in stages:
+        run.end()
 
 
 @pytest.mark.parametrize("when", ["at an epoch", "at the end"])

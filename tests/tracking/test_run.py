@@ -12,6 +12,10 @@ import pytest
 from pipeline import tracking
 from pipeline.errors import PipelineError
 from pipeline.settings import Tracking
+from pipeline.tracking import processes
+from pipeline.tracking import run as tracking_run
+from pipeline.tracking.__main__ import main
+from pipeline.tracking.journal import Journal, store_uri
 from tests.tracking.conftest import Server, points, runs, text, wait_for
 
 CONFIG = {
@@ -158,6 +162,47 @@ def test_a_journal_that_cannot_be_created_is_one_clear_line(
     (own_workspace / ".tracking").write_text("in the way")
     with pytest.raises(PipelineError, match=r"\.tracking/.* can't be written .*enabled=false"):
         tracking.start("s", settings, {}, {})
+
+
+def test_a_lock_that_can_no_longer_be_taken_ends_no_stage(
+    own_workspace: Path,
+    settings: Tracking,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(tracking_run, "_start_sender", lambda journal: None)
+    settings = settings.model_copy(update={"flush_seconds": 0.0})
+    run = tracking.start("train_cnn", settings, {}, {})
+    # as after a fault the system lets no file be opened to write
+    Path(processes.lock(own_workspace / ".tracking", store_uri()).lock_file).mkdir()
+    run.sync()
+    run.end()
+    assert "make sync" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["sync"], ["drop", "http://127.0.0.1:9"], ["moved"]])
+def test_a_disk_that_can_only_be_read_is_one_line_of_each_command(
+    command: list[str],
+    disk: Path,
+    settings: Tracking,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(tracking_run, "_start_sender", lambda journal: None)
+    monkeypatch.setattr(Journal, "is_live", lambda *_: False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    work = disk / "work"
+    monkeypatch.setenv("DVC_ROOT", str(work))
+    work.mkdir()
+    tracking.start("s", settings.model_copy(update={"flush_seconds": 0.0}), {}, {}).end()
+    if command == ["moved"]:
+        work = work.rename(disk / "elsewhere")
+        monkeypatch.setenv("DVC_ROOT", str(work))
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    capsys.readouterr()
+    assert main(command) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {work}/.tracking: [Errno 30] Read-only file system")
 
 
 @pytest.mark.slow  # a killed stage has one too

@@ -216,3 +216,14 @@ def test_a_journal_of_another_host_is_that_hosts_while_it_is_written_to(
     assert leftovers(folder) == []
     os.utime(folder / str(run.id) / "journal.jsonl", (0, 0))
     assert [journal.id for journal, _ in leftovers(folder)] == [run.id]
+
+
+def test_where_no_process_may_give_way_it_goes_on() -> None:
+    """As in gVisor, whose scheduler knows one kind."""
+    code = (
+        "import os\n"
+        "from pipeline.tracking.processes import give_way\n"
+        "os.sched_setscheduler = lambda *_: os.open('/nowhere', 0)\n"
+        "give_way()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)

@@ -1,18 +1,21 @@
 """The default store is in the workspace, whatever the workspace is called."""
 
+import os
 import shutil
 import sqlite3
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from pipeline import tracking
 from pipeline.errors import PipelineError
 from pipeline.settings import Tracking
+from pipeline.tracking import processes
 from pipeline.tracking import run as tracking_run
 from pipeline.tracking.__main__ import main
-from pipeline.tracking.journal import Journal, escaped, sqlite_uri, store_uri
-from pipeline.tracking.sender import sync
+from pipeline.tracking.journal import Journal, escaped, journals, sqlite_uri, store_uri
+from pipeline.tracking.sender import Sender, sync
 from pipeline.tracking.store import Store
 
 NAME = "a%41 #ü+;?b=c&%"
@@ -42,6 +45,13 @@ def test_the_store_of_an_oddly_named_workspace_is_in_it(tmp_path, monkeypatch):
 
 def test_a_plain_path_is_written_as_it_is(tmp_path):
     assert sqlite_uri(tmp_path / "mlflow.db") == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def test_who_sends_to_a_store_is_not_locked_out_of_it(tmp_path):
+    (tmp_path / ".tracking").mkdir()
+    behind = pytest.raises(MlflowException, match="credential")  # what comes behind the lock
+    with processes.lock(tmp_path / ".tracking", "databricks"), behind:
+        Store("databricks", tmp_path)
 
 
 def seen(folder: Path) -> dict[Path, tuple[int, int]]:
@@ -109,7 +119,7 @@ def test_journals_of_a_copied_workspace_wait_until_it_is_told(tmp_path, monkeypa
     assert sync(new / ".tracking") == 0
     capsys.readouterr()
     assert main(["sync"]) == 1
-    assert f"MovedError: {new} was {old} when its runs were" in capsys.readouterr().out
+    assert f": it was recorded in {old}; after a move `python -m" in capsys.readouterr().out
     tracking.start("train_cnn", settings, {}, {}).end()  # the copy's own
     assert seen(old) == before
     capsys.readouterr()
@@ -119,6 +129,57 @@ def test_journals_of_a_copied_workspace_wait_until_it_is_told(tmp_path, monkeypa
     assert len(Store(store_uri(), new).find("stage", "train_cnn")) == 2
     assert [path.read_text() for path in (new / "mlartifacts").rglob("a.txt")] == ["a"]
     assert seen(old) == before
+
+
+def test_a_copy_leaves_what_the_original_has_on_a_common_server_alone_until_it_is_told(
+    tmp_path, monkeypatch, capsys
+):
+    old, uri = tmp_path / "work", sqlite_uri(tmp_path / "common.db")
+    old.mkdir()
+    monkeypatch.setenv("DVC_ROOT", str(old))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setattr(tracking_run, "_start_sender", lambda journal: None)
+    process = {"pid": os.getpid(), "created": processes.created(os.getpid())}
+    dvc = {"stage": "train", "command": ["dvc", "repro"], "process": process}
+    monkeypatch.setattr(processes, "dvc", lambda: dvc)
+    settings = Tracking(
+        enabled=True, experiment="x", flush_seconds=0.1, system_seconds=1, promote=False
+    )
+    run = tracking.start("train_cnn", settings, {}, {})
+    (journal,) = [journal for journal, _ in journals(old / ".tracking")]
+    journal.note_source(journal.begin(), {})
+    run.metrics({"train/loss": 1.0})
+    sender = Sender(old / ".tracking", uri)
+    assert sender.step()
+    store = Store(uri, old)
+    new = copied(old, monkeypatch)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setattr(processes, "is_alive", lambda *_: False)  # also for the copy
+    monkeypatch.setattr("pipeline.tracking.journal.is_alive", lambda *_: False)
+    monkeypatch.setattr("pipeline.tracking.parents.is_alive", lambda *_: False)
+
+    def found() -> list[tuple[str, str]]:
+        runs = store.client.search_runs([store.experiment("x")])
+        return sorted((run.data.tags["stage"], run.info.status) for run in runs)
+
+    dvc.clear()
+    tracking.start("prepare", settings, {}, {}).end()  # the copy's own, and newer
+    tracking.start("train_cnn", settings, {}, {}, id=run.id).end()  # goes on as a run of its own
+    capsys.readouterr()
+    assert main(["sync"]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        "2 run(s) sent, 1 pending",
+        f"{new}/.tracking/{run.id} for {uri}: it was recorded in {old}; after a move "
+        "`python -m pipeline.tracking moved` makes it this folder's, in a copy "
+        f"`python -m pipeline.tracking drop {uri}` deletes it",
+    ]
+    running = [("dvc", "RUNNING"), ("prepare", "FINISHED"), ("train_cnn", "FINISHED")]
+    assert found() == [*running, ("train_cnn", "RUNNING")]
+    assert main(["moved"]) == 0
+    assert main(["sync"]) == 0
+    assert [status for _, status in found()] == ["KILLED", "FINISHED", "FINISHED", "KILLED"]
+    assert not list((new / ".tracking").glob("dvc-*.json"))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a database"])

@@ -26,10 +26,6 @@ from pipeline.prepared import Prepared, dataset, file_identities, media
 from pipeline.sources import refuse_leaving
 from pipeline.tasks.image_classification.settings import Facts, Source
 
-_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
-
 
 def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
     """Read a source and cut it into splits: columns `image` (PNG) and `label`.
@@ -149,7 +145,7 @@ def _read_idx(folder: Path, name: str, dimensions: int) -> NDArray[np.uint8]:
 
 
 def _folder(folder: str | None) -> tuple[png.Bytes, list[str], Index]:
-    files = labelled_files(folder, "image.folder", _SUFFIXES)
+    files = labelled_files(folder, "image.folder", png.SUFFIXES)
     classes, labels = numbered([label for _, label in files], f"image.folder: {folder}")
     paths = [path for path, _ in files]
     with ThreadPoolExecutor() as threads:

@@ -1,0 +1,1 @@
+"""Images with things in them, and a box and a class for each thing."""

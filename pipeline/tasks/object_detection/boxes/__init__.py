@@ -1,0 +1,1 @@
+"""Images with boxes: how they are read, and where they come from."""

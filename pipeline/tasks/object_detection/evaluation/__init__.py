@@ -1,0 +1,1 @@
+"""What evaluation measures and draws of boxes."""

