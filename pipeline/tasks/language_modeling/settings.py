@@ -125,13 +125,13 @@ class Parts(Settings):
     """Whether training documents are known better than others."""
     depths: bool = True
     """What a linear read-out of each depth says of the next token."""
-    compared_documents: Count = 40
+    compared_documents: Count = 24
     """Test documents that the network before the training is measured on, at most."""
-    ngram_documents: Count = 6000
+    ngram_documents: Count = 4000
     """Training documents that the n-grams are counted in, at most."""
-    damaged_documents: Count = 10
+    damaged_documents: Count = 5
     """Test documents that are damaged, at most."""
-    known_documents: Count = 20
+    known_documents: Count = 10
     """Training documents that are looked for in the model's memory, at most."""
-    depth_documents: Annotated[int, Field(gt=1)] = 12
+    depth_documents: Annotated[int, Field(gt=1)] = 8
     """Validation documents that a read-out is fitted on, and test documents it is measured on."""
