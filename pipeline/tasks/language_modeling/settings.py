@@ -82,7 +82,7 @@ class Adapted(Decoder):
     name: Literal["adapted"]
     package: str | None
     """Import name of the package that has the file; null for a file on this disk."""
-    file: Annotated[str, Field(min_length=1)]
+    file: Annotated[str, Field(min_length=1), Input()]
     """Its path, in the package or on this disk."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """Of the file; checked before use."""
