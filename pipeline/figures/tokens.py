@@ -42,10 +42,8 @@ def surprise(passages: Sequence[Passage], title: str) -> "Figure":
         for bits, (line, left, text) in zip(one.bits, spots, strict=True):
             middle, colour = top + 1.6 + line, colormaps["OrRd"](0.75 * min(bits / MOST, 1))
             axes.add_patch(Rectangle((left, middle - 0.45), len(text), 0.9, fc=colour, lw=0))
-            for place, letter in enumerate(text):
-                if letter != " ":
-                    axes.text(left + place + 0.5, middle, letter, ha="center", va="center",
-                              fontsize=7.5, color=INK, family="DejaVu Sans Mono")  # fmt: skip
+            axes.text(left + len(text) / 2, middle, text, ha="center", va="center", fontsize=7.5,
+                      color=INK, family="DejaVu Sans Mono")  # fmt: skip
         top += height
     return figure
 
