@@ -51,9 +51,8 @@ class Detector(nn.Module):
             nn.Sequential(*(block(settings.neck, settings.neck) for _ in range(max(1, depth - 1))))
             for depth in settings.depth[-2::-1]
         )
-        self.heat = nn.Conv2d(settings.neck, len(facts.classes), 1)
-        self.box = nn.Conv2d(settings.neck, 4, 1)
-        nn.init.constant_(self.heat.bias, -math.log(99))  # type: ignore[arg-type] # a chance of 1 %
+        self.head = nn.Conv2d(settings.neck, 4 + len(facts.classes), 1)
+        nn.init.constant_(self.head.bias[4:], -math.log(99))  # type: ignore[index] # chances of 1 %
 
     def forward(self, images: Tensor, sizes: Tensor) -> Output:
         """Of `images` uint8 (or float) [b, c, h, w], once `sizes` [b, 2] large.
@@ -70,11 +69,12 @@ class Detector(nn.Module):
         merged = found.pop()
         for neck in self.necks:
             merged = neck(found.pop() + F.interpolate(merged, scale_factor=2, mode="nearest"))
-        reach = self.box(merged).float().clamp(-4, 4).exp() * (4 * STRIDE)
+        said = self.head(merged).float()
+        reach = said[:, :4].clamp(-4, 4).exp() * (4 * STRIDE)
         x, y = _centres(reach)
         left, top, right, bottom = reach.unbind(1)
         boxes = torch.stack([x - left, y - top, x + right, y + bottom], 1)
-        return {"heat": self.heat(merged).float(), "boxes": boxes, "sizes": sizes}
+        return {"heat": said[:, 4:], "boxes": boxes, "sizes": sizes}
 
 
 def build(settings: Model, facts: Facts) -> tuple[nn.Module, None]:
@@ -189,11 +189,11 @@ def targets(boxes: Tensor, labels: Tensor, shape: torch.Size) -> tuple[Tensor, T
 
 def focal(logits: Tensor, heat: Tensor) -> Tensor:
     """Focal loss with fewer negatives around a centre (Law & Deng 2018), a sum."""
-    chance = logits.sigmoid()
-    centre = heat == 1
-    hit = F.logsigmoid(logits) * (1 - chance) ** 2
-    miss = F.logsigmoid(-logits) * chance**2 * (1 - heat) ** 4
-    return -torch.where(centre, hit, miss).sum()
+    chance, miss = logits.sigmoid(), F.softplus(logits)  # log 1 / (1 - chance)
+    hit = (miss - logits) * (1 - chance) ** 2
+    # a fourth power takes five times as long as two squares
+    miss = miss * chance**2 * ((1 - heat) ** 2) ** 2
+    return torch.where(heat == 1, hit, miss).sum()
 
 
 def giou(first: Tensor, second: Tensor) -> Tensor:
@@ -213,14 +213,17 @@ def giou(first: Tensor, second: Tensor) -> Tensor:
 def decode(output: Output, most: int = 50) -> list[Boxes]:
     """The boxes at the peaks of each image's heat map, in pixels of the image as it came.
 
-    A peak is the largest of the 3×3 cells around it, so no box has to be suppressed after.
+    A peak is the largest of the 3×3 cells around it, so no box has to be suppressed after. Its box
+    is the mean of what these cells say, each counting as much as its largest chance.
     """
     chances = output["heat"].float().sigmoid()
+    sure = chances.amax(1, keepdim=True).clamp_min(1e-6)
+    mean = F.avg_pool2d(output["boxes"].float() * sure, 3, 1, 1) / F.avg_pool2d(sure, 3, 1, 1)
     chances = torch.where(F.max_pool2d(chances, 3, 1, 1) == chances, chances, 0)
     count, _, rows, columns = chances.shape
     scores, peaks = chances.flatten(1).topk(min(most, chances[0].numel()))
     labels, cells = peaks // (rows * columns), peaks % (rows * columns)
-    boxes = output["boxes"].float().flatten(2).transpose(1, 2)
+    boxes = mean.flatten(2).transpose(1, 2)
     boxes = boxes[torch.arange(count, device=cells.device)[:, None], cells]
     found = []
     for corners, label, chance, (height, width) in zip(

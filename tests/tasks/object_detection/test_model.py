@@ -80,6 +80,17 @@ def test_peaks_come_back_in_pixels_of_the_image_as_it_came(size, factor):
     assert found.labels[sure].tolist() == [2, 0]
 
 
+def test_a_box_is_the_mean_of_what_the_cells_around_its_peak_say_by_their_chances():
+    output = perfect(BOXES, LABELS)
+    output["boxes"][0, :, 4, 4] += 8
+    (found,) = detector.decode(output)
+    chances = output["heat"][0].sigmoid().amax(0)[3:6, 2:5]
+    moved = 8 * chances[1, 2] / chances.sum()
+    assert moved > 0.1
+    first = found.corners[(found.labels == 2) & (found.scores > 0.9)]
+    assert np.allclose(first, BOXES[0, :1] + moved.item(), atol=1e-3)
+
+
 def test_an_answer_is_json_with_the_surest_first():
     import json
 
