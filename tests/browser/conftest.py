@@ -18,7 +18,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("chromium is not installed")
     folder = copy_of_the_repository(tmp_path_factory.mktemp("repository"))
     params = folder / "params.yaml"
-    params.write_text(params.read_text().replace("profile: full", "profile: tiny"))
+    text = params.read_text().replace("profile: full", "profile: tiny")
+    params.write_text(text.replace("language_model: smollm2", "language_model: scratch"))
     run(folder, "git", "commit", "-qam", "tiny")
     for rate in ("lr: 0.004", "lr: 0.02"):
         params.write_text(params.read_text().replace("lr: 0.004", rate, 1))

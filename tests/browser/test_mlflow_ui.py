@@ -14,9 +14,11 @@ from tests.browser.analyst import cell, expand, parents, runs, toggle_columns
 
 pytestmark = pytest.mark.browser
 expect.set_options(timeout=30_000)  # a busy machine takes its time to draw
-STAGES = [  # in the order of the alphabet
-    "evaluate@cnn", "evaluate@rnn", "evaluate@transformer", "finetune_transformer",
-    "prepare@audio", "prepare@image", "prepare@text", "report", "train_cnn", "train_rnn",
+STAGES = [
+    "evaluate@cnn", "evaluate@detector", "evaluate@language_model", "evaluate@rnn",
+    "evaluate@transformer", "finetune_transformer", "prepare@audio", "prepare@boxes",
+    "prepare@image", "prepare@language", "prepare@text", "report", "train_cnn", "train_detector",
+    "train_language_model", "train_rnn",
 ]  # fmt: skip
 RAN_AGAIN = ["report", "evaluate@cnn", "train_cnn"]  # the newest first
 MODELS = ["cnn", "transformer", "rnn"]
