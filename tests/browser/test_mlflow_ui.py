@@ -234,7 +234,10 @@ def test_a_run_of_seconds_has_charts_of_the_machine(page, keep):
 
 
 def test_each_registered_model_has_its_aliases_and_the_decision(page, address, store, keep):
-    models = {"image-classifier": "2", "text-classifier": "1", "audio-classifier": "1"}
+    models = {
+        "image-classifier": "2", "text-classifier": "1", "audio-classifier": "1",
+        "object-detector": "1", "language-model": "1",
+    }  # fmt: skip
     page.goto(re.sub(r"#/.*\?", "#/models?", address))
     for name, newest in models.items():
         expect(page.get_by_role("row", name=name)).to_contain_text(f"Version {newest}")
