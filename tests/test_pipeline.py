@@ -94,9 +94,9 @@ def test_every_stage_is_a_finished_run_below_one_parent(runs):
 @pytest.mark.parametrize(
     ("model", "own"),
     [
-        ("cnn", {"maps.png", "filters.png", "patches.png"}),
-        ("transformer", {"attention.png", "words.png"}),
-        ("rnn", {"evidence.png"}),
+        ("cnn", {"maps.png", "filters.png", "patches.png", "reliability.png"}),
+        ("transformer", {"attention.png", "words.png", "reliability.png"}),
+        ("rnn", {"evidence.png", "reliability.png"}),
         ("detector", {"answers.png", "curves.png", "errors.png"}),
     ],
 )
@@ -105,7 +105,7 @@ def test_an_evaluation_has_the_figures_and_tables_that_dvc_has(runs, repository,
     artifacts = client.list_artifacts(runs[f"evaluate@{model}"].info.run_id, model)
     names = {Path(found.path).name for found in artifacts}
     assert names == {file.name for file in (repository / "plots" / model).iterdir()}
-    figures = ("learning_curves", "confusion", "mistakes", "reliability", "probes", "robustness")
+    figures = ("learning_curves", "confusion", "mistakes", "probes", "robustness")
     assert {f"{name}.png" for name in figures} | own <= names
 
 

@@ -46,7 +46,7 @@ def photographs() -> "list[Picture]":
 
     names = ("china.jpg", "flower.jpg")  # by their paths: to import scikit-learn takes a second
     files = [package_file("sklearn", f"datasets/images/{name}") for name in names]
-    return [Image.open(file).convert("L") for file in files]
+    return [Image.open(file, formats=("JPEG",)).convert("L") for file in files]
 
 
 def compose(
