@@ -136,11 +136,11 @@ class Train(settings.Train):
 class Parts(Settings):
     """Parts of a detector's evaluation, each on its own switch."""
 
-    answers: bool
+    answers: bool = True
     """Test images with the boxes found and the true ones, and the heat map; the worst images."""
-    curves: bool
+    curves: bool = True
     """Precision by recall, and by threshold."""
-    errors: bool
+    errors: bool = True
     """Confusion with the background, and kinds of error."""
     calibration: bool
     """Precision by score."""
@@ -155,7 +155,7 @@ class Parts(Settings):
     """Test images of probes, at most."""
     damaged: Annotated[int, Field(gt=0)]
     """Test images of the robustness curves, at most."""
-    hog_train: Annotated[int, Field(gt=1)]
+    hog_train: Annotated[int, Field(gt=1)] = 1000
     """Training images that the sliding window learns from, at most."""
-    hog_test: Annotated[int, Field(gt=0)]
+    hog_test: Annotated[int, Field(gt=0)] = 300
     """Test images that the sliding window is measured on, at most."""
