@@ -281,14 +281,8 @@ def find(*, name: str = "", data: str = "", model: str = "") -> Task:
         LookupError: there is none.
     """
     for task in tasks():
-        if name == task.name or (
-            (data or model)
-            and (data, model)
-            in (
-                (task.about.data, ""),
-                ("", task.about.model),
-            )
-        ):
+        asked = ((name, task.name), (data, task.about.data), (model, task.about.model))
+        if any(one and one == its for one, its in asked):
             return task
     raise LookupError(f"no task is called {name or data or model}")
 
