@@ -162,17 +162,6 @@ class Metrics(Operation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Params(Operation):
-    """Parameters besides the config's."""
-
-    values: dict[str, Any]
-
-    @override
-    def send(self, to: "Replay") -> None:
-        to.params(self.values)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Tags(Operation):
     """Tags of the run."""
 
@@ -286,7 +275,7 @@ class End(Operation):
 
 OPERATIONS: dict[str, type[Operation]] = {
     kind.__name__.lower(): kind
-    for kind in (Begin, Metrics, Params, Tags, Artifact, Input, Model, Register, End)
+    for kind in (Begin, Metrics, Tags, Artifact, Input, Model, Register, End)
 }
 
 

@@ -143,10 +143,6 @@ class Run:
         if kept:
             self._append(op.Metrics(values=kept, step=step, target=target))
 
-    def params(self, values: dict[str, Any]) -> None:
-        """Log parameters besides the config's, which `start` logs; nested ones are flattened."""
-        self._append(op.Params(values=masked(values)))
-
     def tags(self, values: dict[str, Any]) -> None:
         """Set tags. `summary` is the prefix of the run's test metrics on the dvc process's run."""
         self._append(op.Tags(values=_named(masked(values))))
@@ -160,21 +156,19 @@ class Run:
             path, lambda keep: op.Artifact(file=keep(path), folder=folder, target=target)
         )
 
-    def input(self, path: Path, name: str, context: str = "", **facts: Any) -> None:
+    def input(self, path: Path, name: str, context: str = "") -> None:
         """Log what the stage reads: links to the run that made it, and a data set as such.
 
         Args:
             path: folder of a prepared data set or of a trained model.
             name: what the stage calls it, such as `data`.
             context: `training`, `testing`, …
-            facts: of a data set instead of what its files say: `source`, `schema` (column name →
-                type), `profile`, as JSON.
         """
 
         def made(_keep: Callable[[Path], str]) -> op.Operation:
             said = self._conceal(path.as_posix())
             tag, md5 = identity(path) or (f"output.{said}", dvc_md5(path))
-            told = described(path) | facts if tag == "data.md5" else facts
+            told = described(path) if tag == "data.md5" else {}
             return op.Input(
                 name=name, path=said, tag=tag, digest=md5, context=context, facts=masked(told)
             )

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from pipeline.tracking.journal import Journal, Log, Thinning, read
 from pipeline.tracking.masking import clean, clean_diff, is_secret, masked
-from pipeline.tracking.operations import Metrics, Operation, Params
+from pipeline.tracking.operations import Metrics, Operation, Tags
 from pipeline.tracking.provenance import dvc_md5
 from tests.tracking.conftest import REPOSITORY
 
 RECORDS: list[Operation] = [Metrics(t=t, values={"a": t / 3}, step=t) for t in range(5)]
-NEXT = Params(t=9, values={"next": 1})
+NEXT = Tags(t=9, values={"next": 1})
 
 
 @given(cut=st.integers(0, 500))

@@ -20,6 +20,7 @@ DVC = [sys.executable, "-m", "dvc"]
 
 STAGES = """
 import json, os, sys, time, yaml
+import pyarrow.parquet
 from pathlib import Path
 from pipeline import tracking
 from pipeline.tracking.provenance import identity
@@ -45,9 +46,10 @@ if stage in ("words", "prepare", "sounds"):
     folder = Path("data/image" if stage == "prepare" else f"data/{stage}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "dataset.json").write_text(json.dumps({"rows": int(Path("rows").read_text())}))
+    pyarrow.parquet.write_table(pyarrow.table({"image": ["a"]}), folder / "train.parquet")
     run.output(folder)
 if stage == "train_cnn":
-    run.input(Path("data/image"), "data", "training", schema={"image": "binary", "label": "long"})
+    run.input(Path("data/image"), "data", "training")
     if lr < 0:
         run.end("FAILED", "lr is below zero")
         sys.exit(1)

@@ -47,8 +47,6 @@ class World:
             key: {**getattr(self, key), **value} if isinstance(value, dict) else value
             for key, value in change.items()
         }
-        if "params" in new:
-            new["params"] |= self.params  # MLflow's can't be changed
         if "steps" in new:
             new["steps"] = max(new["steps"], self.steps)  # some are done again after a kill
         return replace(self, **new)
@@ -184,10 +182,10 @@ class Sequences(RuleBasedStateMachine):
             story.saved = story.step
 
     @running
-    @rule(number=RUN, kind=st.sampled_from(["tags", "params"]), name=NAME, value=TEXT, dies=DIES)
-    def notes(self, number: int, kind: str, name: str, value: str, dies: Dies | None) -> None:
+    @rule(number=RUN, name=NAME, value=TEXT, dies=DIES)
+    def notes(self, number: int, name: str, value: str, dies: Dies | None) -> None:
         story, values = self._running(number), {name: value}
-        self._does(story, getattr(story.run, kind), values, dies=dies, **{kind: values})
+        self._does(story, story.run.tags, values, dies=dies, tags=values)
 
     @running
     @rule(number=RUN, name=NAME, text=TEXT, dies=DIES)

@@ -32,7 +32,7 @@ def start(workspace: Path, settings: Tracking, monkeypatch: pytest.MonkeyPatch) 
     impatient = settings.model_copy(update={"flush_seconds": 0.0})
 
     def start(**how: Any) -> tuple[tracking.Run, Journal]:
-        run = tracking.start("train_cnn", impatient, {"lr": 0.1}, {}, **how)
+        run = tracking.start("train_cnn", impatient, **{"config": {"lr": 0.1}, "card": {}, **how})
         assert run.id
         journal = Journal(workspace / ".tracking" / run.id)
         begin = journal.begin()
@@ -229,8 +229,7 @@ def test_what_no_encoding_has_is_stored_escaped(
     (tmp_path / odd).write_text("text")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / odd).write_text("text")
-    run, journal = start()
-    run.params({"where": odd, odd: 1})
+    run, journal = start(config={"where": odd, odd: 1})
     run.tags({"where": [odd], "smile": "\N{GRINNING FACE}", odd: 1})
     run.metrics({odd: 1.0, "train/loss": 1.0})
     run.input(tmp_path / odd, odd)

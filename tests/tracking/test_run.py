@@ -24,6 +24,7 @@ CONFIG = {
     "text": "ü, 'quoted'",
     "long": "x" * 7000,
     "hub_token": "hf_abcdefghijklmnopqrstuv",
+    "more": {"depth": 4},
 }
 CARD = {"device": "cpu", "threads": 2}
 
@@ -48,7 +49,6 @@ def log_everything(run: tracking.Run, folder: Path) -> None:
     (sheet / "one.txt").write_text("1")
     run.artifact(sheet)
     run.tags({"note": 3, "remote": "https://me:pa55@host/x.git"})
-    run.params({"more": {"depth": 4}})
 
 
 def check_everything(client: Any, experiment: str, folder: Path) -> None:
@@ -129,7 +129,7 @@ settings = Tracking(
 )
 run = tracking.start("s", settings, {}, {})
 run.metrics({"a": 1.0}, step=1)
-run.params({"a": 1}), run.tags({"a": 1}), run.artifact(Path("none")), run.output(Path("none"))
+run.tags({"a": 1}), run.artifact(Path("none")), run.output(Path("none"))
 run.input(Path("none"), "data"), run.sync(), run.end("FAILED", "x")
 assert run.id is None and "mlflow" not in sys.modules
 """
