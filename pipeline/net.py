@@ -135,6 +135,11 @@ def file_bytes(raw: bytes | str) -> bytes:
         ) from None
 
 
+def logits_of(output: Any) -> Tensor:
+    """The logits in what a model returned: a tensor, or transformers' `ModelOutput`."""
+    return output if isinstance(output, Tensor) else output["logits"]
+
+
 def _fill(model: nn.Module, weights: Path, again: str) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file

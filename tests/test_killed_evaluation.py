@@ -21,7 +21,7 @@ SMALL = [
 SUBJECT = "pipeline.classification.evaluation.subject:Subject"
 PLACES = {
     "while the test split is predicted": f"{SUBJECT}.logits:before:1",
-    "between the tables": "pipeline.classification.evaluation.parts:_write_reliability:before:1",
+    "between the tables": "pipeline.evaluation.page:Page.table:before:2",
     "in a figure": "matplotlib.figure:Figure.savefig:after:2",
     "while the probes are fitted": "pipeline.classification.evaluation.depth:probes:before:1",
     "with all figures drawn": "pipeline.evaluation.page:Page.close:after:1",

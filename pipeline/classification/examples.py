@@ -42,10 +42,6 @@ class Examples:
             {name: [values[i] for i in rows] for name, values in self.columns.items()},
         )
 
-    def sample(self, most: int, seed: int) -> "Examples":
-        """At most `most` rows, drawn with the seed and kept in order; all where that is enough."""
-        return self.take(sample_rows(len(self), most, seed))
-
 
 def sample_rows(count: int, most: int, seed: int) -> Integers:
     """At most `most` of `count` row numbers, ascending; the same for the same seed."""

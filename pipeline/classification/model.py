@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from pipeline.batches import Batch, Batches
 from pipeline.classification.settings import ClassifierTraining
-from pipeline.net import Net
+from pipeline.net import Net, logits_of
 from pipeline.task import Forward
 
 
@@ -40,8 +40,3 @@ def answer(output: Any, net: Net) -> list[dict[str, Any]]:
         chances = dict(zip(net.facts.classes, row, strict=True))
         answers.append({"label": max(chances, key=lambda k: chances[k]), "probabilities": chances})
     return answers
-
-
-def logits_of(output: Any) -> Tensor:
-    """The logits [batch, classes] in a model's output: a tensor, or what transformers return."""
-    return output if isinstance(output, Tensor) else output["logits"]

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipeline.net import logits_of
+
 Inputs = dict[str, Tensor]
 
 
@@ -107,8 +109,3 @@ def forward(model: nn.Module, inputs: Inputs) -> Any:
         return model(**inputs)
     finally:
         model.train(training)
-
-
-def logits_of(output: Any) -> Tensor:
-    """The logits in what a model returned: a tensor, or transformers' `ModelOutput`."""
-    return output if isinstance(output, Tensor) else output["logits"]

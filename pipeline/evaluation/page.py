@@ -1,13 +1,15 @@
 """The page of one model or data set: what was measured and drawn, in one folder."""
 
+import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.evaluation.tables import write_csv
+import numpy as np
+
 from pipeline.figures.style import save
-from pipeline.files import write_json
+from pipeline.files import new_file, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,8 +49,14 @@ class Page:
         self._figures.append({"file": f"{name}.png", "title": title, "text": text, "alt": alt})
 
     def table(self, name: str, rows: Iterable[Mapping[str, Any]], columns: list[str]) -> None:
-        """Write `<name>.csv`."""
-        write_csv(self.folder / f"{name}.csv", rows, columns)
+        """Write `<name>.csv`, for `dvc plots`; floats have six digits."""
+        with (
+            new_file(self.folder / f"{name}.csv") as temporary,
+            temporary.open("w", encoding="utf-8", newline="") as file,
+        ):
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows([_cell(row[column]) for column in columns] for row in rows)
 
     def show(self, caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Put a table into the report; its first column names the rows."""
@@ -93,3 +101,7 @@ def fill(
             part(page, study)
     page.close("model")
     return page.numbers
+
+
+def _cell(value: Any) -> Any:
+    return f"{float(value):.6g}" if isinstance(value, float | np.floating) else value

@@ -16,10 +16,10 @@ from torch import nn
 from pipeline import net as nets
 from pipeline import prepared
 from pipeline.classification.evaluation.study import Study
-from pipeline.classification.model import logits_of
 from pipeline.classification.settings import Parts
 from pipeline.evaluation.intervals import rounded
 from pipeline.evaluation.page import fill
+from pipeline.net import logits_of
 from pipeline.task import find, tasks
 
 SOURCES: dict[str, dict[str, Any]] = {

@@ -8,22 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.classification.evaluation.exploration import FILE, exploration
-from pipeline.classification.evaluation.predictions import Predictions
 from pipeline.classification.evaluation.study import Study
 from pipeline.classification.evaluation.subject import Subject
-from pipeline.classification.examples import Examples, sample_rows
+from pipeline.classification.examples import Examples
 from pipeline.evaluation.page import Page
 
 HARM = "<script>window.harm=1</script><img src=x onerror='window.harm=2'>"
 CLASSES = [f"</script>{HARM}", "R&D <b>bold</b>"]
 
 
-def write(
-    subject: Subject, test: Examples, answers: Predictions, folder: Path, most: int = 80
-) -> Path:
+def write(study: Study, folder: Path, **changes: Any) -> Path:
     """The page of a small evaluation, whose features nothing else has computed."""
-    rows = sample_rows(len(test), most, 0)
-    exploration(Page(folder), subject, test, answers, rows, None, 0, "small")
+    alone = study.parts.model_copy(update={"probes": False, "similarity": False})
+    fresh = replace(study, **changes, parts=alone, name="small")
+    fresh.on_test = study.on_test
+    exploration(Page(folder), fresh)
     return folder / FILE
 
 
@@ -33,11 +32,11 @@ def renamed(subject: Subject, classes: list[str]) -> Subject:
     return replace(subject, net=replace(subject.net, facts=facts))
 
 
-def hostile(study: Study) -> tuple[Subject, Examples]:
-    """The same model of texts, with class names and sentences that would like to be markup."""
+def hostile(study: Study) -> dict[str, Any]:
+    """What to change for class names and sentences that would like to be markup."""
     texts = [f"<a href='javascript:{HARM}'>here</a> & {text}" for text in study.test.raw]
     test = Examples(texts, study.test.labels, {"<b>note</b>": [HARM] * len(texts)})
-    return renamed(study.subject, CLASSES), test
+    return {"subject": renamed(study.subject, CLASSES), "test": test}
 
 
 def charts(html: str) -> dict[str, tuple[list[dict[str, Any]], dict[str, Any]]]:

@@ -1,12 +1,12 @@
 """The interactive page holds what the model answered, and stays small and harmless."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from pipeline.classification.evaluation import metrics
-from pipeline.classification.evaluation.depth import Depths
 from pipeline.classification.evaluation.exploration import (
     FILE,
     MOST_CLASSES,
@@ -15,7 +15,7 @@ from pipeline.classification.evaluation.exploration import (
     plane,
 )
 from pipeline.classification.evaluation.metrics import probabilities
-from pipeline.classification.evaluation.predictions import Predictions
+from pipeline.classification.evaluation.study import Depths, Predictions
 from pipeline.classification.examples import Examples, sample_rows
 from pipeline.evaluation.page import Page
 from tests.evaluation.conftest import DATA, drawn
@@ -26,11 +26,7 @@ from tests.evaluation.explored import Elements, charts, hostile, renamed, write
 def shown(studies, tmp_path_factory):
     """The charts of each task's page."""
     return {
-        task: charts(
-            write(
-                study.subject, study.test, study.on_test, tmp_path_factory.mktemp(task)
-            ).read_text()
-        )
+        task: charts(write(study, tmp_path_factory.mktemp(task)).read_text())
         for task, study in studies.items()
     }
 
@@ -134,9 +130,9 @@ class TestPlane:
 def test_names_and_sentences_are_no_markup(studies, tmp_path):
     study = studies["text"]
     pages = []
-    for name, content in (("plain", (study.subject, study.test)), ("hostile", hostile(study))):
+    for name, changes in (("plain", {}), ("hostile", hostile(study))):
         (tmp_path / name).mkdir()
-        pages.append(write(*content, study.on_test, tmp_path / name).read_text())
+        pages.append(write(study, tmp_path / name, **changes).read_text())
     assert Elements(pages[0]).found == Elements(pages[1]).found
     assert [tag for tag, _ in Elements(pages[1]).found].count("script") == 5
     traces, _ = charts(pages[1])["map"]
@@ -154,11 +150,10 @@ def test_of_many_examples_and_classes_some_are_drawn(studies, tmp_path):
     logits[np.arange(count), test.labels] += 9 * (test.labels >= 50)
     features = {"last": random.normal(size=(count, 8)).astype(np.float32)}
     subject = renamed(studies["image"].subject, classes)
-    found = Depths(test, test, (features, features), (features, features))
-    exploration(
-        Page(tmp_path), subject, test, Predictions(logits, test.labels), np.arange(count), found,
-        0, "many",
-    )  # fmt: skip
+    study = replace(studies["image"], subject=subject, test=test, name="many")
+    study.on_test, study.rows = Predictions(logits, test.labels), np.arange(count)
+    study.depths = Depths(test, test, [features, features], [features, features])
+    exploration(Page(tmp_path), study)
     html = (tmp_path / FILE).read_text()
     assert len(html) < 6_000_000
     (squares,), _ = charts(html)["confusion"]

@@ -19,7 +19,7 @@ SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 def page(request, studies, tmp_path, chromium):
     """The page of a model whose classes and sentences would like to be markup."""
     study = studies["text"]
-    file = write(*hostile(study), study.on_test, tmp_path)
+    file = write(study, tmp_path, **hostile(study))
     width, height = SIZES[request.param]
     opened = chromium.new_page(viewport={"width": width, "height": height})
     opened.asked, opened.complaints = [], []

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from torch import nn
 
-from pipeline.evaluation import explain, features
+from pipeline.evaluation import features
 from pipeline.evaluation.similarity import linear_cka
 from tests.evaluation import networks
 
@@ -45,23 +44,3 @@ def test_early_middle_and_late_are_first_middle_and_last():
     assert features.depths(["a", "b", "c", "d", "e"]) == {"early": "a", "middle": "c", "late": "e"}
     assert features.depths(["a", "b"]) == {"early": "a", "late": "b"}
     assert features.depths(["a"]) == {"late": "a"}
-
-
-def test_integrated_gradients_of_a_linear_function_are_its_terms():
-    weights = torch.tensor([2.0, -1.0, 0.5])
-    found = explain.integrated_gradients(
-        lambda x: x @ weights, torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0.0, 1.0, 0.0])
-    )
-    assert torch.allclose(found, torch.tensor([2.0, -1.0, 2.0]))
-
-
-def test_integrated_gradients_agree_with_captum_and_are_complete():
-    from captum.attr import IntegratedGradients
-
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
-    point, start = torch.randn(6), torch.randn(6)
-    ours = explain.integrated_gradients(lambda x: net(x)[:, 0], point, start)
-    theirs = IntegratedGradients(net).attribute(point[None], start[None], n_steps=50)[0]
-    assert torch.allclose(ours, theirs.float(), atol=1e-4)
-    assert ours.sum().item() == pytest.approx((net(point) - net(start)).item(), abs=1e-5)

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.classification.evaluation import baselines
 from pipeline.classification.evaluation.suspects import confident_mistakes, suspects
-from pipeline.evaluation.probes import one_thread
+from pipeline.evaluation.probes import fit_and_predict, one_thread
 from pipeline.evaluation.slices import bands, slices, worst
 
 
@@ -75,11 +75,6 @@ def test_mistakes_come_the_most_confident_first():
     assert confident_mistakes(chances, np.array([0, 0, 1, 1]), 2).tolist() == []
 
 
-def test_the_majority_is_that_of_training():
-    right = baselines.majority(np.array([0, 1, 1]), np.array([1, 0, 0, 0]))
-    assert right.tolist() == [True, False, False, False]
-
-
 def test_a_gain_is_stated_with_interval_and_p_value():
     found = baselines.baseline("majority", np.arange(100) < 50, np.arange(100) < 90)
     assert (found.accuracy, found.gain) == (0.5, pytest.approx(0.4))
@@ -91,7 +86,7 @@ def test_tfidf_and_logistic_regression_learn_sentiment_words():
     train = ["good fine film", "good film", "fine film", "bad dull film", "bad film", "dull film"]
     features = baselines.tfidf(train, ["fine", "dull"])
     labels = np.array([1, 1, 1, 0, 0, 0])
-    assert baselines.logistic(features[0], labels, features[1], np.array([1, 0])).all()
+    assert fit_and_predict(features[0], labels, features[1]).tolist() == [1, 0]
     alone = baselines.tfidf(["a", "b"], ["a"])
     assert alone[0].shape == (2, 2)
 

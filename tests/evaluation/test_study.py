@@ -5,11 +5,12 @@ import hashlib
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
-from pipeline.classification.evaluation import predictions
+from pipeline.classification.evaluation.subject import Subject
 from pipeline.errors import PipelineError
 from pipeline.evaluation.page import Page
 from pipeline.prepared import read_card
@@ -66,10 +67,12 @@ def test_every_figure_is_there_is_no_blank_and_is_described(pages, data):
 def test_the_numbers_agree_with_the_predictions(pages, studies, data):
     folder, numbers = pages[data]
     study = studies[data]
-    table = predictions.read_predictions(folder / "predictions.parquet")
-    right = table.probabilities.argmax(axis=1) == table.labels
-    assert table.classes == study.subject.classes
-    assert np.array_equal(table.labels, study.test.labels)
+    table = pq.read_table(folder / "predictions.parquet")
+    labels = table["label"].to_numpy()
+    right = np.stack(table["probabilities"].to_numpy()).argmax(axis=1) == labels
+    assert json.loads(table.schema.metadata[b"classes"]) == study.subject.classes
+    assert np.array_equal(labels, study.test.labels)
+    assert np.array_equal(table["score"], right)
     assert numbers["accuracy"] == pytest.approx(right.mean(), abs=1e-6)
     assert numbers["accuracy_low"] <= numbers["accuracy"] <= numbers["accuracy_high"]
     pairs = rows(folder / "confusion.csv")
@@ -150,21 +153,14 @@ def test_answers_come_in_the_order_of_the_examples(studies):
     assert np.allclose(subject.logits(some.raw), alone, atol=1e-5)
 
 
-def test_an_answer_that_is_no_number_stops_with_its_row():
+def test_an_answer_that_is_no_number_stops_with_its_row(studies, monkeypatch):
     logits = np.zeros((5, 2), np.float32)
-    predictions.refuse_non_finite(logits)
+    monkeypatch.setattr(Subject, "features", lambda *_: {"logits": logits})
+    subject = studies["image"].subject
+    assert subject.logits([]) is logits
     logits[3, 1] = np.nan
     with pytest.raises(PipelineError, match=r"1 of 5 examples \(first: row 3\)"):
-        predictions.refuse_non_finite(logits)
-
-
-def test_a_damaged_table_of_predictions_is_named(tmp_path):
-    path = tmp_path / "predictions.parquet"
-    with pytest.raises(PipelineError, match=r"predictions.parquet is missing"):
-        predictions.read_predictions(path)
-    path.write_bytes(b"PAR1 no table")
-    with pytest.raises(PipelineError, match=r"is no table of predictions"):
-        predictions.read_predictions(path)
+        subject.logits([])
 
 
 @pytest.mark.parametrize("data", DATA)

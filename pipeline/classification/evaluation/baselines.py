@@ -7,8 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation.comparison import compare
-from pipeline.evaluation.intervals import Integers, bootstrap
-from pipeline.evaluation.probes import fit_and_predict
+from pipeline.evaluation.intervals import bootstrap
 
 
 class Baseline(NamedTuple):
@@ -28,35 +27,8 @@ def baseline(
     name: str, right: NDArray[np.bool_], model: NDArray[np.bool_], seed: int = 0
 ) -> Baseline:
     """Set a baseline's hits against the model's, both bool [n] over the same test examples."""
-    interval = bootstrap(right.astype(np.float64), seed)
-    against = compare(right, model, seed)
-    return Baseline(
-        name,
-        float(right.mean()),
-        interval.low,
-        interval.high,
-        against.gain,
-        against.interval.low,
-        against.interval.high,
-        against.p_value,
-    )
-
-
-def majority(train_labels: Integers, test_labels: Integers) -> NDArray[np.bool_]:
-    """Which test examples are of the class that is most frequent in training."""
-    return np.asarray(test_labels == np.bincount(train_labels).argmax())
-
-
-def logistic(
-    train: Any, train_labels: Integers, test: Any, test_labels: Integers
-) -> NDArray[np.bool_]:
-    """Which test examples a logistic regression on plain features [n, d] gets right."""
-    return fit_and_predict(train, train_labels, test) == test_labels
-
-
-def pixels(images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Images as vectors in 0..1."""
-    return images.reshape(len(images), -1) / 255
+    own, gain = bootstrap(right.astype(np.float64), seed), compare(right, model, seed)
+    return Baseline(name, float(right.mean()), *own, gain.gain, *gain.interval, gain.p_value)
 
 
 def tfidf(train: Sequence[str], test: Sequence[str]) -> tuple[Any, Any]:

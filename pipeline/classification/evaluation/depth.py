@@ -1,45 +1,19 @@
 """What is learnt at which depth: probes and similarity, from features that are computed once."""
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.classification.evaluation.subject import Subject
-from pipeline.classification.examples import Examples
-from pipeline.evaluation.features import depths, untrained
+from pipeline.classification.evaluation.study import Study
+from pipeline.evaluation.features import depths
 from pipeline.evaluation.intervals import share
 from pipeline.evaluation.page import Page
 from pipeline.evaluation.probes import probe
 from pipeline.evaluation.similarity import cka_matrix
 from pipeline.figures import depth as figures
 
-if TYPE_CHECKING:
-    from pipeline.classification.evaluation.study import Study
 
-Features = dict[str, NDArray[np.float32]]
-
-
-class Depths(NamedTuple):
-    """Features of the same examples in the trained network and in the untrained control."""
-
-    train: Examples
-    test: Examples
-    trained: tuple[Features, Features]
-    control: tuple[Features, Features]
-
-
-def collect(subject: Subject, train: Examples, test: Examples, seed: int) -> Depths:
-    """One pass over each split through each network."""
-    fresh = untrained(subject.model, seed + 1)
-    first, second = (
-        tuple(subject.features(part.raw, model=model) for part in (train, test))
-        for model in (subject.model, fresh)
-    )
-    return Depths(train, test, (first[0], first[1]), (second[0], second[1]))
-
-
-def probes(page: Page, study: "Study") -> None:
+def probes(page: Page, study: Study) -> None:
     """Linear probes on the raw input and at three depths, of both networks."""
     found, name = study.depths, study.name
     raw = study.subject.kind.vectors(found.train.raw, found.test.raw)
@@ -88,7 +62,7 @@ def probes(page: Page, study: "Study") -> None:
     study.control = right  # of the untrained network's last stage
 
 
-def similarity(page: Page, study: "Study") -> None:
+def similarity(page: Page, study: Study) -> None:
     """Linear CKA between the stages, and with those of the untrained control."""
     found = study.depths
     trained = {stage: part for stage, part in found.trained[1].items() if stage != "logits"}

@@ -7,9 +7,8 @@ from numpy.typing import NDArray
 
 from pipeline.classification.evaluation import metrics
 from pipeline.classification.evaluation.baselines import standardise
-from pipeline.classification.evaluation.depth import Depths
 from pipeline.classification.evaluation.metrics import probabilities
-from pipeline.classification.evaluation.predictions import Predictions
+from pipeline.classification.evaluation.study import Study
 from pipeline.classification.evaluation.subject import Subject
 from pipeline.classification.examples import Examples, sample_rows
 from pipeline.evaluation.intervals import Integers
@@ -24,36 +23,28 @@ MOST_POINTS = 2000
 """Points of the map: a bound of the page's size."""
 
 
-def exploration(
-    page: Page,
-    subject: Subject,
-    test: Examples,
-    answers: Predictions,
-    rows: Integers,
-    found: Depths | None,
-    seed: int,
-    name: str,
-) -> None:
+def exploration(page: Page, study: Study) -> None:
     """Write the page: confusion matrix, map of the examples `rows` of the test split, calibration.
 
-    `found` holds the features of these rows where another part has computed them.
+    Their features come from another part where one has computed them.
     """
-    chances = probabilities(answers.logits)
-    shown = test.take(rows)
-    if found is None:
+    subject, labels, rows, seed = study.subject, study.test.labels, study.rows, study.seed
+    chances = probabilities(study.on_test.logits)
+    shown = study.test.take(rows)
+    if study.parts.probes or study.parts.similarity:
+        features = study.depths.trained[1]
+    else:
         last = subject.kind.points(subject.model, subject.encode(shown.take([0]).raw))[-1:]
         features = subject.features(shown.raw, last)
-    else:
-        features = found.trained[1]
     stage = [stage for stage in features if stage != "logits"][-1]
     kept = sample_rows(len(rows), MOST_POINTS, seed)
     charts = [
-        _confusion(chances, answers.labels, subject.classes),
+        _confusion(chances, labels, subject.classes),
         _map(subject, shown.take(kept), features[stage][kept], chances, rows[kept], stage, seed),
-        _calibration(chances, answers.labels),
+        _calibration(chances, labels),
     ]
-    accuracy = float((chances.argmax(axis=1) == answers.labels).mean())
-    _write(page, charts, name=name, accuracy=accuracy, examples=len(answers.labels))
+    accuracy = float((chances.argmax(axis=1) == labels).mean())
+    _write(page, charts, name=study.name, accuracy=accuracy, examples=len(labels))
 
 
 def plane(features: NDArray[np.float32], seed: int) -> tuple[NDArray[np.float64], list[float]]:

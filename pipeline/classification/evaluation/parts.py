@@ -1,26 +1,29 @@
 """The parts of a classifier's page."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.classification.evaluation import baselines, depth, metrics
 from pipeline.classification.evaluation.exploration import exploration
 from pipeline.classification.evaluation.groups import groups
 from pipeline.classification.evaluation.metrics import probabilities
-from pipeline.classification.evaluation.predictions import write_predictions
-from pipeline.classification.evaluation.study import Study
+from pipeline.classification.evaluation.study import Predictions, Study
 from pipeline.classification.evaluation.suspects import confident_mistakes, suspects
 from pipeline.classification.examples import sample_rows
-from pipeline.evaluation.intervals import Floats, Integers, bootstrap, share
+from pipeline.evaluation.intervals import bootstrap, share
 from pipeline.evaluation.learning import learning
 from pipeline.evaluation.page import Page
+from pipeline.evaluation.probes import fit_and_predict
 from pipeline.evaluation.slices import lowest, slices, worst
-from pipeline.evaluation.tables import write_csv
 from pipeline.figures import curves, matrices, sheets
 from pipeline.figures.style import shorten
+from pipeline.files import new_file
 
 MOST_SLICES = 120
 """Slices that a figure shows: each is a line of text."""
@@ -156,11 +159,11 @@ def robustness(page: Page, study: Study) -> None:
 def against_baselines(page: Page, study: Study) -> None:
     """What simple rules reach on the same examples, and what the model gains over each."""
     subject, right, seed, name = study.subject, study.right, study.seed, study.name
-    labels = study.train.labels, study.test.labels
-    features = subject.kind.features(subject, study.train.raw, study.test.raw)
+    learnt, labels = study.train.labels, study.test.labels
+    train, test = subject.kind.features(subject, study.train.raw, study.test.raw)
     hits = {
-        "majority class": baselines.majority(*labels),
-        subject.kind.plain: baselines.logistic(features[0], labels[0], features[1], labels[1]),
+        "majority class": labels == np.bincount(learnt).argmax(),
+        subject.kind.plain: labels == fit_and_predict(train, learnt, test),
     }
     found = [baselines.baseline(one, part, right, seed) for one, part in hits.items()]
     if study.control is not None:
@@ -260,9 +263,14 @@ def mistakes(page: Page, study: Study) -> None:
 def scores(page: Page, study: Study) -> None:
     """The numbers of `metrics/<model>.json`, and the tables that they can be computed from."""
     test, classes = study.on_test, study.subject.classes
-    write_predictions(page.folder / "predictions.parquet", test, classes)
-    _write_confusion(page.folder / "confusion.csv", study.guesses, test.labels, classes)
-    _write_reliability(page.folder / "reliability.csv", probabilities(test.logits), test.labels)
+    _write_predictions(page.folder / "predictions.parquet", test, classes)
+    # a row for each example: what DVC's template of confusion matrices counts
+    pairs = zip(test.labels, study.guesses, strict=True)
+    answers = ({"actual": classes[actual], "predicted": classes[guess]} for actual, guess in pairs)
+    page.table("confusion", answers, ["actual", "predicted"])
+    table = metrics.reliability(probabilities(test.logits), test.labels)
+    bins = (dict(zip(table._fields, row, strict=True)) for row in zip(*table, strict=True))
+    page.table("reliability", bins, list(table._fields))
     numbers = metrics.scores(test.logits, test.labels, classes, study.seed)
     page.numbers |= numbers
     page.facts |= {
@@ -286,56 +294,45 @@ def scores(page: Page, study: Study) -> None:
     )
 
 
-def _learning(page: Page, study: Study) -> None:
-    learning(page, study.curve, study.name, study.subject.net.task.about, "nats")
+def _write_predictions(path: Path, predictions: Predictions, classes: list[str]) -> None:
+    """Write one row per example: score, label, prediction, confidence, probabilities, in order.
 
-
-def _pictures(page: Page, study: Study) -> None:
-    study.subject.kind.pictures(page, study)
-
-
-def _exploration(page: Page, study: Study) -> None:
-    # the features, where another part has computed them
-    found = study.depths if study.parts.probes or study.parts.similarity else None
-    exploration(
-        page,
-        study.subject,
-        study.test,
-        study.on_test,
-        study.rows,
-        found,
-        study.seed,
-        study.name,
+    `score` is 1 where the model is right, else 0. `label` and `prediction` are int64 indices into
+    the class names, which are in the Parquet schema's metadata under `classes`; the other columns
+    are float32.
+    """
+    chances = probabilities(predictions.logits).astype(np.float32)
+    table = pa.table(
+        {
+            "score": (chances.argmax(axis=1) == predictions.labels).astype(np.float32),
+            "label": predictions.labels,
+            "prediction": chances.argmax(axis=1),
+            "confidence": chances.max(axis=1),
+            "probabilities": pa.FixedSizeListArray.from_arrays(
+                pa.array(chances.ravel()), chances.shape[1]
+            ),
+        },
+        metadata={"classes": json.dumps(classes, ensure_ascii=False)},
     )
-
-
-def _write_confusion(path: Path, predicted: Integers, labels: Integers, classes: list[str]) -> None:
-    """One row per example, columns actual,predicted: what DVC's confusion template counts."""
-    pairs = zip(labels, predicted, strict=True)
-    rows = ({"actual": classes[a], "predicted": classes[p]} for a, p in pairs)
-    write_csv(path, rows, ["actual", "predicted"])
-
-
-def _write_reliability(path: Path, chances: Floats, labels: Integers) -> None:
-    """One row per confidence bin that holds an example."""
-    table = metrics.reliability(chances, labels)
-    rows = (dict(zip(table._fields, values, strict=True)) for values in zip(*table, strict=True))
-    write_csv(path, rows, list(table._fields))
+    with new_file(path) as temporary:
+        pq.write_table(table, temporary)
 
 
 PARTS: dict[str, Callable[[Page, Study], None]] = {
-    "learning": _learning,
+    "learning": lambda page, study: learning(
+        page, study.curve, study.name, study.subject.net.task.about, "nats"
+    ),
     "confusion": confusion,
     "mistakes": mistakes,
     "probes": depth.probes,
     "similarity": depth.similarity,
-    "pictures": _pictures,
+    "pictures": lambda page, study: study.subject.kind.pictures(page, study),
     "baselines": against_baselines,
     "calibration": calibration,
     "slices": by_slice,
     "robustness": robustness,
     "suspects": label_suspects,
-    "exploration": _exploration,
+    "exploration": exploration,
     "scores": scores,
 }
 """In the order in which they are measured and shown."""

@@ -4,22 +4,43 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.classification.evaluation.depth import Depths, collect
 from pipeline.classification.evaluation.metrics import probabilities
-from pipeline.classification.evaluation.predictions import Predictions
 from pipeline.classification.evaluation.subject import Kind, Subject
 from pipeline.classification.examples import Examples, read_examples, sample_rows
 from pipeline.classification.settings import Parts
 from pipeline.errors import PipelineError
+from pipeline.evaluation.features import untrained
 from pipeline.evaluation.intervals import Integers
 from pipeline.hardware import Hardware
 from pipeline.net import Net
 from pipeline.prepared import SplitName, read_card
 from pipeline.settings import Evaluate, Repeat
+
+Features = dict[str, NDArray[np.float32]]
+
+
+class Predictions(NamedTuple):
+    """Logits float32 [n, classes] and labels int64 [n], in the split's own order."""
+
+    logits: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+class Depths(NamedTuple):
+    """Features of the same examples in the trained network and in the untrained control.
+
+    Of each network those of the training examples, then those of the test examples.
+    """
+
+    train: Examples
+    test: Examples
+    trained: list[Features]
+    control: list[Features]
 
 
 @dataclass
@@ -76,9 +97,14 @@ class Study:
 
     @cached_property
     def depths(self) -> Depths:
-        """Features of the trained and of the untrained network."""
-        train = self.train.sample(self.parts.probe_train, self.seed)
-        return collect(self.subject, train, self.test.take(self.rows), self.seed)
+        """Features of the trained and of the untrained network, one pass over each split."""
+        some = sample_rows(len(self.train), self.parts.probe_train, self.seed)
+        splits = self.train.take(some), self.test.take(self.rows)
+        networks = self.subject.model, untrained(self.subject.model, self.seed + 1)
+        trained, control = (
+            [self.subject.features(part.raw, model=model) for part in splits] for model in networks
+        )
+        return Depths(*splits, trained, control)
 
     def _predict(self, split: Examples) -> Predictions:
         return Predictions(self.subject.logits(split.raw), split.labels)

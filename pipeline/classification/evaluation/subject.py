@@ -1,6 +1,6 @@
 """A trained classifier, and how it is shown raw examples."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline.classification.evaluation.predictions import refuse_non_finite
 from pipeline.classification.examples import Raw, Read, take
+from pipeline.errors import PipelineError
 from pipeline.evaluation.features import Inputs, Point, capture
 from pipeline.figures.sheets import Caption
 from pipeline.net import Net
@@ -113,10 +113,15 @@ class Subject:
         """Logits float32 [n, classes] of raw examples, in their order.
 
         Raises:
-            PipelineError: a logit is not finite.
+            PipelineError: one is not finite; says of how many examples, and the first row.
         """
         logits = self.features(raw, [])["logits"]
-        refuse_non_finite(logits)
+        bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+        if len(bad):
+            raise PipelineError(
+                f"the model's output is not finite for {len(bad)} of {len(logits)} examples "
+                f"(first: row {bad[0]}); train it again with a lower optimizer.lr or precision=fp32"
+            )
         return logits
 
     def features(
@@ -135,7 +140,3 @@ class Subject:
         back = np.argsort(np.concatenate(rows), kind="stable")
         return {name: values[back] for name, values in found.items()}
 
-    def chunks(self, raw: Raw) -> Iterator[Raw]:
-        """The raw examples in their own order, a batch at a time."""
-        for start in range(0, len(raw), self.batch_size):
-            yield raw[start : start + self.batch_size]

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.classification.evaluation import baselines
 from pipeline.classification.evaluation.parts import PARTS as PARTS
 from pipeline.classification.evaluation.repetition import repeat
 from pipeline.classification.evaluation.study import Study, open_study
@@ -175,8 +174,9 @@ def _patches(
     chosen = {depth: by_name[stage] for depth, stage in depths(list(by_name)).items()}
     peaks: dict[str, list[NDArray[np.float32]]] = {depth: [] for depth in chosen}
     places: dict[str, list[NDArray[np.int64]]] = {depth: [] for depth in chosen}
-    for part in subject.chunks(raw):
-        maps = feature_maps(subject.model, subject.encode(part), list(chosen.values()))
+    for start in range(0, len(raw), subject.batch_size):
+        part = subject.encode(raw[start : start + subject.batch_size])
+        maps = feature_maps(subject.model, part, list(chosen.values()))
         for depth, found in zip(chosen, maps, strict=True):
             flat = found.reshape(*found.shape[:2], -1)
             peaks[depth].append(flat.max(axis=2))
@@ -208,7 +208,8 @@ def _cut(
 
 
 def _pixels(*splits: Raw) -> tuple[Any, ...]:
-    return tuple(baselines.pixels(images) for images in splits)
+    """Images as vectors in 0..1."""
+    return tuple(images.reshape(len(images), -1) / 255 for images in splits)
 
 
 KIND = Kind(

@@ -14,12 +14,12 @@ from pipeline.classification.evaluation.parts import PARTS as PARTS
 from pipeline.classification.evaluation.repetition import repeat
 from pipeline.classification.evaluation.study import Study, open_study
 from pipeline.classification.evaluation.subject import Corruption, Kind, Sizes
-from pipeline.evaluation.explain import integrated_gradients
-from pipeline.evaluation.features import Inputs, Point, depths, logits_of
+from pipeline.evaluation.features import Inputs, Point, depths
 from pipeline.evaluation.page import Page
 from pipeline.figures import depth as figures
 from pipeline.figures import evidence
 from pipeline.figures.sheets import text_sheet
+from pipeline.net import logits_of
 from pipeline.tasks.text_classification.data_report import read, words
 from pipeline.texts import damage
 
@@ -58,25 +58,24 @@ class TokenAttribution(NamedTuple):
 
     Attributes:
         tokens: as the tokenizer cut it, without padding.
-        scores: float64 [tokens]; what each adds to the logit of `target`; they sum to `total`.
+        scores: float64 [tokens]; what each adds to the logit of `target`, over a text of padding.
         target: class index.
-        total: logit of the text minus that of a text of padding.
     """
 
     tokens: list[str]
     scores: NDArray[np.float64]
     target: int
-    total: float
 
 
-def token_attribution(
-    model: nn.Module, tokenizer: Any, inputs: Inputs, steps: int = 32
-) -> TokenAttribution:
-    """Attribute the predicted class's logit of one text to its tokens by integrated gradients.
+def token_attribution(model: nn.Module, tokenizer: Any, inputs: Inputs) -> TokenAttribution:
+    """Attribute the predicted class's logit of one text to its tokens.
 
-    `model` is a transformers classifier, `inputs` a batch of one. The baseline keeps the special
-    tokens and puts the padding token's embedding in place of every other.
+    By integrated gradients (Sundararajan et al. 2017). `model` is a transformers classifier,
+    `inputs` a batch of one. The baseline keeps the special tokens and puts the padding token's
+    embedding in place of every other.
     """
+    from captum.attr import IntegratedGradients
+
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     embed = model.get_input_embeddings()  # type: ignore[operator]
     with torch.no_grad():
@@ -90,14 +89,11 @@ def token_attribution(
         output = model(inputs_embeds=path, attention_mask=mask.expand(len(path), -1))
         return logits_of(output)[:, target].float()
 
-    scores = integrated_gradients(logit, point, baseline, steps).sum(dim=-1)
-    with torch.no_grad():
-        ends = logit(torch.stack([baseline, point]))
+    found = IntegratedGradients(logit).attribute(point[None], baseline[None], n_steps=32)
     kept = mask[0].bool()
     tokens = tokenizer.convert_ids_to_tokens(ids[0][kept].tolist())
-    return TokenAttribution(
-        tokens, scores[kept].double().cpu().numpy(), target, float(ends[1] - ends[0])
-    )
+    scores = found[0].sum(dim=-1)[kept].double().cpu().numpy()
+    return TokenAttribution(tokens, scores, target)
 
 
 def attention_maps(model: nn.Module, inputs: Inputs) -> NDArray[np.float32]:

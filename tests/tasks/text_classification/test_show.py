@@ -41,9 +41,11 @@ def test_token_attributions_sum_to_the_change_of_the_logit(bert):
     }
     found = show.token_attribution(bert, Tokens(), inputs)
     assert found.tokens == ["t1", "t20", "t30", "t40", "t2"]
-    assert found.scores.sum() == pytest.approx(found.total, abs=1e-4)
-    assert found.scores[[0, 4]] == pytest.approx(0)
     assert found.target == int(bert(**inputs).logits.argmax())
+    padded = {**inputs, "input_ids": torch.tensor([[1, 0, 0, 0, 2, 0]])}
+    logits = [bert(**one).logits[0, found.target].item() for one in (inputs, padded)]
+    assert found.scores.sum() == pytest.approx(logits[0] - logits[1], abs=1e-4)
+    assert found.scores[[0, 4]] == pytest.approx(0)
 
 
 def test_attention_maps_are_shares(bert):
