@@ -5,12 +5,14 @@ tensors, and a batch is one gather. The order of an epoch is a function of (seed
 nothing else, so a run can be resumed at any step and repeats for any number of workers.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -42,6 +44,12 @@ class Ragged:
 
     values: Tensor
     offsets: Tensor
+
+    @classmethod
+    def of(cls, sequences: Sequence[NDArray[Any]], device: torch.device) -> "Ragged":
+        """Arrays of one dimension and type, one after the other."""
+        ends = np.cumsum([0, *map(len, sequences)])
+        return cls(torch.from_numpy(np.concatenate(sequences)).to(device), torch.from_numpy(ends))
 
     def pad(self, index: Tensor, value: int = 0) -> tuple[Tensor, Tensor]:
         """Gather sequences `index`, on the CPU, into [batch, longest]; and their lengths [batch].

@@ -30,21 +30,19 @@ TASK = "image_classification"
 def load(
     folder: Path,
     split: SplitName,
-    net: Net | None = None,  # noqa: ARG001  # nothing of the network decides the pixels
+    _net: Net | None = None,
     *,
-    batch_size: int,
     device: torch.device,
-    seed: int = 0,
     shuffle: bool = False,
-    shard: tuple[int, int] = (0, 1),
     augment: Augment | None = None,
     in_memory_limit: float = math.inf,
+    **how: Any,
 ) -> Batches:
     """Batches of one split: inputs `images`, uint8 [batch, channels, height, width].
 
     Shuffled batches are changed by `augment`. Pixels of more than `in_memory_limit` bytes stay on
     the disk, in a file without a name beside the data, and a thread gathers each batch while the
-    one before is computed.
+    one before is computed. `how` is what `Batches` takes besides.
 
     Raises:
         PipelineError: the split can't be read, or an image is corrupt.
@@ -76,16 +74,9 @@ def load(
         return {"images": batch.to(device, non_blocking=True)}, labels[place]
 
     change = affine(augment) if augment is not None and shuffle else None
+    changed = change and (lambda one, draw: one._replace(inputs=change(one.inputs, draw)))
     return Batches(
-        examples=len(labels),
-        device=device,
-        collate=collate,
-        batch_size=batch_size,
-        shuffle=shuffle,
-        seed=seed,
-        augment=change and (lambda one, draw: one._replace(inputs=change(one.inputs, draw))),
-        shard=shard,
-        ahead=on_disk,
+        len(labels), device, collate, shuffle=shuffle, augment=changed, ahead=on_disk, **how
     )
 
 

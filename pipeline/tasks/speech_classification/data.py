@@ -23,20 +23,12 @@ TASK = "speech_classification"
 
 
 def load(
-    folder: Path,
-    split: SplitName,
-    net: Net | None = None,  # noqa: ARG001  # nothing of the network decides the samples
-    *,
-    batch_size: int,
-    device: torch.device,
-    seed: int = 0,
-    shuffle: bool = False,
-    shard: tuple[int, int] = (0, 1),
+    folder: Path, split: SplitName, _net: Net | None = None, *, device: torch.device, **how: Any
 ) -> Batches:
     """Batches of one split: `waveforms`, float32 [batch, samples] in [-1, 1), and `lengths`, int64.
 
     Batches hold clips of similar length and are padded with zeros to the longest of them; `lengths`
-    [batch] counts the samples before the padding.
+    [batch] counts the samples before the padding. `how` is what `Batches` takes besides.
 
     Raises:
         PipelineError: the split can't be read, or a clip is corrupt.
@@ -52,11 +44,7 @@ def load(
                 "run `dvc repro -f prepare@audio`"
             )
         clips.append(samples)
-    lengths = np.fromiter(map(len, clips), np.int64, len(clips))
-    ragged = Ragged(
-        torch.from_numpy(np.concatenate(clips)).to(device),
-        torch.from_numpy(np.concatenate([[0], lengths.cumsum()])),
-    )
+    ragged = Ragged.of(clips, device)
     targets = torch.tensor(column(table, card.facts.classes, path), device=device)
 
     def collate(index: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -64,16 +52,7 @@ def load(
         inputs = {"waveforms": samples.float().div_(32768), "lengths": sizes}
         return inputs, targets[index.to(device, non_blocking=True)]
 
-    return Batches(
-        examples=len(targets),
-        device=device,
-        collate=collate,
-        batch_size=batch_size,
-        shuffle=shuffle,
-        seed=seed,
-        lengths=torch.from_numpy(lengths),
-        shard=shard,
-    )
+    return Batches(len(targets), device, collate, lengths=ragged.offsets.diff(), **how)
 
 
 def encode(raw: Sequence[Any], net: Net) -> dict[str, Tensor]:
@@ -83,10 +62,9 @@ def encode(raw: Sequence[Any], net: Net) -> dict[str, Tensor]:
         ValueError: a clip is of another kind.
     """
     waves = [torch.from_numpy(sound(each, net.facts.sample_rate)) for each in raw]
-    lengths = torch.tensor([len(each) for each in waves])
     return {
         "waveforms": torch.nn.utils.rnn.pad_sequence(waves, batch_first=True),
-        "lengths": lengths,
+        "lengths": torch.tensor([len(each) for each in waves]),
     }
 
 

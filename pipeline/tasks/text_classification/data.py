@@ -16,41 +16,26 @@ from pipeline.prepared import SplitName, first_row, read_split
 TASK = "text_classification"
 
 
-def load(
-    folder: Path,
-    split: SplitName,
-    net: Net,
-    *,
-    batch_size: int,
-    device: torch.device,
-    seed: int = 0,
-    shuffle: bool = False,
-    shard: tuple[int, int] = (0, 1),
-) -> Batches:
+def load(folder: Path, split: SplitName, net: Net, *, device: torch.device, **how: Any) -> Batches:
     """Batches of one split: `input_ids` and `attention_mask`, int64 [batch, tokens].
 
     All texts are tokenised here, once, and cut to the `max_length` of the network's settings.
-    Batches hold texts of similar length and are padded to the longest of them.
+    Batches hold texts of similar length and are padded to the longest of them. `how` is what
+    `Batches` takes besides.
 
     Raises:
         PipelineError: the split can't be read.
     """
     card, table = read_split(folder, split, TASK)
-    tokenizer = net.tokenizer
-    encoded = tokenizer(
+    padding = net.tokenizer.pad_token_id
+    encoded = net.tokenizer(
         table["text"].to_pylist(),
         truncation=True,
         max_length=net.settings.max_length,
         return_attention_mask=False,
         return_token_type_ids=False,
     )["input_ids"]
-    lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
-    values = np.concatenate([np.asarray(ids, np.int32) for ids in encoded])
-    ragged = Ragged(
-        torch.from_numpy(values).to(device),
-        torch.from_numpy(np.concatenate([[0], lengths.cumsum()])),
-    )
-    padding = tokenizer.pad_token_id
+    ragged = Ragged.of([np.asarray(ids, np.int32) for ids in encoded], device)
     labels = column(table, card.facts.classes, folder / f"{split}.parquet")
     targets = torch.tensor(labels, device=device)
 
@@ -60,16 +45,7 @@ def load(
         inputs = {"input_ids": ids.long(), "attention_mask": mask.long()}
         return inputs, targets[index.to(device, non_blocking=True)]
 
-    return Batches(
-        examples=len(labels),
-        device=device,
-        collate=collate,
-        batch_size=batch_size,
-        shuffle=shuffle,
-        seed=seed,
-        lengths=torch.from_numpy(lengths),
-        shard=shard,
-    )
+    return Batches(len(labels), device, collate, lengths=ragged.offsets.diff(), **how)
 
 
 def encode(raw: Sequence[Any], net: Net) -> dict[str, Tensor]:
