@@ -52,8 +52,7 @@ def learning_curves(
     def column(name: str) -> np.ndarray:
         return np.array([float(row[name]) for row in rows])
 
-    figure = canvas(9, 3)
-    figure.suptitle(title, x=0.01, ha="left", weight="bold")
+    figure = canvas(9, 3, title)
     loss, scores, rate = figure.subplots(1, 3)
     epoch, heldout = column("epoch"), column(f"validation_{score}")
     loss.plot(epoch, column("train_loss"), color=BLUE, marker="o", label="training")
@@ -92,8 +91,7 @@ def reliability_diagram(
     `scaled` is the same after temperature scaling; `errors` are the calibration errors of both.
     The larger a mark, the more examples; bins of fewer than five are not drawn.
     """
-    figure = canvas(4.6, 5.4)
-    figure.suptitle(title, x=0.01, ha="left", weight="bold")
+    figure = canvas(4.6, 5.4, title)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     top.plot([0, 1], [0, 1], color=MUTED, lw=1, ls=":", label="perfectly calibrated")
     for part, colour, marker, line, label in (
@@ -136,8 +134,7 @@ def robustness_curves(
     `curves` maps a kind to points (severity, score, low, high). They are drawn in the order of
     severity; an infinite one (noise that is not there) comes first, as `none`.
     """
-    figure = canvas(2.7 * len(curves) + 0.4, 2.9)
-    figure.suptitle(title, x=0.01, ha="left", weight="bold")
+    figure = canvas(2.7 * len(curves) + 0.4, 2.9, title)
     panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
     for axes, (kind, points) in zip(panels, curves.items(), strict=True):
         endless = any(np.isinf(point[0]) for point in points)

@@ -25,8 +25,7 @@ def balance_and_sizes(
 
     Of more than `MOST_CLASSES` classes the rows are a line, from the largest class to the smallest.
     """
-    figure = canvas(7.6, 2.9)
-    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=10)
+    figure = canvas(7.6, 2.9, title)
     left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
     classes = list(next(iter(counts.values())))
     width, one_by_one = 0.8 / len(counts), len(classes) <= MOST_CLASSES

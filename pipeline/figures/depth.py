@@ -15,7 +15,9 @@ from pipeline.figures.style import (
     canvas,
     drawn,
     percent,
+    picture,
     shorten,
+    tiles,
 )
 
 if TYPE_CHECKING:
@@ -39,32 +41,14 @@ def probe_curve(
     title: str,
 ) -> "Figure":
     """Test accuracy of linear probes by depth, of the trained and of the untrained network."""
-    figure = canvas(6, 3.7)
-    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=10)
+    figure = canvas(6, 3.7, title)
     axes = figure.subplots()
     axes.axhline(model, color=INK, lw=1, ls=":")
     axes.axhline(chance, color=MUTED, lw=1, ls=":")
-    for points, colour, marker, line, label, offset in (
-        (trained, BLUE, "o", "-", "trained network", -0.02),
-        (control, ORANGE, "s", "--", "the same network untrained", 0.02),
-    ):
-        if not points:
-            continue
-        values = np.array([tuple(point) for point in points.values()])
-        where = np.arange(len(values)) + offset
-        spread = np.abs(values[:, 1:].T - values[:, 0])
-        axes.errorbar(
-            where,
-            values[:, 0],
-            yerr=spread,
-            color=colour,
-            marker=marker,
-            ls=line,
-            capsize=3,
-            elinewidth=1,
-            label=label,
-        )
     last = len(trained) - 1
+    where = np.arange(len(trained))
+    _measured(axes, where - 0.02, trained, "trained network")
+    _measured(axes, where + 0.02, control, "the same network untrained", control=True)
     edge = last + 0.28
     axes.set_xlim(-0.25, edge)
     for height, text, place, side in (
@@ -94,14 +78,8 @@ def probe_curves(models: Mapping[str, Mapping[str, Mapping[str, Measured]]]) -> 
     panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
     for axes, (heading, networks) in zip(panels, models.items(), strict=True):
         axes.set_title(heading)
-        for (label, points), colour, marker, line in zip(
-            networks.items(), (BLUE, ORANGE), ("o", "s"), ("-", "--"), strict=True
-        ):
-            values = np.array([tuple(point) for point in points.values()])
-            axes.errorbar(
-                list(points), values[:, 0], yerr=np.abs(values[:, 1:].T - values[:, 0]),
-                color=colour, marker=marker, ls=line, capsize=3, elinewidth=1, label=label,
-            )  # fmt: skip
+        for label, points in networks.items():
+            _measured(axes, list(points), points, label, control=label == "untrained")
         axes.margins(x=0.1)
         axes.grid(axis="y")
     panels[0].set_ylabel("test accuracy of a linear probe")
@@ -123,8 +101,7 @@ def similarities(
     """
     size = 0.55
     width = sum(size * len(columns) + 0.35 for _, columns in tables.values())
-    figure = canvas(width + 1.1, size * len(rows) + 1.45)
-    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=10)
+    figure = canvas(width + 1.1, size * len(rows) + 1.45, title)
     grid = figure.subplots(1, len(tables), squeeze=False)[0]
     for number, (axes, (heading, (matrix, columns))) in enumerate(
         zip(grid, tables.items(), strict=True)
@@ -141,24 +118,22 @@ def similarities(
                 column, row, f"{value:.2f}", ha="center", va="center", fontsize=7.5,
                 color="black" if value > 0.6 else "white",
             )  # fmt: skip
-        for spine in axes.spines.values():
-            spine.set_visible(False)
+        axes.spines[:].set_visible(False)
     return figure
 
 
 @drawn
-def filters(weights: NDArray[np.float32], title: str, most: int = 32) -> "Figure":
+def filters(weights: NDArray[np.float32], title: str) -> "Figure":
     """First-layer filters float [maps, channels, height, width]; blue is negative, red positive.
 
-    Filters over three channels are shown in colour.
+    The first 32 of them; filters over three channels are shown in colour.
     """
-    chosen = weights[:most]
+    chosen = weights[:32]
     columns = min(16, len(chosen))
     rows = -(-len(chosen) // columns)
-    figure = canvas(max(0.5 * columns, 4), 0.52 * rows + 0.45)
-    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=10)
+    figure = canvas(max(0.5 * columns, 4), 0.52 * rows + 0.45, title)
     limit = float(np.abs(chosen).max()) or 1.0
-    for axes, kernel in zip(_tiles(figure, rows, columns), chosen, strict=False):
+    for axes, kernel in zip(tiles(figure, rows, columns).flat, chosen, strict=False):
         if len(kernel) == 3:
             axes.imshow((kernel / limit / 2 + 0.5).transpose(1, 2, 0))
         else:
@@ -168,30 +143,24 @@ def filters(weights: NDArray[np.float32], title: str, most: int = 32) -> "Figure
 
 @drawn
 def maps(
-    image: NDArray[np.uint8],
-    stages: Mapping[str, NDArray[np.float32]],
-    title: str,
-    columns: int = 8,
+    image: NDArray[np.uint8], stages: Mapping[str, NDArray[np.float32]], title: str
 ) -> "Figure":
-    """One image uint8 [channels, h, w], and its strongest feature maps at each stage.
+    """One image uint8 [channels, h, w], and its eight strongest feature maps at each stage.
 
     `stages` maps a name to [channels, h, w]. Each map has its own scale from its least to its
     greatest value.
     """
-    rows = len(stages)
-    figure = canvas(0.85 * columns + 2.6, 0.9 * rows + 0.4)
-    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=10)
+    columns = 8
+    figure = canvas(0.85 * columns + 2.6, 0.9 * len(stages) + 0.4, title)
     halves: Any = figure.subfigures(1, 2, width_ratios=[1.35, 0.85 * columns + 1.1])
     left, right = halves
     axes = left.subplots()
     bare(axes)
-    _picture(axes, image)
+    picture(axes, image)
     axes.set_title("the image", fontsize=8, weight="normal", loc="center")
-    grid = np.array(right.subplots(rows, columns, squeeze=False))
+    grid = tiles(right, len(stages), columns)
     for line, (name, stage) in zip(grid, stages.items(), strict=True):
         strongest = np.argsort(-stage.reshape(len(stage), -1).max(axis=1), kind="stable")
-        for tile in line:
-            bare(tile)
         for tile, channel in zip(line, strongest, strict=False):
             tile.imshow(stage[channel], cmap="viridis")
         line[0].set_ylabel(
@@ -216,21 +185,18 @@ def patch_sheet(depths: Sequence[Patches], title: str) -> "Figure":
     """A block of patches for each depth, one row for each channel."""
     columns = max(len(row) for depth in depths for row in depth.patches)
     rows = max(len(depth.patches) for depth in depths)
-    figure = canvas(len(depths) * (0.42 * columns + 0.65), 0.44 * rows + 0.85)
-    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=10)
+    figure = canvas(len(depths) * (0.42 * columns + 0.65), 0.44 * rows + 0.85, title)
     blocks: Any = figure.subfigures(1, len(depths), squeeze=False)[0]
     for block, depth in zip(blocks, depths, strict=True):
         height, width = depth.patches[0][0].shape[1:]
-        block.suptitle(f"{depth.depth}\n{height}×{width} pixels", fontsize=8.5)
-        grid = np.array(block.subplots(rows, columns, squeeze=False))
-        for tile in grid.ravel():
-            bare(tile)
+        block.suptitle(f"{depth.depth}\n{height}×{width} pixels", fontsize=8.5, weight="normal")
+        grid = tiles(block, rows, columns)
         for line, channel, patches in zip(grid, depth.channels, depth.patches, strict=False):
             line[0].set_ylabel(
                 f"map {channel}", rotation=0, ha="right", va="center", fontsize=7, color=MUTED
             )
             for tile, patch in zip(line, patches, strict=False):
-                _picture(tile, patch)
+                picture(tile, patch)
     return figure
 
 
@@ -244,8 +210,7 @@ def attention(
     """
     words = [shorten(token, 12) for token in tokens]
     side = max(2.4, 0.145 * len(words) + 0.6)
-    figure = canvas(side * len(layers) + 0.9, side + 1.25)
-    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=10)
+    figure = canvas(side * len(layers) + 0.9, side + 1.25, title)
     grid = figure.subplots(1, len(layers), squeeze=False)[0]
     size = 7 if len(words) <= 24 else 5.5
     for number, (axes, (name, weights)) in enumerate(zip(grid, layers.items(), strict=True)):
@@ -259,14 +224,12 @@ def attention(
     return figure
 
 
-def _tiles(figure: "Figure", rows: int, columns: int) -> Any:
-    grid = np.array(figure.subplots(rows, columns, squeeze=False)).ravel()
-    for axes in grid:
-        bare(axes)
-    return grid
-
-
-def _picture(axes: Any, image: NDArray[np.uint8]) -> None:
-    picture = image.transpose(1, 2, 0)
-    colour = picture.shape[2] == 3
-    axes.imshow(picture if colour else picture.mean(axis=2), vmin=0, vmax=255)
+def _measured(
+    axes: Any, where: Any, points: Mapping[str, Measured], label: str, control: bool = False
+) -> None:
+    values = np.array(list(points.values()))
+    axes.errorbar(
+        where, values[:, 0], yerr=np.abs(values[:, 1:].T - values[:, 0]), capsize=3, elinewidth=1,
+        color=ORANGE if control else BLUE, marker="s" if control else "o",
+        ls="--" if control else "-", label=label,
+    )  # fmt: skip

@@ -116,8 +116,7 @@ def evidence(clips: Sequence[Clip], classes: Sequence[str], title: str, most: in
 
     Those after the first `most` are faint; beyond `MOST_CLASSES` they are left out.
     """
-    figure = canvas(3.1 * len(clips), 4.0)
-    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=10)
+    figure = canvas(3.1 * len(clips), 4.0, title)
     grid: Any = figure.subplots(2, len(clips), squeeze=False, height_ratios=[1, 1.15])
     for column, clip in enumerate(clips):
         top, bottom = grid[0][column], grid[1][column]

@@ -23,37 +23,27 @@ def confusion_matrix(matrix: NDArray[np.int64], classes: Sequence[str], title: s
     """
     count = len(classes)
     size = float(np.clip(0.42 * count + 1.4, 3.6, 11))
-    figure = canvas(size, size)
+    figure = canvas(size, size, title)
     axes = figure.subplots()
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axes.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=1)
-    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=10)
-    _names(axes, classes, "actual", "predicted")
+    names = [shorten(name, 14) for name in classes if count <= MOST_CLASSES]
+    long = len(names) > 3 and max(map(len, names)) > 2
+    slanted = {"rotation": 50, "ha": "right", "rotation_mode": "anchor"} if long else {}
+    axes.set_xticks(range(len(names)), names, **slanted)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="predicted", ylabel="actual")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
     if count <= MAX_NUMBERS:
         for row, column in np.argwhere(matrix > 0):
-            dark = share[row, column] > 0.36
             axes.text(
                 column,
                 row,
                 f"{matrix[row, column]}",
                 ha="center",
                 va="center",
-                color="white" if dark else "black",
+                color="white" if share[row, column] > 0.36 else "black",
                 fontsize=8,
             )
     return figure
-
-
-def _names(axes, names: Sequence[str], rows: str, columns: str) -> None:  # type: ignore[no-untyped-def]
-    labels = [shorten(name, 14) for name in names if len(names) <= MOST_CLASSES]
-    long = len(labels) > 3 and max(map(len, labels)) > 2
-    axes.set_xticks(range(len(labels)), labels, rotation=50 if long else 0)
-    if long:
-        for label in axes.get_xticklabels():
-            label.set(ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set_xlabel(columns)
-    axes.set_ylabel(rows)
-    axes.tick_params(length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)

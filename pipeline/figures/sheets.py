@@ -15,7 +15,9 @@ from pipeline.figures.style import (
     bare,
     canvas,
     drawn,
+    picture,
     shorten,
+    tiles,
     wrap,
 )
 
@@ -60,10 +62,7 @@ def image_sheet(
         return _empty(title)
     figure, grid = _grid(len(images), columns, 1.35, 1.66, title)
     for axes, image, caption in zip(grid, images, captions, strict=False):
-        picture = image.transpose(1, 2, 0)
-        if picture.shape[2] not in (1, 3):
-            picture = picture.mean(axis=2, keepdims=True)
-        axes.imshow(picture[..., 0] if picture.shape[2] == 1 else picture, vmin=0, vmax=255)
+        picture(axes, image)
         _caption(axes, caption)
     return figure
 
@@ -81,13 +80,13 @@ def spectrogram_sheet(
         return _empty(title)
     figure, grid = _grid(len(spectrograms), columns, 2.1, 1.65, title)
     longest = max(seconds)
-    for axes, picture, length, caption in zip(grid, spectrograms, seconds, captions, strict=False):
+    for axes, bands, length, caption in zip(grid, spectrograms, seconds, captions, strict=False):
         axes.imshow(
-            picture,
+            bands,
             origin="lower",
             aspect="auto",
             cmap="magma",
-            extent=(0, length, 0, len(picture)),
+            extent=(0, length, 0, len(bands)),
             interpolation="antialiased",
         )
         _caption(axes, caption)
@@ -115,15 +114,8 @@ def text_sheet(
     for text, caption, height in zip(wrapped, captions, heights, strict=False):
         axes.axhline(top, color=FAINT, lw=0.8)
         axes.text(0, top + 0.35, caption.first, va="top", fontsize=8, color=MUTED)
-        axes.text(
-            0,
-            top + 1.35,
-            caption.second,
-            va="top",
-            fontsize=8,
-            color=ORANGE if caption.wrong else GREEN,
-            weight="bold",
-        )
+        colour = ORANGE if caption.wrong else GREEN
+        axes.text(0, top + 1.35, caption.second, va="top", fontsize=8, color=colour, weight="bold")
         axes.text(0.255, top + 0.35, text, va="top", fontsize=8.5, color=INK, linespacing=1.25)
         top += height
     return figure
@@ -132,12 +124,8 @@ def text_sheet(
 def _grid(count: int, columns: int, width: float, height: float, title: str):  # type: ignore[no-untyped-def]
     columns = min(columns, max(count, 3))
     rows = -(-count // columns)
-    figure = canvas(width * columns, height * rows + 0.35)
-    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=10)
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in grid:
-        bare(axes)
-    return figure, grid
+    figure = canvas(width * columns, height * rows + 0.35, title)
+    return figure, tiles(figure, rows, columns).flat
 
 
 def _caption(axes, caption: Caption) -> None:  # type: ignore[no-untyped-def]

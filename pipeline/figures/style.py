@@ -9,6 +9,9 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.files import new_file
 
 if TYPE_CHECKING:
@@ -64,6 +67,8 @@ _SETTINGS: Any = {
     "figure.constrained_layout.h_pad": 0.06,
     "figure.constrained_layout.w_pad": 0.06,
     "figure.facecolor": "white",
+    "figure.titlesize": 10,
+    "figure.titleweight": "bold",
     "savefig.facecolor": "white",
     "image.interpolation": "nearest",
     "image.cmap": "gray",
@@ -108,11 +113,14 @@ def drawn(function: "Callable[Parameters, Figure]") -> "Callable[Parameters, Fig
     return draw
 
 
-def canvas(width: float, height: float) -> "Figure":
+def canvas(width: float, height: float, title: str = "") -> "Figure":
     """An empty figure, size in inches, whose parts are kept from overlapping."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
+    if title:
+        figure.suptitle(title, x=0.01, ha="left")
+    return figure
 
 
 def save(figure: "Figure", path: Path) -> None:
@@ -137,8 +145,20 @@ def bare(axes: "Axes") -> None:
     """Take ticks and frame away, for images."""
     axes.set_xticks([])
     axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
+
+
+def tiles(figure: Any, rows: int, columns: int) -> NDArray[Any]:
+    """Axes for images [rows, columns]; `figure` may be a part of one."""
+    grid: NDArray[Any] = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        bare(axes)
+    return grid
+
+
+def picture(axes: "Axes", image: NDArray[np.uint8]) -> None:
+    """Show an image [channels, height, width]: three channels in colour, others by their mean."""
+    axes.imshow(image.transpose(1, 2, 0) if len(image) == 3 else image.mean(0), vmin=0, vmax=255)
 
 
 def shorten(text: str, width: int) -> str:
