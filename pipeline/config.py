@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,25 +20,19 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Glob
+from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from pipeline import hydra_guard, yaml_files
+from pipeline import conf_files, hydra_guard, yaml_files
 from pipeline.environment import Environment, References, register_tasks, with_references
 from pipeline.errors import PipelineError
-from pipeline.schema import known, suggest, unknown
-from pipeline.settings import Stage
+from pipeline.schema import known, unknown
 from pipeline.streams import make_safe
 from pipeline.task import refuse_shared_names, tasks
-
-ROOT = Path(__file__).resolve().parent.parent
-"""The working copy this code stands in; for `dvc exp run --temp` and `--queue` a temporary one."""
-CONF = ROOT / "conf"
-PARAMS = ROOT / "params.yaml"
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -61,7 +55,7 @@ def main(stage: str, schema: type[S], task: Callable[[S, Written], Any]) -> None
     everywhere. A PipelineError is printed as one line; the process then exits with status 1.
     """
     make_safe()
-    os.chdir(ROOT)
+    os.chdir(conf_files.ROOT)
     # Hydra would print its own report, without the file a value came from, and exit.
     os.environ["HYDRA_FULL_ERROR"] = "1"
 
@@ -83,14 +77,14 @@ def main(stage: str, schema: type[S], task: Callable[[S, Written], Any]) -> None
     hydra_guard.install()
     try:
         _register()
-        read_conf()
+        conf_files.read()
         arguments = sys.argv[1:]
         command_line = hydra_guard.overrides_of(arguments)
-        chosen = _without(overrides(stage), command_line)
+        chosen = _without(conf_files.overrides(stage), command_line)
         at = arguments.index(command_line[0]) if command_line else len(arguments)
         given = [_forced(one) if one in command_line else one for one in arguments[at:]]
         sys.argv[1:] = [*arguments[:at], *map(_forced, chosen), *given]
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=stage)(job)()
+        hydra.main(version_base="1.3", config_path=str(conf_files.CONF), config_name=stage)(job)()
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, RecursionError) as error:
         fail(environment.conceal(explain(error, stage, schema, command_line)))
     except PipelineError as error:
@@ -101,57 +95,6 @@ def fail(message: str) -> typing.NoReturn:
     """Print one line and exit with status 1."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(1)
-
-
-def overrides(stage: str) -> list[str]:
-    """The sections `common` and `stage` of params.yaml as Hydra overrides.
-
-    A plain value under a group's name chooses a file of that group; anything else sets a value.
-    Types survive: null, booleans, numbers, lists, and strings with blanks, quotes or commas.
-
-    Raises:
-        PipelineError: params.yaml or conf/<stage>.yaml is missing, or params.yaml can't be read or
-            has a section or kind of value that no stage reads.
-    """
-    for file in (PARAMS, CONF / f"{stage}.yaml"):
-        if not file.exists():
-            named = f", or correct the stage's name, {stage!r}" if file != PARAMS else ""
-            raise PipelineError(
-                f"{yaml_files.name(file)} is missing in {ROOT}; restore it from git{named}"
-            )
-    params = yaml_files.load(PARAMS)
-    if not isinstance(params, dict):
-        raise PipelineError(f"{PARAMS.name} must map section names to values")
-    sections = ["common", *(file.stem for file in CONF.glob("*.yaml") if file.stem != "base")]
-    for section in map(str, params):
-        if section not in sections:
-            raise PipelineError(
-                f"{section} ({yaml_files.where(PARAMS, [section])}) has no conf/{section}.yaml and "
-                f"is not a stage{suggest(section, sections)}"
-            )
-    found: dict[str, str] = {}
-    for section in ("common", stage):
-        for key, value in _leaves(params.get(section) or {}, section):
-            try:
-                if not _may_choose(key, value):
-                    raise TypeError(_no_choice(key, value))
-                found[key] = f"{key}={_literal(value)}"
-            except TypeError as error:
-                where = yaml_files.where(PARAMS, [section, *key.split(".")])
-                raise PipelineError(f"{section}.{key} ({where}) {error}") from None
-    return list(found.values())
-
-
-def read_conf() -> None:
-    """Look through conf/ before Hydra does.
-
-    Raises:
-        PipelineError: a file can't be read, is not YAML, or is too large.
-    """
-    for file in sorted(CONF.rglob("*.yaml")):
-        root = yaml_files.compose(file)
-        if not isinstance(root, yaml.MappingNode | None):
-            raise PipelineError(f"{yaml_files.name(file)} must map names to values")
 
 
 def check(
@@ -178,15 +121,16 @@ def check(
             path.append(str(first["loc"][-1]))
         elif kind in ("union_tag_not_found", "union_tag_invalid"):
             path.append(first["ctx"]["discriminator"].strip("'"))
-        key, where = _origin(path, stage, argv, choices)
+        key, where = conf_files.origin(path, stage, argv, choices)
         place = f"{key} ({where})"
         if kind == "extra_forbidden":
-            section = f"{stage}." if where.startswith(PARAMS.name) else ""
+            section = f"{stage}." if where.startswith(conf_files.PARAMS.name) else ""
             raise PipelineError(f"{place} {unknown(path, schema, section)}") from None
         if kind in ("missing", "union_tag_not_found"):
             setting = ".".join(path)
-            if not _is_group(path[0]):
-                setting = f"{_section(setting, stage)}.{setting} in {PARAMS.name} or {setting}"
+            if not conf_files.is_group(path[0]):
+                section = conf_files.section(setting, stage)
+                setting = f"{section}.{setting} in {conf_files.PARAMS.name} or {setting}"
             raise PipelineError(
                 f"{place} has no value; set {setting} on the command line"
             ) from None
@@ -208,7 +152,7 @@ def explain(
     choices: dict[str, Any] | None = None,
 ) -> str:
     """One line for what Hydra or OmegaConf raised while composing; `choices` are the groups'."""
-    for file in sorted(CONF.rglob("*.yaml")):
+    for file in sorted(conf_files.CONF.rglob("*.yaml")):
         try:
             yaml_files.load(file)
         except PipelineError as fault:
@@ -217,7 +161,7 @@ def explain(
         raise error
 
     def place(key: str) -> str:
-        return "{} ({})".format(*_origin(_steps(key), stage, argv, choices or {}))
+        return "{} ({})".format(*conf_files.origin(_steps(key), stage, argv, choices or {}))
 
     text, full_key = str(error), getattr(error, "full_key", None)
     if found := re.search(r"Could not (?:override|append|delete)\D*?'([^']+)'", text):
@@ -228,12 +172,12 @@ def explain(
             return f"{place(key)} can't be deleted; give it a value"
         return f"{place(key)} is not in conf/{stage}.yaml nor conf/base.yaml; add it there"
     if found := re.search(r"Could not find '((?:hydra/)?[^'/]+)/([^']*)'", text):
-        return f"{place(found[1])} {_no_choice(found[1], found[2])}"
+        return f"{place(found[1])} {conf_files.no_choice(found[1], found[2])}"
     if found := re.search(r"In '([^']+)': Could not load '([^']+)'", text):
         return f"conf/{found[1]}.yaml needs conf/{found[2]}.yaml, which is missing; restore it"
     if found := re.search(r"You must specify '([^']+)'", text):
-        key, names = found[1], ", ".join(_choices(found[1]))
-        setting = f"{_section(key, stage)}.{key}"
+        key, names = found[1], ", ".join(conf_files.choices(found[1]))
+        setting = f"{conf_files.section(key, stage)}.{key}"
         return f"{place(key)} is not chosen; set {setting} in params.yaml to one of: {names}"
     if found := re.search(r"Error merging override \+*([^=\s]+)=", text):
         reason = str(error.__cause__).partition("\n")[0]
@@ -265,79 +209,19 @@ def _output(path: str) -> str:
         return path
     # Not `runtime.output_dir`, which does not show that it depends on a variable.
     folder = Path(hydra_config.sweep.dir) / hydra_config.sweep.subdir
-    return os.path.relpath(folder / path, ROOT)
-
-
-def _section(key: str, stage: str) -> str:
-    """The section of params.yaml that a setting belongs in."""
-    return "common" if key.partition(".")[0] in Stage.model_fields else stage
-
-
-def _choices(group: str) -> list[str]:
-    """What there is to choose under conf/."""
-    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+    return os.path.relpath(folder / path, conf_files.ROOT)
 
 
 def _forced(override: str) -> str:
     """Set a value whether or not conf/ has the key, so that the schema speaks of unknown ones."""
     key = override.partition("=")[0]
-    plain = key[:1] not in "+~" and not key.startswith("hydra") and not _is_group(key)
+    plain = key[:1] not in "+~" and not key.startswith("hydra") and not conf_files.is_group(key)
     return f"++{override}" if plain else override
-
-
-def _is_group(key: str) -> bool:
-    return "/" in key or "@" in key or (CONF / key).is_dir()
-
-
-def _may_choose(key: str, value: Any) -> bool:
-    """Whether `value` may name a file of the group `key`; what is no group may have any value."""
-    if not _is_group(key):
-        return True
-    return isinstance(value, Glob) or (isinstance(value, str) and "${" not in value)
-
-
-def _no_choice(group: str, value: Any) -> str:
-    """The end of the message for a value that names no file of a group."""
-    return f"is {value!r}, and conf/{group} has only: {', '.join(_choices(group))}"
 
 
 def _steps(key: str) -> list[str]:
     """The steps of a key as OmegaConf writes it: `optimizer.betas[1]`."""
     return re.split(r"[.\[]", key.replace("]", ""))
-
-
-def _leaves(section: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if not isinstance(section, dict):
-        raise PipelineError(f"{name} ({yaml_files.where(PARAMS, [name])}) must be a mapping")
-    for key, value in section.items():
-        if isinstance(value, dict) and value:
-            for below, leaf in _leaves(value, str(key)):
-                yield f"{key}.{below}", leaf
-        else:
-            yield str(key), value
-
-
-def _literal(value: Any) -> str:
-    """A value in Hydra's override grammar.
-
-    Raises:
-        TypeError: the grammar has no such kind of value; the message is the end of a sentence.
-    """
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return f"[{','.join(map(_literal, value))}]"
-    if isinstance(value, dict):
-        return f"{{{','.join(f'{k}:{_literal(v)}' for k, v in value.items())}}}"
-    if isinstance(value, int | float):
-        return repr(value)
-    if not isinstance(value, str):
-        raise TypeError(f"is {value!r}; write a string, number, boolean, list or null")
-    # In a quoted string only quotes, and the backslashes right before one, are escaped.
-    text = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + (r"\'" if m[2] else ""), value)
-    return f"'{text}'"
 
 
 def _without(chosen: list[str], argv: list[str]) -> list[str]:
@@ -354,8 +238,8 @@ def _without(chosen: list[str], argv: list[str]) -> list[str]:
             continue
         for one in value.list if isinstance(value, ChoiceSweep) else [value]:
             choice = getattr(one, "text", one)  # of a quoted string
-            if not _may_choose(key, choice):
-                raise PipelineError(f"{key} (command line) {_no_choice(key, choice)}")
+            if not conf_files.may_choose(key, choice):
+                raise PipelineError(f"{key} (command line) {conf_files.no_choice(key, choice)}")
     return [one for one in chosen if one.split("=", 1)[0] not in given]
 
 
@@ -370,27 +254,3 @@ def _present(values: Any, path: tuple[int | str, ...]) -> list[str]:
             found.append(str(step))
             values = values[step]
     return found
-
-
-def _origin(
-    path: list[str], stage: str, argv: list[str], choices: dict[str, Any]
-) -> tuple[str, str]:
-    """How a user would write a key, and where its value was set: the strongest source first."""
-    key = ".".join(path)
-    for override in argv:
-        name = override.split("=", 1)[0].lstrip("+~").split("@")[0]
-        if name in choices and key != name:
-            continue  # it chose the file that holds the value
-        if key == name or key.startswith(f"{name}.") or name.startswith(f"{key}."):
-            return key, "command line"
-    for section in (stage, "common"):
-        if where := yaml_files.line(PARAMS, [section, *path]):
-            return f"{section}.{key}", f"{PARAMS.name}:{where}"
-    files = []
-    if path and isinstance(choices.get(path[0]), str):
-        files.append((CONF / path[0] / f"{choices[path[0]]}.yaml", path[1:]))
-    files += [(CONF / f"{stage}.yaml", path), (CONF / "base.yaml", path)]
-    for file, inner in files:
-        if inner and (where := yaml_files.line(file, inner)):
-            return key, f"{yaml_files.name(file)}:{where}"
-    return key, yaml_files.name(files[0][0])

@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from pipeline import config, interrupts, launcher, machine, tracking
+from pipeline import conf_files, config, interrupts, launcher, machine, tracking
 from pipeline.errors import PipelineError
 from pipeline.files import refuse_endless, refuse_foreign
 from pipeline.prepared import read_card
@@ -222,7 +222,7 @@ def _place(path: Path) -> Path:
 
 def _digest_of_code(task: str) -> str:
     """sha256 of the modules that decide what a training of this task computes."""
-    package = config.ROOT / "pipeline"
+    package = conf_files.ROOT / "pipeline"
     after = {"prepare.py", "data_report.py", "show.py", "damage.py"}
     sources = []
     for file in sorted(package.rglob("*.py")):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline import config
+from pipeline import conf_files
 from pipeline import net as nets
 from pipeline.errors import PipelineError
 from pipeline.files import digest, write_json
@@ -82,7 +82,7 @@ def _train(settings: Repeat, conceal: Callable[[str], str]) -> None:
     overrides = [f"{key}={'null' if value is None else value}" for key, value in values.items()]
     process = subprocess.Popen(
         [sys.executable, "-m", f"stages.{name}", *overrides, *map(conceal, settings.overrides)],
-        cwd=config.ROOT,
+        cwd=conf_files.ROOT,
     )
     try:
         status = process.wait()

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import pipeline.tasks
-from pipeline import config, net, training_stage
+from pipeline import conf_files, config, net, training_stage
 from pipeline.batches import Batches
 from pipeline.checkpoint import Checkpoints
 from pipeline.environment import register_tasks
@@ -239,7 +239,7 @@ def house(tmp_path, monkeypatch, capsys) -> Iterator[House]:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     for name, place in (("ROOT", ""), ("CONF", "conf"), ("PARAMS", "params.yaml")):
-        monkeypatch.setattr(config, name, tmp_path / place)
+        monkeypatch.setattr(conf_files, name, tmp_path / place)
     monkeypatch.setattr("pipeline.task.TASKS", own.tasks)
     monkeypatch.setattr(pipeline.tasks, "__path__", [*pipeline.tasks.__path__, str(own.tasks)])
     threads = torch.get_num_threads()

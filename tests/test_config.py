@@ -11,10 +11,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import config
+from pipeline import conf_files, config
 from pipeline.tasks.image_classification.settings import Train as TrainCNN
 
-PARAMS = yaml.safe_load(config.PARAMS.read_text())
+PARAMS = yaml.safe_load(conf_files.PARAMS.read_text())
 
 
 @pytest.fixture
@@ -24,9 +24,9 @@ def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def run(*argv: str, params: Any = None, text: str | None = None) -> list[TrainCNN]:
         file = tmp_path / "params.yaml"
         file.write_text(text if text is not None else yaml.safe_dump(params or PARAMS))
-        monkeypatch.setattr(config, "PARAMS", file)
+        monkeypatch.setattr(conf_files, "PARAMS", file)
         monkeypatch.setattr(sys, "argv", ["train_cnn", *argv])
-        monkeypatch.chdir(config.ROOT)
+        monkeypatch.chdir(conf_files.ROOT)
         composed: list[TrainCNN] = []
         config.main("train_cnn", TrainCNN, lambda settings, _: composed.append(settings))
         return composed
@@ -37,9 +37,9 @@ def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture
 def own_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of conf/, used in its place."""
-    shutil.copytree(config.CONF, tmp_path / "conf")
-    monkeypatch.setattr(config, "CONF", tmp_path / "conf")
-    monkeypatch.setattr(config, "ROOT", tmp_path)
+    shutil.copytree(conf_files.CONF, tmp_path / "conf")
+    monkeypatch.setattr(conf_files, "CONF", tmp_path / "conf")
+    monkeypatch.setattr(conf_files, "ROOT", tmp_path)
     return tmp_path / "conf"
 
 
@@ -327,14 +327,14 @@ class TestErrors:
         assert "params.yaml" in self.line(compose, capsys, text=text)
 
     def test_a_folder_in_the_place_of_params_yaml(self, compose, capsys, monkeypatch, tmp_path):
-        monkeypatch.setattr(config, "PARAMS", tmp_path)
+        monkeypatch.setattr(conf_files, "PARAMS", tmp_path)
         monkeypatch.setattr(sys, "argv", ["train_cnn"])
         with pytest.raises(SystemExit):
             config.main("train_cnn", TrainCNN, print)
         assert "can't be read (Is a directory); restore it" in capsys.readouterr().err
 
     def test_a_missing_params_file(self, compose, capsys, monkeypatch, tmp_path):
-        monkeypatch.setattr(config, "PARAMS", tmp_path / "nowhere" / "params.yaml")
+        monkeypatch.setattr(conf_files, "PARAMS", tmp_path / "nowhere" / "params.yaml")
         monkeypatch.setattr(sys, "argv", ["train_cnn"])
         with pytest.raises(SystemExit):
             config.main("train_cnn", TrainCNN, print)
@@ -348,7 +348,7 @@ plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) |
 def test_every_value_survives_hydras_override_grammar(value: Any):
     if "${" in str(value):
         return
-    (override,) = OverridesParser.create().parse_overrides([f"key={config._literal(value)}"])
+    (override,) = OverridesParser.create().parse_overrides([f"key={conf_files.literal(value)}"])
     parsed = override.value()
     strip = [getattr(v, "text", v) for v in parsed] if isinstance(parsed, list) else parsed
     assert getattr(strip, "text", strip) == value

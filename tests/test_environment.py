@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from pipeline import config
+from pipeline import conf_files, config
 from pipeline.environment import resolved
 from pipeline.errors import PipelineError
 from pipeline.net import Net
@@ -30,10 +30,10 @@ SECRET = "se/kret-91c4"
 @pytest.fixture
 def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Compose a stage's config with PLACE, SEED and MODEL in the environment."""
-    shutil.copytree(config.CONF, tmp_path / "conf")
-    shutil.copy(config.PARAMS, tmp_path)
+    shutil.copytree(conf_files.CONF, tmp_path / "conf")
+    shutil.copy(conf_files.PARAMS, tmp_path)
     for name, value in {"CONF": "conf", "PARAMS": "params.yaml", "ROOT": "."}.items():
-        monkeypatch.setattr(config, name, tmp_path / value)
+        monkeypatch.setattr(conf_files, name, tmp_path / value)
     for name, value in {"PLACE": SECRET, "SEED": "12", "MODEL": "cnn"}.items():
         monkeypatch.setenv(name, value)
 
@@ -80,11 +80,11 @@ class TestConfig:
         assert said.conceal(f"{SECRET}/x is missing") == "${oc.env:PLACE}/x is missing"
 
     def test_wherever_it_was_said(self, compose):
-        own = config.CONF / "train_cnn.yaml"
+        own = conf_files.CONF / "train_cnn.yaml"
         own.write_text(own.read_text().replace("data: data/image", "data: ${oc.env:PLACE}"))
-        params = yaml.safe_load(config.PARAMS.read_text())
+        params = yaml.safe_load(conf_files.PARAMS.read_text())
         params["train_cnn"]["curve"] = "${data}/curve.csv"
-        config.PARAMS.write_text(yaml.safe_dump(params))
+        conf_files.PARAMS.write_text(yaml.safe_dump(params))
         ((settings, said),) = compose()
         assert (settings.data, settings.curve) == (SECRET, f"{SECRET}/curve.csv")
         assert said.config["data"] == "${oc.env:PLACE}"

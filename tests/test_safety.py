@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import config, net, prepared
+from pipeline import conf_files, config, net, prepared
 from pipeline.errors import PipelineError
 from pipeline.files import digest, write_json
 from pipeline.task import find
@@ -29,7 +29,7 @@ from tests.data.sources import audio_source, complaint, image_folder, image_sour
 from tests.models.presets import preset
 
 SOURCES = [
-    path for folder in ("pipeline", "stages") for path in (config.ROOT / folder).rglob("*.py")
+    path for folder in ("pipeline", "stages") for path in (conf_files.ROOT / folder).rglob("*.py")
 ]
 FUZZ = settings(
     max_examples=40, deadline=None, derandomize=True,
@@ -62,7 +62,7 @@ class TestCode:
             (ast.unparse(node.func), node) for node in ast.walk(tree) if isinstance(node, ast.Call)
         ]
 
-    @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(config.ROOT)))
+    @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(conf_files.ROOT)))
     def test_nothing_that_runs_what_it_reads(self, path):
         for name, call in self.calls(path):
             keywords = {one.arg: ast.unparse(one.value) for one in call.keywords}
@@ -96,10 +96,10 @@ class TestCode:
 @pytest.fixture
 def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
     """Compose a stage's config from params.yaml and conf/ as files of the test's own."""
-    shutil.copytree(config.CONF, tmp_path / "conf")
-    shutil.copy(config.PARAMS, tmp_path)
+    shutil.copytree(conf_files.CONF, tmp_path / "conf")
+    shutil.copy(conf_files.PARAMS, tmp_path)
     for name, value in {"CONF": "conf", "PARAMS": "params.yaml", "ROOT": "."}.items():
-        monkeypatch.setattr(config, name, tmp_path / value)
+        monkeypatch.setattr(conf_files, name, tmp_path / value)
 
     def run(*argv: str, stage: str = "train_cnn", schema: Any = None) -> list[Any]:
         monkeypatch.setattr(sys, "argv", [stage, *argv])
@@ -175,7 +175,7 @@ class TestConfig:
     def test_a_file_that_would_fill_the_memory_is_refused_at_once(
         self, name, content, part, compose, capsys
     ):
-        (config.ROOT / name).write_text(content)
+        (conf_files.ROOT / name).write_text(content)
         began = time.perf_counter()
         assert f"error: {name} {part}" in outcome(compose, capsys)
         assert time.perf_counter() - began < 5
@@ -187,8 +187,8 @@ class TestConfig:
 
     @pytest.mark.parametrize("name", ["params.yaml", "conf/cnn/simple.yaml"])
     def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(self, name, compose, capsys):
-        (config.ROOT / name).unlink()
-        os.mkfifo(config.ROOT / name)
+        (conf_files.ROOT / name).unlink()
+        os.mkfifo(conf_files.ROOT / name)
         assert f"error: {name} is not a file" in outcome(compose, capsys)
 
     @pytest.mark.parametrize(
@@ -270,14 +270,14 @@ class TestConfig:
         | st.sampled_from(["x: [", "? ", "- a", "&a *a", "!!python/name:os.system"]),
     )
     def test_any_line_of_params_may_be_anything(self, line, text, compose, capsys):
-        lines = (config.CONF.parent / "params.yaml").read_text().splitlines()
+        lines = (conf_files.CONF.parent / "params.yaml").read_text().splitlines()
         original = list(lines)
         lines[line % len(lines)] = text
-        config.PARAMS.write_text("\n".join(lines), "utf-8", "surrogatepass")
+        conf_files.PARAMS.write_text("\n".join(lines), "utf-8", "surrogatepass")
         try:
             said = outcome(compose, capsys)
         finally:
-            config.PARAMS.write_text("\n".join(original))
+            conf_files.PARAMS.write_text("\n".join(original))
         assert said == "success" or "params.yaml" in said
 
     @FUZZ
@@ -310,24 +310,24 @@ class TestConfig:
     def test_any_value_of_a_setting_is_taken_or_refused_in_one_line(
         self, compose, capsys, key, value
     ):
-        original = config.PARAMS.read_text()
+        original = conf_files.PARAMS.read_text()
         params = yaml.safe_load(original)
         section = params["common" if key in params["common"] else "train_cnn"]
         *above, last = key.split(".")
         for step in above:
             section = section.setdefault(step, {})
         section[last] = value
-        config.PARAMS.write_text(yaml.safe_dump(params))
+        conf_files.PARAMS.write_text(yaml.safe_dump(params))
         try:
             said = outcome(compose, capsys)
         finally:
-            config.PARAMS.write_text(original)
+            conf_files.PARAMS.write_text(original)
         assert said == "success" or "params.yaml" in said
 
     @FUZZ
     @given(content=st.binary(max_size=30), name=st.sampled_from(["train_cnn", "cnn/simple"]))
     def test_any_conf_file_is_taken_or_refused_in_one_line(self, compose, capsys, content, name):
-        path = config.CONF / f"{name}.yaml"
+        path = conf_files.CONF / f"{name}.yaml"
         original = path.read_bytes()
         path.write_bytes(original[: len(original) // 2] + content)
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import config, settings
+from pipeline import conf_files, config, settings
 from pipeline.errors import PipelineError
 from pipeline.files import new_directory, new_file
 from pipeline.schema import places
@@ -24,7 +24,7 @@ NEEDED = {
     "evaluate": ["model=cnn"],
     "repeat": ["model=cnn", "again=1"],
 }
-STAGES = sorted(path.stem for path in (config.ROOT / "stages").glob("[!_]*.py"))
+STAGES = sorted(path.stem for path in (conf_files.ROOT / "stages").glob("[!_]*.py"))
 
 
 @cache
@@ -120,7 +120,7 @@ class TestOutputs:
 
     @pytest.mark.parametrize("stage", STAGES)
     def test_they_are_marked_where_conf_says_that_they_are_outputs(self, stage):
-        values = yaml.safe_load((config.CONF / f"{stage}.yaml").read_text())
+        values = yaml.safe_load((conf_files.CONF / f"{stage}.yaml").read_text())
         named = {key for key, value in values.items() if str(value).startswith("${output:")}
         assert named
         assert {key for key, _, _ in places(composed(stage), Output)} == named
@@ -159,7 +159,7 @@ class TestOutputs:
             )
         )  # fmt: skip
         for name in ("cnn", "rnn", "transformer"):  # git has them
-            check_places(composed("evaluate", f"metrics={config.ROOT}/metrics/{name}.json"))
+            check_places(composed("evaluate", f"metrics={conf_files.ROOT}/metrics/{name}.json"))
 
     @pytest.mark.parametrize(
         ("stage", "values", "fault"),
