@@ -18,10 +18,11 @@ from pipeline import net as nets
 from pipeline.batches import Batch, Batches
 from pipeline.checkpoint import Checkpoints
 from pipeline.hardware import Hardware, card, configure
+from pipeline.modules import score
 from pipeline.prepared import read_card
 from pipeline.settings import Train
 from pipeline.task import Task, find
-from pipeline.training import Loop, schedule, score
+from pipeline.training import Loop, schedule
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """AdamW by torch's fused kernel, called directly."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ class AdamW:
     found_inf: Tensor
 
     def __init__(
-        self, parameters: Sequence[nn.Parameter], weight_decay: float, betas: Sequence[float]
+        self, parameters: Iterable[nn.Parameter], weight_decay: float, betas: Sequence[float]
     ) -> None:
         trained = [p for p in parameters if p.requires_grad]
         self.betas = tuple(betas)

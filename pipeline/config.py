@@ -28,11 +28,12 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from pipeline import conf_files, hydra_guard, yaml_files
+from pipeline.checks import refuse_shared_names
 from pipeline.environment import Environment, References, register_tasks, with_references
 from pipeline.errors import PipelineError
 from pipeline.schema import known, unknown
 from pipeline.streams import make_safe
-from pipeline.task import refuse_shared_names, tasks
+from pipeline.task import tasks
 
 S = TypeVar("S", bound=BaseModel)
 

@@ -8,29 +8,27 @@ that an uninterrupted one computes.
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from pipeline import interrupts
+from pipeline import interrupts, modules
 from pipeline.adamw import AdamW
 from pipeline.batches import Batch, Batches, mix
 from pipeline.checkpoint import Checkpoints
 from pipeline.errors import PipelineError
 from pipeline.hardware import Hardware, explain_failure, peak_memory
 from pipeline.settings import Optimizer, Training
-from pipeline.task import Forward, ModelModule, finite
+from pipeline.task import ModelModule
 
 Log = Callable[[dict[str, float], int], None]
 """Takes metrics by name and the optimizer step they belong to."""
-
-SPARSE_FROM = 10_000
-"""Rows from which on an embedding's gradient is sparse: a batch has a few hundred of them."""
 
 
 @dataclass
@@ -107,28 +105,23 @@ class Loop:
                 f"training.accumulate={settings.accumulate} needs as many batches and the training "
                 f"split has {len(self.train)}; lower training.accumulate or training.batch_size"
             )
-        total = settings.epochs * self.steps_per_epoch
-        self.total = min(total, self.max_steps) if self.max_steps else total
+        self.total = min(settings.epochs * self.steps_per_epoch, self.max_steps or sys.maxsize)
         self.accelerator = hardware.accelerator
 
         # Not wrapped by accelerate: its optimizer and clipping look for other packages on the disk
         # at every step, and its unwrapping imports torch's compiler.
         self.model.to(hardware.device)
         self.rank, self.processes = hardware.shard
-        alone = self.processes == 1
-        on_cpu = hardware.device.type == "cpu"
-        _sparse_gradients(self.model, on_cpu and alone and not settings.compile)
-        self.wrapped: nn.Module = self.model
-        if not alone:
-            self.wrapped = nn.parallel.DistributedDataParallel(self.model)
+        alone, on_cpu = self.processes == 1, hardware.device.type == "cpu"
+        modules.sparse_gradients(self.model, on_cpu and alone and not settings.compile)
+        self.wrapped: nn.Module = self.model if alone else DistributedDataParallel(self.model)
         self.scaler = self.accelerator.scaler
         if settings.compile:
             self.wrapped = cast(nn.Module, torch.compile(self.wrapped, mode=settings.compile))
-        self.forward = in_precision(self.wrapped, hardware)
-        parameters = list(self.model.parameters())
-        decay, betas = self.optimizer.weight_decay, self.optimizer.betas
-        self.adamw = AdamW(parameters, decay, betas)
-        self.best_weights = _weights(self.model)
+        self.forward = modules.in_precision(self.wrapped, hardware)
+        optimizer = self.optimizer
+        self.adamw = AdamW(self.model.parameters(), optimizer.weight_decay, optimizer.betas)
+        self.best_weights = modules.copied(self.model)
         self.progress = Progress()
         self.pending: list[Tensor] = []
         """Losses on the device, of the steps since the last point; reading one waits for it."""
@@ -145,10 +138,10 @@ class Loop:
             Interrupted: SIGTERM or Ctrl-C; the state is saved.
         """
         self.restore()
-        progress = self.progress
+        progress, patience = self.progress, self.settings.patience or math.inf
         with self.bar, interrupts.deferred():
             # A training stopped after the last step of an epoch has that epoch's end still to do.
-            while (progress.step < self.total or progress.batch) and not self.out_of_patience():
+            while (progress.step < self.total or progress.batch) and progress.stale < patience:
                 started, first_step = time.perf_counter(), progress.step
                 try:
                     self.run_epoch()
@@ -245,7 +238,9 @@ class Loop:
 
     def score(self) -> dict[str, float]:
         """The task's scores on the validation split; every process goes by the first one's."""
-        scores = score(self.model, self.validation, self.task, self.settings, self.hardware)
+        scores = modules.score(
+            self.model, self.validation, self.task, self.settings, self.hardware
+        )
         if self.processes > 1:
             values = list(scores.values())
             shared = torch.tensor(values, dtype=torch.float64, device=self.hardware.device)
@@ -270,11 +265,10 @@ class Loop:
             raise PipelineError(
                 f"training.monitor is {settings.monitor!r}; the scores are {', '.join(scores)}"
             )
-        value = scores[settings.monitor]
-        value = -value if settings.monitor in self.falling else value
+        value = scores[settings.monitor] * (-1 if settings.monitor in self.falling else 1)
         if value > progress.best:
             progress.best, progress.best_step, progress.stale = value, progress.step, 0
-            self.best_weights = _weights(self.model)
+            self.best_weights = modules.copied(self.model)
         else:
             progress.stale += 1
         batches = (progress.step - first_step) * settings.accumulate
@@ -299,17 +293,13 @@ class Loop:
         )
         sys.stdout.flush()
 
-    def out_of_patience(self) -> bool:
-        """Whether the validation metric has not improved for `patience` epochs."""
-        return self.settings.patience is not None and self.progress.stale >= self.settings.patience
-
     def save(self) -> None:
         """Save the training state."""
         self.read_losses()
         self.saved_at = time.monotonic()
         if not self.hardware.leads:
             return
-        weights, scaler = _changing(self.model), self.scaler
+        weights, scaler = modules.changing(self.model), self.scaler
         best_is_current = self.progress.best_step == self.progress.step
         state = {
             "progress": asdict(self.progress),
@@ -327,7 +317,7 @@ class Loop:
         if state is None:
             return
         self.progress = Progress(**state["progress"])
-        _load(self.model, state["model"])
+        modules.load(self.model, state["model"])
         self.adamw.load_state_dict(state["optimizer"])
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
@@ -337,7 +327,7 @@ class Loop:
 
     def take_best_weights(self) -> None:
         """Leave the model as the best epoch left it."""
-        _load(self.model, self.best_weights)
+        modules.load(self.model, self.best_weights)
 
 
 def schedule(step: int, total: int, kind: str, warmup: float) -> float:
@@ -355,70 +345,3 @@ def schedule(step: int, total: int, kind: str, warmup: float) -> float:
     if kind == "cosine":
         return (1 + math.cos(math.pi * done)) / 2
     return 1.0
-
-
-def score(
-    model: nn.Module,
-    batches: Batches,
-    task: ModelModule,
-    settings: Training,
-    hardware: Hardware,
-) -> dict[str, float]:
-    """The task's scores of a model over a split, in evaluation mode.
-
-    Raises:
-        PipelineError: one of them is no finite number.
-    """
-    model.eval()
-    with torch.inference_mode():
-        scores = task.score(in_precision(model, hardware), batches, settings)
-    said = f"{getattr(task, '__name__', 'the task')}.score"
-    hint = ", so lower optimizer.lr or set training.clip_norm if the training diverges"
-    return {name: float(value) for name, value in finite(scores, said, hint).items()}
-
-
-def in_precision(model: nn.Module, hardware: Hardware) -> Forward:
-    """The model's forward pass in the hardware's precision, with float32 results."""
-
-    def forward(*args: Any, **inputs: Any) -> Any:
-        with hardware.accelerator.autocast():
-            output = model(*args, **inputs)
-        return _float32(output)
-
-    return forward
-
-
-def _float32(output: Any) -> Any:
-    if isinstance(output, Tensor):
-        return output.float() if output.is_floating_point() else output
-    if isinstance(output, Mapping):  # also what transformers return
-        return {name: _float32(value) for name, value in output.items()}
-    if isinstance(output, list | tuple):
-        return [_float32(value) for value in output]
-    return output
-
-
-def _sparse_gradients(model: nn.Module, wanted: bool) -> None:
-    """Let the gradients of large embeddings be sparse, or none.
-
-    To fill, measure and scale the zeros of all other rows is a twentieth of MiniLM's step on a CPU.
-    NCCL does not exchange sparse gradients, and torch's compiler does not know them.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Embedding) and not module.scale_grad_by_freq:
-            module.sparse = wanted and module.num_embeddings >= SPARSE_FROM
-
-
-def _changing(model: nn.Module) -> dict[str, Tensor]:
-    """The state of a model but for frozen weights, which a training leaves as they are."""
-    named = model.named_parameters(remove_duplicate=False)
-    frozen = {name for name, parameter in named if not parameter.requires_grad}
-    return {name: value for name, value in model.state_dict().items() if name not in frozen}
-
-
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in _changing(model).items()}
-
-
-def _load(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    model.load_state_dict({**model.state_dict(), **weights})

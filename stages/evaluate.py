@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import net as nets
+from pipeline.checks import measured
 from pipeline.errors import PipelineError
 from pipeline.evaluation.intervals import rounded
 from pipeline.evaluation.page import fill
@@ -20,7 +21,7 @@ from pipeline.files import digest, new_directory, write_json
 from pipeline.prepared import read_card
 from pipeline.settings import Evaluate
 from pipeline.stage import Context, run, stage
-from pipeline.task import Task, measured, of_a_model, with_parts
+from pipeline.task import Task, of_a_model, with_parts
 
 PREDICTIONS = "predictions.parquet"
 

@@ -13,15 +13,16 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pipeline import interrupts, training
+from pipeline import interrupts, modules, training
 from pipeline.batches import Batches
 from pipeline.checkpoint import Checkpoints
 from pipeline.classification import model as classifier
 from pipeline.classification.settings import ClassifierTraining
 from pipeline.errors import PipelineError
 from pipeline.hardware import configure
+from pipeline.modules import score
 from pipeline.settings import Optimizer, Profile, Stage, Tracking, Training
-from pipeline.training import Loop, schedule, score
+from pipeline.training import Loop, schedule
 
 CPU = torch.device("cpu")
 TRAINING = ClassifierTraining(
@@ -189,7 +190,7 @@ def test_a_sparse_gradient_trains_and_resumes_as_a_dense_one(
     tmp_path, hardware, monkeypatch, accumulate
 ):
     def run(folder: str, sparse_from: int, stop_at: int | None = None) -> nn.Module:
-        monkeypatch.setattr(training, "SPARSE_FROM", sparse_from)
+        monkeypatch.setattr(modules, "SPARSE_FROM", sparse_from)
         model, data = words()
         if stop_at:
             data = interrupt_after(stop_at, data, accumulate, monkeypatch)

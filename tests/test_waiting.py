@@ -13,8 +13,9 @@ from pipeline import net as nets
 from pipeline.batches import Batches, Ragged
 from pipeline.checkpoint import Checkpoints
 from pipeline.hardware import Hardware, configure
+from pipeline.modules import sparse_gradients
 from pipeline.task import find, tasks
-from pipeline.training import Loop, _sparse_gradients
+from pipeline.training import Loop
 from tests.models.presets import fused_attention, preset
 from tests.test_training import OPTIMIZER, STAGE, TRAINING
 
@@ -134,7 +135,7 @@ def test_a_step_asks_for_no_value(make, precision, monkeypatch):
     """On a CPU, with what a GPU has: fused attention, dense gradients, fp16's scaler."""
     fused_attention(monkeypatch)
     loop = loop_of(make, configure(STAGE.model_copy(update={"precision": "bf16"})))
-    _sparse_gradients(loop.model, False)
+    sparse_gradients(loop.model, False)
     if precision == "fp16":
         loop.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
     before = [p.detach().clone() for p in loop.model.parameters()]

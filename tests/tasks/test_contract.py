@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import config, net, prepared, training
+from pipeline import config, modules, net, prepared, training
 from pipeline.checkpoint import Checkpoints
+from pipeline.checks import measured, refuse_shared_names
 from pipeline.evaluation.page import Page, fill
 from pipeline.figures.style import look
 from pipeline.hardware import Hardware, configure
-from pipeline.task import Task, measured, refuse_shared_names, tasks
+from pipeline.task import Task, tasks
 from stages.evaluate import PREDICTIONS, check_predictions
 from tests.conftest import schemas
 
@@ -87,7 +88,7 @@ class House:
 
     def score(self, one: net.Net) -> dict[str, float]:
         batches = self.load("train", one)
-        return training.score(
+        return modules.score(
             one.module, batches, self.task.model, self.train.training, self.hardware
         )
 
