@@ -5,7 +5,7 @@ import os
 import platform
 import random
 import re
-import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,15 +101,8 @@ def configure(settings: Stage) -> Hardware:
     )
     print(f"Using device: {accelerator.device} because {device_reason}")
     print(f"Using precision: {precision} because {precision_reason}")
-    return Hardware(
-        accelerator,
-        precision,
-        device_reason,
-        precision_reason,
-        threads,
-        settings.deterministic,
-        shard,
-    )
+    reasons = device_reason, precision_reason
+    return Hardware(accelerator, precision, *reasons, threads, settings.deterministic, shard)
 
 
 def _keep_freed_memory() -> None:
@@ -230,12 +223,9 @@ def _pick_precision(name: str, device: torch.device) -> tuple[str, str]:
 
 
 def _nvidia_driver() -> str | None:
-    try:
-        return subprocess.run(
-            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return None
+    import pynvml as nvml
+
+    with suppress(nvml.NVMLError):  # there is none on AMD's GPUs
+        nvml.nvmlInit()
+        return str(nvml.nvmlSystemGetDriverVersion())
+    return None

@@ -94,9 +94,19 @@ def report(look: Look, folder: Path, card: Card, page: Page) -> dict[str, float]
         for pair in near[:LISTED]
     ]
     page.table("near_duplicates", pairs, ["first", "second", "similarity"])
-    apart = audit.across(near)
-    page.findings["Rows in a class"] = ", ".join(f"{name} {span}" for name, span in spans.items())
-    page.findings |= _findings(card, look, near, audit.summary(sizes["train"]))
+    apart, train = audit.across(near), audit.summary(sizes["train"])
+    left_out = ", ".join(f"{count} {name}" for name, count in sorted(card.dropped.items()))
+    page.findings |= {
+        "Rows in a class": ", ".join(f"{name} {span}" for name, span in spans.items()),
+        "Exact duplicates": "none in two splits (the preparation stops at one); left out: "
+        f"{left_out}",
+        "Near duplicates": f"{len(apart)} pairs across splits and {len(near) - len(apart)} within "
+        f"one, with a similarity of {look.near} or more among the first {ROWS['train']:,} + "
+        f"{ROWS['validation']:,} + {ROWS['test']:,} rows; the closest are listed in "
+        "near_duplicates.csv",
+        "Sizes in training": f"{train['min']:g} to {train['max']:g} {look.unit}, half of them "
+        f"{train['q1']:g} to {train['q3']:g}",
+    }
     return {
         **{f"rows/{name}": float(len(part)) for name, part in splits.items()},
         "near_duplicates/within": float(len(near) - len(apart)),
@@ -107,23 +117,6 @@ def report(look: Look, folder: Path, card: Card, page: Page) -> dict[str, float]
 def _span(counts: list[int]) -> str:
     least, most = min(counts), max(counts)
     return str(least) if least == most else f"{least} to {most}"
-
-
-def _findings(
-    card: Card, look: Look, near: list[audit.Duplicate], train: dict[str, float]
-) -> dict[str, str]:
-    left_out = ", ".join(f"{count} {name}" for name, count in sorted(card.dropped.items()))
-    apart = audit.across(near)
-    return {
-        "Exact duplicates": "none in two splits (the preparation stops at one); left out: "
-        f"{left_out}",
-        "Near duplicates": f"{len(apart)} pairs across splits and {len(near) - len(apart)} within "
-        f"one, with a similarity of {look.near} or more among the first {ROWS['train']:,} + "
-        f"{ROWS['validation']:,} + {ROWS['test']:,} rows; the closest are listed in "
-        "near_duplicates.csv",
-        "Sizes in training": f"{train['min']:g} to {train['max']:g} {look.unit}, half of them "
-        f"{train['q1']:g} to {train['q3']:g}",
-    }
 
 
 def _samples(page: Page, look: Look, train: Examples, card: Card) -> None:

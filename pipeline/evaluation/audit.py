@@ -53,7 +53,6 @@ def near_duplicates(
 
 def text_features(splits: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """Sparse unit vectors over words and word pairs, weighted down where they are common."""
-    from scipy.sparse import vstack
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     everything = [text for texts in splits.values() for text in texts]
@@ -70,10 +69,8 @@ def text_features(splits: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         table = vectoriser.set_params(max_df=1.0).fit_transform(everything)
     ends = np.cumsum([len(texts) for texts in splits.values()])
     starts = [0, *ends[:-1]]
-    return {
-        split: vstack([table[start:end]])
-        for split, start, end in zip(splits, starts, ends, strict=True)
-    }
+    places = zip(splits, starts, ends, strict=True)
+    return {split: table[start:end] for split, start, end in places}
 
 
 def dense_features(examples: NDArray[Any]) -> NDArray[np.float32]:

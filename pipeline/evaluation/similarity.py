@@ -13,9 +13,7 @@ def linear_cka(first: NDArray[Any], second: NDArray[Any]) -> float:
     1 for the same features up to rotation and one scale, 0 for unrelated ones. Representations
     that don't vary at all have no similarity: 0.
     """
-    grams = _gram(first), _gram(second)
-    norms = np.linalg.norm(grams[0]) * np.linalg.norm(grams[1])
-    return float((grams[0] * grams[1]).sum() / norms) if norms > 0 else 0.0
+    return float(cka_matrix({"": first}, {"": second})[0, 0])
 
 
 def cka_matrix(

@@ -5,6 +5,7 @@ equal files give equal bytes.
 """
 
 import base64
+import os
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.files import new_file, read_json
+from pipeline.files import digest, new_file, read_json
 from pipeline.report.numbers import Measure, headline, read_metrics, seeds
 from pipeline.task import find
 
@@ -106,7 +107,7 @@ def _model(name: str, folder: Path, sources: Sources, beside: Path) -> dict[str,
             f"Test {measure.name}": measure.value(value),
             "95% interval": measure.interval(numbers),
         }
-        if rival.baseline and rival.value is not None and rival.gain is not None:
+        if rival:
             columns["Best simple rule"] = f"{rival.baseline}: {measure.value(rival.value)}"
             columns[f"Gain{measure.points}"] = measure.difference(rival.gain)
         return {
@@ -147,7 +148,7 @@ def _figures(folder: Path, beside: Path, stage: str) -> list[dict[str, Any]]:
         figures.append(
             {
                 **entry,
-                "link": _relative(path, beside),
+                "link": Path(os.path.relpath(path, beside)).as_posix(),
                 "data": "data:image/png;base64," + base64.b64encode(content).decode("ascii"),
                 # Drawn at 160 dots to the inch, where the browser has 96.
                 "width": round(width * 0.6),
@@ -187,8 +188,6 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _md5(folder: Path) -> str:
-    from pipeline.files import digest
-
     weights = folder / "model.safetensors"
     try:
         return digest(weights)
@@ -196,12 +195,6 @@ def _md5(folder: Path) -> str:
         raise PipelineError(
             f"{weights} can't be read ({error.strerror}); run `dvc repro` to make it"
         ) from error
-
-
-def _relative(path: Path, beside: Path) -> str:
-    import os
-
-    return Path(os.path.relpath(path, beside)).as_posix()
 
 
 def _cell(text: Any) -> str:

@@ -80,15 +80,15 @@ def _are_metrics(numbers: Any) -> bool:
 
 
 class Headline(NamedTuple):
-    """The model's best competitor among the simple rules, if they were measured."""
+    """The model's best competitor among the simple rules, and the gain over it."""
 
-    baseline: str | None
-    value: float | None
-    gain: float | None
+    baseline: str
+    value: float
+    gain: float
 
 
-def headline(numbers: dict[str, float], about: About) -> Headline:
-    """The baseline whose headline is best, and the gain over it."""
+def headline(numbers: dict[str, float], about: About) -> Headline | None:
+    """The baseline whose headline is best; None where none was measured."""
     metric = about.headline
     found = {
         name.removeprefix(BASELINE).removesuffix(f"/{metric}"): value
@@ -96,7 +96,7 @@ def headline(numbers: dict[str, float], about: About) -> Headline:
         if name.startswith(BASELINE) and name.endswith(f"/{metric}")
     }
     if not found:
-        return Headline(None, None, None)
+        return None
     best = (min if metric in about.falling else max)(found, key=lambda name: found[name])
     return Headline(best, found[best], numbers[f"{BASELINE}{best}/gain"])
 

@@ -9,7 +9,7 @@ a workspace to the MLflow store. The stage never imports mlflow and never waits 
 except at its end, and there only as long as the store makes progress.
 """
 
-from pipeline.tracking.journal import root
-from pipeline.tracking.run import Run, new_id, start
+from pipeline.tracking.journal import new_id, root
+from pipeline.tracking.run import Run, start
 
 __all__ = ["Run", "new_id", "root", "start"]

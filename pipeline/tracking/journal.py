@@ -44,6 +44,11 @@ def root() -> Path:
     return Path(os.environ.get("DVC_ROOT") or Path(__file__).parents[2]).resolve()
 
 
+def new_id(stage: str) -> str:
+    """The name of a journal that no run has had: what `start(id=…)` takes."""
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{stage}-{uuid.uuid4().hex[:8]}"
+
+
 def escaped(path: Path) -> str:
     """A path as it stands in a URI: SQLAlchemy and MLflow read `%41`, `#` and `?`."""
     return quote(str(path), safe="/ ")
@@ -224,11 +229,8 @@ class Journal:
 
     def keep(self, path: Path) -> str:
         """Keep a file or folder as it is now; returns its path below `files/`."""
-        target = (
-            self.files
-            / uuid.uuid4().hex[:16]
-            / path.name.encode(errors="backslashreplace").decode()
-        )
+        name = path.name.encode(errors="backslashreplace").decode()
+        target = self.files / uuid.uuid4().hex[:16] / name
         target.parent.mkdir(parents=True)
         if path.is_dir():
             ignored = shutil.ignore_patterns("__pycache__")

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pipeline.errors import PipelineError
 from pipeline.tracking import operations as op
 from pipeline.tracking import processes
-from pipeline.tracking.journal import Journal, Log, State, Thinning, read, root, store_uri
+from pipeline.tracking.journal import Journal, Log, State, Thinning, new_id, read, root, store_uri
 from pipeline.tracking.masking import clean, masked
 from pipeline.tracking.provenance import described, dvc_md5, identity
 
@@ -90,11 +89,6 @@ def start(
         ) from error
 
 
-def new_id(stage: str) -> str:
-    """A name that no run has had: what `start(id=…)` takes."""
-    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{stage}-{uuid.uuid4().hex[:8]}"
-
-
 class Run:
     """The run of one stage execution; without a journal one that nobody records."""
 
@@ -115,12 +109,9 @@ class Run:
             return
         with journal.beginning:
             journal.folder.mkdir(exist_ok=True)
-            before = self._remember(journal)
-            self._begin = dataclasses.replace(begin, start=1 + before)
+            self._begin = dataclasses.replace(begin, start=1 + self._remember(journal))
             self._log = Log(journal.path)
-            if (
-                journal.state().sent > journal.path.stat().st_size
-            ):  # the disk lost the end in a power cut
+            if journal.state().sent > journal.path.stat().st_size:  # a power cut took the end
                 journal.save(State())
             journal.write_begin(self._begin)
             self._log.append(self._begin)
