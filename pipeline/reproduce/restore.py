@@ -67,8 +67,8 @@ def again(before: Recorded, reader: Reader, folder: Path) -> Iterator[Reproducti
         reasons = apply_changes(before, top, prefix)
         config, more = _restored(before)
         reasons += more
-        _bring_inputs(before, reader, config, tree, workspace, folder)
-        _keep_outputs_inside(before.stage, config, tree, workspace)
+        _bring_inputs(before, reader, config, tree, folder)
+        _keep_outputs_inside(before.stage, config, tree)
         name = f"{before.stage} of run {before.run_id}, commit {before.commit[:10]}"
         print(f"Running {name}{' with its changes' if before.diff else ''}", flush=True)
         uri = sqlite_uri(place / "mlflow.db")
@@ -102,12 +102,7 @@ def _restored(run: Recorded) -> tuple[dict[str, Any], list[str]]:
 
 
 def _bring_inputs(
-    run: Recorded,
-    reader: Reader,
-    config: dict[str, Any],
-    tree: Path,
-    workspace: Path,
-    folder: Path,
+    run: Recorded, reader: Reader, config: dict[str, Any], tree: Path, folder: Path
 ) -> None:
     """Let the config lead to what the run read: where it lies, from DVC, or made again."""
     for own in (".tracking", ".checkpoints", "reproduced"):  # links of that name may lead out
@@ -116,20 +111,20 @@ def _bring_inputs(
         md5 = run.tags.get(f"input.{name}.md5")
         if not md5:
             continue
-        if find(workspace / config[key] / file, md5):
+        if find(root() / config[key] / file, md5):
             print(f"{config[key]}: is as it was")
-            config[key] = _led(config[key], tree, workspace)
+            config[key] = _led(config[key], tree)
             continue
-        config[key] = _own_path(config[key], key, tree, workspace)
+        config[key] = _own_path(config[key], key, tree)
         where = Path(config[key])
-        if _pulled(tree, where, workspace) and find(tree / where / file, md5):
+        if _pulled(tree, where) and find(tree / where / file, md5):
             print(f"{where}: DVC has it")
         else:
             maker = run.tags.get(f"input.{name}.run_id", "")
-            _make(maker, where, file, md5, reader, config, tree, workspace, folder)
+            _make(maker, where, file, md5, reader, config, tree, folder)
     outputs = OUTPUTS.get(run.stage, TRAINED)
     others = {key: value for key, value in config.items() if key not in outputs}
-    config |= _others_led(others, tree, workspace)
+    config |= _others_led(others, tree)
 
 
 def _make(
@@ -140,7 +135,6 @@ def _make(
     reader: Reader,
     config: dict[str, Any],
     tree: Path,
-    workspace: Path,
     folder: Path,
 ) -> None:
     """Make an input again, by repeating the run that made it."""
@@ -159,47 +153,47 @@ def _make(
             )
         shutil.copytree(source, free(tree, where))
         if "curve" in made.config and "curve" in config:  # an evaluation draws its model's
-            config["curve"] = _own_path(config["curve"], "curve", tree, workspace)
+            config["curve"] = _own_path(config["curve"], "curve", tree)
             shutil.copyfile(made.tree / made.config["curve"], free(tree, config["curve"]))
 
 
-def _others_led(value: Any, tree: Path, workspace: Path) -> Any:
+def _others_led(value: Any, tree: Path) -> Any:
     """Also what has no recorded digest, such as a folder of images outside of git and DVC."""
     if isinstance(value, dict):
-        return {key: _others_led(one, tree, workspace) for key, one in value.items()}
+        return {key: _others_led(one, tree) for key, one in value.items()}
     if isinstance(value, list):  # the overrides of `repeat` are `key=path`
-        return [_others_led(one, tree, workspace) for one in value]
+        return [_others_led(one, tree) for one in value]
     if not isinstance(value, str) or not value:
         return value
-    if not os.path.exists(workspace / value):  # noqa: PTH110 (Path.exists raises for long texts)
+    if not os.path.exists(root() / value):  # noqa: PTH110 (Path.exists raises for long texts)
         key, equals, path = value.partition("=")
-        return f"{key}={_others_led(path, tree, workspace)}" if equals else value
+        return f"{key}={_others_led(path, tree)}" if equals else value
     has_it = inside(tree, value) and (tree / value).exists()
-    return value if has_it else _led(value, tree, workspace)
+    return value if has_it else _led(value, tree)
 
 
-def _led(value: str, tree: Path, workspace: Path) -> str:
+def _led(value: str, tree: Path) -> str:
     """A path that leads from the tree to the original, by a link if it leads nowhere else."""
-    original = workspace / value
+    original = root() / value
     if not inside(tree, value):
         return str(original)
     free(tree, value).symlink_to(original.resolve())
     return value
 
 
-def _own_path(value: str, key: str, tree: Path, workspace: Path) -> str:
+def _own_path(value: str, key: str, tree: Path) -> str:
     """The path itself where it stays in the tree, else one below `reproduced`."""
     path = Path(value)
-    if path.is_relative_to(workspace):
-        path = path.relative_to(workspace)
+    if path.is_relative_to(root()):
+        path = path.relative_to(root())
     return str(path if inside(tree, path) else Path("reproduced", key, path.name))
 
 
-def _keep_outputs_inside(stage: str, config: dict[str, Any], tree: Path, workspace: Path) -> None:
+def _keep_outputs_inside(stage: str, config: dict[str, Any], tree: Path) -> None:
     """Give outputs that would leave the tree, maybe through a link to an input, a path in it."""
     for key in OUTPUTS.get(stage, TRAINED):
         if key in config:
-            config[key] = _own_path(config[key], key, tree, workspace)
+            config[key] = _own_path(config[key], key, tree)
     if "overrides" in config:  # of the training that `repeat` starts, whose outputs it names itself
         config["overrides"] = [
             one for one in config["overrides"] if one.partition("=")[0].lstrip("+") not in TRAINED
@@ -257,13 +251,13 @@ def _python(
     )
 
 
-def _pulled(tree: Path, where: Path, workspace: Path) -> bool:
+def _pulled(tree: Path, where: Path) -> bool:
     """Whether DVC's cache has an output as the worktree's commit knows it; then it is there now."""
     if not (tree / ".dvc").is_dir():
         return False
     dvc = str(Path(sys.executable).with_name("dvc"))
     cache = subprocess.run(
-        [dvc, "cache", "dir"], cwd=workspace, capture_output=True, text=True
+        [dvc, "cache", "dir"], cwd=root(), capture_output=True, text=True
     ).stdout.strip()
     # All that DVC writes stays in the tree. The cache is a remote here: one of its own it mends.
     settings = f"""
