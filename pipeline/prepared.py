@@ -175,7 +175,7 @@ def read_card(folder: Path, task: str | None = None) -> Card:
     Raises:
         PipelineError: `dataset.json` is missing or malformed, or of another task.
     """
-    path = folder / CARD
+    path, again = folder / CARD, f"run `dvc repro -f {_stage(folder.name)}`"
     value = read_json(path, made_by=_stage(folder.name))
     try:
         at = ""
@@ -185,17 +185,11 @@ def read_card(folder: Path, task: str | None = None) -> Card:
     except ValidationError as error:
         first = error.errors()[0]
         key = at + ".".join(str(part) for part in first["loc"]) or "the file"
-        raise PipelineError(
-            f"{path}: {key}: {first['msg']}; run `dvc repro -f {_stage(folder.name)}`"
-        ) from error
+        raise PipelineError(f"{path}: {key}: {first['msg']}; {again}") from error
     except LookupError as error:
-        raise PipelineError(
-            f"{path}: task: {error}; run `dvc repro -f {_stage(folder.name)}`"
-        ) from error
+        raise PipelineError(f"{path}: task: {error}; {again}") from error
     if missing := [split for split in SPLITS if split not in card.splits]:
-        raise PipelineError(
-            f"{path}: splits.{missing[0]} is missing; run `dvc repro -f {_stage(folder.name)}`"
-        )
+        raise PipelineError(f"{path}: splits.{missing[0]} is missing; {again}")
     if task not in (None, card.task):
         raise PipelineError(f"{path}: task is {card.task}, not {task}; name another folder")
     return card

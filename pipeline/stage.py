@@ -152,16 +152,11 @@ def _execute(
         if isinstance(settings, Train):
             from pipeline.checkpoint import checkpoints
 
-            about, values = (
-                read_card(Path(settings.data)),
-                settings.model_dump(exclude={"tracking"}),
-            )
+            about = read_card(Path(settings.data))
+            values = settings.model_dump(exclude={"tracking"})
             said = {key: value for key, value in written.config.items() if key in values}
-            identity = {
-                "config": said,
-                "data": about.digest,
-                "code": _digest_of_code(about.task),
-            }
+            code = _digest_of_code(about.task)
+            identity = {"config": said, "data": about.digest, "code": code}
             if said != values:  # what the environment gave decides too, and is not kept
                 text = json.dumps(values, sort_keys=True)
                 identity["values"] = hashlib.sha256(text.encode()).hexdigest()

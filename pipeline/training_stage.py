@@ -44,13 +44,9 @@ def train(task: Task, settings: Train, context: Context) -> float:
     net = nets.build(task, getattr(settings, task.about.model), card.facts)
 
     def batches(split: SplitName, times: int, **order: Any) -> Batches:
-        size = settings.training.batch_size * times
-        where: dict[str, Any] = {
-            "batch_size": size,
-            "device": hardware.device,
-            "seed": settings.seed,
-        }
-        return task.data.load(data, split, net, **where, **order, **settings.loading)
+        order |= {"batch_size": settings.training.batch_size * times, "seed": settings.seed}
+        order |= {"device": hardware.device, **settings.loading}
+        return task.data.load(data, split, net, **order)
 
     train = batches("train", 1, shuffle=True, shard=hardware.shard)
     validation = batches("validation", 4)
