@@ -16,7 +16,6 @@ from pipeline.figures.style import (
     canvas,
     drawn,
     picture,
-    shorten,
     tiles,
     wrap,
 )
@@ -31,26 +30,6 @@ class Caption(NamedTuple):
     first: str
     second: str
     wrong: bool = True
-
-
-def mistake_captions(
-    rows: Sequence[int],
-    labels: NDArray[np.int64],
-    chances: NDArray[np.floating],
-    classes: Sequence[str],
-) -> list[Caption]:
-    """Captions of examples `rows`: row and label, then prediction and confidence."""
-    captions = []
-    for row in rows:
-        guess = int(chances[row].argmax())
-        captions.append(
-            Caption(
-                f"row {row}: {shorten(classes[labels[row]], 12)}",
-                f"read as {shorten(classes[guess], 12)}, {chances[row, guess]:.0%}",
-                guess != labels[row],
-            )
-        )
-    return captions
 
 
 @drawn

@@ -15,7 +15,7 @@ from pipeline.classification.evaluation.exploration import (
     plane,
 )
 from pipeline.classification.evaluation.metrics import probabilities
-from pipeline.classification.evaluation.study import Depths, Predictions
+from pipeline.classification.evaluation.study import Depths
 from pipeline.classification.examples import Examples, sample_rows
 from pipeline.evaluation.page import Page
 from tests.evaluation.conftest import DATA, drawn
@@ -36,7 +36,7 @@ def test_the_squares_hold_the_confusion_counts(shown, studies, task):
     study = studies[task]
     classes = study.subject.classes
     (squares,), _ = shown[task]["confusion"]
-    guesses = study.on_test.logits.argmax(axis=1)
+    guesses = study.on_test.argmax(axis=1)
     matrix = metrics.confusion(guesses, study.test.labels, len(classes))
     assert [[int(text or 0) for text in row] for row in squares["text"]] == matrix.tolist()
     for row, actual in enumerate(classes):
@@ -53,7 +53,7 @@ def test_each_point_is_a_test_example_and_each_wrong_answer_a_cross(shown, studi
     study = studies[task]
     classes = study.subject.classes
     traces, _ = shown[task]["map"]
-    chances = probabilities(study.on_test.logits)
+    chances = probabilities(study.on_test)
     assert [trace["name"] for trace in traces] == classes
     seen, crosses = [], 0
     for label, trace in enumerate(traces):
@@ -82,7 +82,7 @@ def test_each_point_is_a_test_example_and_each_wrong_answer_a_cross(shown, studi
 def test_the_marks_of_calibration_are_the_bins(shown, studies, task):
     study = studies[task]
     (_, marks), _ = shown[task]["calibration"]
-    table = metrics.reliability(probabilities(study.on_test.logits), study.test.labels)
+    table = metrics.reliability(probabilities(study.on_test), study.test.labels)
     assert marks["x"] == pytest.approx(table.confidence.tolist(), abs=1e-4)
     assert marks["y"] == pytest.approx(table.accuracy.tolist(), abs=1e-4)
     for hover, examples, accuracy in zip(
@@ -151,7 +151,7 @@ def test_of_many_examples_and_classes_some_are_drawn(studies, tmp_path):
     features = {"last": random.normal(size=(count, 8)).astype(np.float32)}
     subject = renamed(studies["image"].subject, classes)
     study = replace(studies["image"], subject=subject, test=test, name="many")
-    study.on_test, study.rows = Predictions(logits, test.labels), np.arange(count)
+    study.on_test, study.rows = logits, np.arange(count)
     study.depths = Depths(test, test, [features, features], [features, features])
     exploration(Page(tmp_path), study)
     html = (tmp_path / FILE).read_text()

@@ -48,7 +48,7 @@ def under_the_pointer(page, chart, mark):
 
 def test_three_charts_are_drawn_and_nothing_overflows(page, studies):
     study = studies["text"]
-    table = metrics.reliability(probabilities(study.on_test.logits), study.test.labels)
+    table = metrics.reliability(probabilities(study.on_test), study.test.labels)
     assert page.locator("#confusion .heatmaplayer image").count() == 1
     assert page.locator("#map .points path").count() == 80
     assert page.locator("#calibration .points path").count() == len(table.examples)

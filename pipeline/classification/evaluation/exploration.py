@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from pipeline.classification.evaluation import metrics
 from pipeline.classification.evaluation.baselines import standardise
-from pipeline.classification.evaluation.metrics import probabilities
 from pipeline.classification.evaluation.study import Study
 from pipeline.classification.evaluation.subject import Subject
 from pipeline.classification.examples import Examples, sample_rows
@@ -29,8 +28,7 @@ def exploration(page: Page, study: Study) -> None:
     Their features come from another part where one has computed them.
     """
     subject, labels, rows, seed = study.subject, study.test.labels, study.rows, study.seed
-    chances = probabilities(study.on_test.logits)
-    shown = study.test.take(rows)
+    chances, shown = study.chances, study.test.take(rows)
     if study.parts.probes or study.parts.similarity:
         features = study.depths.trained[1]
     else:
@@ -43,7 +41,7 @@ def exploration(page: Page, study: Study) -> None:
         _map(subject, shown.take(kept), features[stage][kept], chances, rows[kept], stage, seed),
         _calibration(chances, labels),
     ]
-    accuracy = float((chances.argmax(axis=1) == labels).mean())
+    accuracy = float(study.right.mean())
     _write(page, charts, name=study.name, accuracy=accuracy, examples=len(labels))
 
 

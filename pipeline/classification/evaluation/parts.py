@@ -13,7 +13,7 @@ from pipeline.classification.evaluation import baselines, depth, metrics
 from pipeline.classification.evaluation.exploration import exploration
 from pipeline.classification.evaluation.groups import groups
 from pipeline.classification.evaluation.metrics import probabilities
-from pipeline.classification.evaluation.study import Predictions, Study
+from pipeline.classification.evaluation.study import Study
 from pipeline.classification.evaluation.suspects import confident_mistakes, suspects
 from pipeline.classification.examples import sample_rows
 from pipeline.evaluation.intervals import bootstrap, share
@@ -56,14 +56,14 @@ def confusion(page: Page, study: Study) -> None:
 
 def calibration(page: Page, study: Study) -> None:
     """Reliability before and after temperature scaling, fitted on validation."""
-    test, validation = study.on_test, study.on_validation
-    heat = metrics.temperature(validation.logits, validation.labels)
-    chances = probabilities(test.logits), probabilities(test.logits, heat)
-    errors = [metrics.calibration_error(part, test.labels) for part in chances]
-    tables = [metrics.reliability(part, test.labels) for part in chances]
-    loss = metrics.log_loss(test.logits, test.labels, heat)
+    logits, labels = study.on_test, study.test.labels
+    heat = metrics.temperature(study.on_validation, study.validation.labels)
+    chances = study.chances, probabilities(logits, heat)
+    errors = [metrics.calibration_error(part, labels) for part in chances]
+    tables = [metrics.reliability(part, labels) for part in chances]
+    loss = metrics.log_loss(logits, labels, heat)
     page.numbers |= {"temperature": heat, "ece_scaled": errors[1], "loss_scaled": loss}
-    gap = float(chances[0].max(axis=1).mean() - (chances[0].argmax(axis=1) == test.labels).mean())
+    gap = float(study.chances.max(axis=1).mean() - study.right.mean())
     tendency = "more" if gap > 0 else "less"
     page.figure(
         "reliability",
@@ -203,8 +203,8 @@ def label_suspects(page: Page, study: Study) -> None:
     }
     found = [
         (split, suspect)
-        for split, (predicted, _) in splits.items()
-        for suspect in suspects(probabilities(predicted.logits), predicted.labels, most)
+        for split, (logits, examples) in splits.items()
+        for suspect in suspects(probabilities(logits), examples.labels, most)
     ]
     found.sort(key=lambda pair: (-pair[1].margin, pair[0], pair[1].row))
     rows: list[dict[str, Any]] = [
@@ -241,37 +241,39 @@ def label_suspects(page: Page, study: Study) -> None:
 def mistakes(page: Page, study: Study) -> None:
     """A sheet of the wrong answers that the model was surest of."""
     subject, most, name = study.subject, study.mistakes, study.name
-    chances = probabilities(study.on_test.logits)
-    rows = confident_mistakes(chances, study.on_test.labels, most)
-    captions = sheets.mistake_captions(
-        rows.tolist(), study.on_test.labels, chances, subject.classes
-    )
-    wrong = int((chances.argmax(axis=1) != study.on_test.labels).sum())
+    rows = confident_mistakes(study.chances, study.test.labels, most)
+    captions = [
+        sheets.Caption(
+            f"row {row}: {shorten(subject.classes[study.test.labels[row]], 12)}",
+            f"read as {shorten(subject.classes[guess], 12)}, {study.chances[row, guess]:.0%}",
+        )
+        for row, guess in zip(rows, study.guesses[rows], strict=True)
+    ]
     page.figure(
         "mistakes",
         subject.kind.sheet(
             subject, study.test.take(rows).raw, captions, f"{name}: its most confident mistakes"
         ),
         title="The most confident mistakes",
-        text=f"Wrong answers to test examples: {wrong} of {len(chances)}; shown are those with the "
-        f"most confidence, at most {most}. Ask of each: is the label wrong, is it hard for you "
-        "too, or is there a pattern to mend?",
+        text=f"Wrong answers to test examples: {(~study.right).sum()} of {len(study.right)}; shown "
+        f"are those with the most confidence, at most {most}. Ask of each: is the label wrong, is "
+        "it hard for you too, or is there a pattern to mend?",
         alt="; ".join(f"{one.first}, {one.second}" for one in captions) or "no mistakes",
     )
 
 
 def scores(page: Page, study: Study) -> None:
     """The numbers of `metrics/<model>.json`, and the tables that they can be computed from."""
-    test, classes = study.on_test, study.subject.classes
-    _write_predictions(page.folder / "predictions.parquet", test, classes)
+    labels, classes = study.test.labels, study.subject.classes
+    _write_predictions(page.folder / "predictions.parquet", study)
     # a row for each example: what DVC's template of confusion matrices counts
-    pairs = zip(test.labels, study.guesses, strict=True)
+    pairs = zip(labels, study.guesses, strict=True)
     answers = ({"actual": classes[actual], "predicted": classes[guess]} for actual, guess in pairs)
     page.table("confusion", answers, ["actual", "predicted"])
-    table = metrics.reliability(probabilities(test.logits), test.labels)
+    table = metrics.reliability(study.chances, labels)
     bins = (dict(zip(table._fields, row, strict=True)) for row in zip(*table, strict=True))
     page.table("reliability", bins, list(table._fields))
-    numbers = metrics.scores(test.logits, test.labels, classes, study.seed)
+    numbers = metrics.scores(study.on_test, labels, classes, study.seed)
     page.numbers |= numbers
     page.facts |= {
         "macro F1": f"{numbers['macro_f1']:.1%}",
@@ -294,26 +296,25 @@ def scores(page: Page, study: Study) -> None:
     )
 
 
-def _write_predictions(path: Path, predictions: Predictions, classes: list[str]) -> None:
+def _write_predictions(path: Path, study: Study) -> None:
     """Write one row per example: score, label, prediction, confidence, probabilities, in order.
 
     `score` is 1 where the model is right, else 0. `label` and `prediction` are int64 indices into
     the class names, which are in the Parquet schema's metadata under `classes`; the other columns
     are float32.
     """
-    chances = probabilities(predictions.logits).astype(np.float32)
-    table = pa.table(
-        {
-            "score": (chances.argmax(axis=1) == predictions.labels).astype(np.float32),
-            "label": predictions.labels,
-            "prediction": chances.argmax(axis=1),
-            "confidence": chances.max(axis=1),
-            "probabilities": pa.FixedSizeListArray.from_arrays(
-                pa.array(chances.ravel()), chances.shape[1]
-            ),
-        },
-        metadata={"classes": json.dumps(classes, ensure_ascii=False)},
-    )
+    chances = study.chances.astype(np.float32)
+    columns = {
+        "score": study.right.astype(np.float32),
+        "label": study.test.labels,
+        "prediction": study.guesses,
+        "confidence": chances.max(axis=1),
+        "probabilities": pa.FixedSizeListArray.from_arrays(
+            pa.array(chances.ravel()), chances.shape[1]
+        ),
+    }
+    classes = json.dumps(study.subject.classes, ensure_ascii=False)
+    table = pa.table(columns, metadata={"classes": classes})
     with new_file(path) as temporary:
         pq.write_table(table, temporary)
 

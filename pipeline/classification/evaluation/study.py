@@ -15,20 +15,13 @@ from pipeline.classification.examples import Examples, read_examples, sample_row
 from pipeline.classification.settings import Parts
 from pipeline.errors import PipelineError
 from pipeline.evaluation.features import untrained
-from pipeline.evaluation.intervals import Integers
+from pipeline.evaluation.intervals import Floats, Integers
 from pipeline.hardware import Hardware
 from pipeline.net import Net
 from pipeline.prepared import SplitName, read_card
 from pipeline.settings import Evaluate, Repeat
 
 Features = dict[str, NDArray[np.float32]]
-
-
-class Predictions(NamedTuple):
-    """Logits float32 [n, classes] and labels int64 [n], in the split's own order."""
-
-    logits: NDArray[np.float32]
-    labels: NDArray[np.int64]
 
 
 class Depths(NamedTuple):
@@ -71,19 +64,24 @@ class Study:
     control: NDArray[np.bool_] | None = None
 
     @cached_property
-    def on_validation(self) -> Predictions:
-        """The model's predictions on the validation split."""
-        return self._predict(self.validation)
+    def on_validation(self) -> NDArray[np.float32]:
+        """The model's logits on the validation split, float32 [n, classes]."""
+        return self.subject.logits(self.validation.raw)
 
     @cached_property
-    def on_test(self) -> Predictions:
-        """The model's predictions on the test split."""
-        return self._predict(self.test)
+    def on_test(self) -> NDArray[np.float32]:
+        """The model's logits on the test split, float32 [n, classes]."""
+        return self.subject.logits(self.test.raw)
+
+    @cached_property
+    def chances(self) -> Floats:
+        """The probability of each class for each test example, float64 [n, classes]."""
+        return probabilities(self.on_test)
 
     @cached_property
     def guesses(self) -> Integers:
         """The likeliest class of each test example, int64 [n]."""
-        return probabilities(self.on_test.logits).argmax(axis=1).astype(np.int64)
+        return self.chances.argmax(axis=1).astype(np.int64)
 
     @property
     def right(self) -> NDArray[np.bool_]:
@@ -105,9 +103,6 @@ class Study:
             [self.subject.features(part.raw, model=model) for part in splits] for model in networks
         )
         return Depths(*splits, trained, control)
-
-    def _predict(self, split: Examples) -> Predictions:
-        return Predictions(self.subject.logits(split.raw), split.labels)
 
 
 def open_study(

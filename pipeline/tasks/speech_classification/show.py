@@ -125,13 +125,9 @@ def spectrograms(subject: Subject, waves: list[NDArray[np.float32]]) -> list[NDA
 
 def _stretched(waves: list[NDArray[np.float32]]) -> NDArray[np.float64]:
     points = np.linspace(0, 1, SAMPLES)
-    return np.stack(
-        [np.interp(points, np.linspace(0, 1, max(len(wave), 2)), _at_least(wave)) for wave in waves]
-    )
-
-
-def _at_least(wave: NDArray[np.float32]) -> NDArray[np.float32]:
-    return wave if len(wave) > 1 else np.resize(wave, 2)
+    # one sample alone has no middle
+    longer = [wave if len(wave) > 1 else np.resize(wave, 2) for wave in waves]
+    return np.stack([np.interp(points, np.linspace(0, 1, len(one)), one) for one in longer])
 
 
 def _mean_spectra(subject: Subject, *splits: Raw) -> tuple[Any, ...]:
