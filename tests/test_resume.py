@@ -22,7 +22,7 @@ PLACES = {
     "half a checkpoint": "torch._C:PyTorchFileWriter.write_record:before:7",
     "a checkpoint without its name": "pipeline.checkpoint:digest:before:1",
     "in an epoch": "pipeline.training:Loop.step:after:20",
-    "in validation": "pipeline.training:score:before:1",
+    "in validation": "pipeline.modules:score:before:1",
     "between epochs": "pipeline.training:Loop.end_epoch:after:1",
     "with a checkpoint written": "pipeline.training:Loop.save:after:1",
     "after the last epoch": "pipeline.training:Loop.take_best_weights:before:1",
