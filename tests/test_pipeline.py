@@ -240,6 +240,7 @@ def test_a_change_of_the_users_own_data_concerns_what_prepares_it(repository):
         shutil.rmtree(repository / "raw/clips")
 
 
+@pytest.mark.slow
 def test_an_edited_preset_reruns_that_models_branch_and_no_other(repository):
     path = repository / "conf/cnn/convnet.yaml"
     before = path.read_text()
