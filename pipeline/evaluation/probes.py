@@ -65,9 +65,7 @@ def project(
     return first / max(scale, 1e-12), second / max(scale, 1e-12)
 
 
-def fit_and_predict(
-    train: Any, labels: Integers, test: Any, iterations: int = ITERATIONS
-) -> Integers:
+def fit_and_predict(train: Any, labels: Integers, test: Any) -> Integers:
     """Labels int64 [n] that an L2-regularised logistic regression gives to `test`.
 
     The iterations are the budget: ending on it before convergence is no error.
@@ -79,7 +77,7 @@ def fit_and_predict(
         return np.full(test.shape[0], labels[0])
     with one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model = LogisticRegression(max_iter=iterations).fit(train, labels)
+        model = LogisticRegression(max_iter=ITERATIONS).fit(train, labels)
     return np.asarray(model.predict(test), dtype=np.int64)
 
 

@@ -22,12 +22,8 @@ class Slice(NamedTuple):
     high: float
 
 
-def slices(
-    right: NDArray[np.bool_],
-    groups: Mapping[str, Sequence[str]],
-    smallest: int = SMALLEST,
-) -> list[Slice]:
-    """Accuracy in each group of each kind; groups of fewer than `smallest` examples are left out.
+def slices(right: NDArray[np.bool_], groups: Mapping[str, Sequence[str]]) -> list[Slice]:
+    """Accuracy in each group of each kind; groups of fewer than 20 examples are left out.
 
     `groups` maps a kind (class, length, accent, …) to the group name of each example. The order is
     that in which the names first occur.
@@ -37,7 +33,7 @@ def slices(
         members = np.asarray(names)
         for name in dict.fromkeys(names):
             part = right[members == name]
-            if len(part) >= smallest:
+            if len(part) >= SMALLEST:
                 value, interval = share(part)
                 found.append(Slice(kind, name, len(part), value, *interval))
     return found

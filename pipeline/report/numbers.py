@@ -27,9 +27,9 @@ class Measure(NamedTuple):
         """What to add to the name of a difference."""
         return " in points" if self.unit == "share" else ""
 
-    def value(self, value: float, digits: int = 1) -> str:
+    def value(self, value: float) -> str:
         """A value: a share in percent."""
-        shown = f"{100 * float(value):.{digits}f}%" if self.unit == "share" else f"{value:.4g}"
+        shown = f"{100 * float(value):.1f}%" if self.unit == "share" else f"{value:.4g}"
         return shown.replace("-", "−")
 
     def difference(self, value: float) -> str:

@@ -62,16 +62,16 @@ def log_loss(logits: NDArray[Any], labels: Integers, temperature: float = 1.0) -
     return float((normaliser - scaled[np.arange(len(labels)), labels]).mean())
 
 
-def reliability(chances: Floats, labels: Integers, bins: int = BINS) -> Reliability:
+def reliability(chances: Floats, labels: Integers) -> Reliability:
     """Confidence against accuracy in equally wide bins of the predicted class's probability."""
     confidence = chances.max(axis=1).astype(np.float64)
     right = chances.argmax(axis=1) == labels
-    edges = np.linspace(0, 1, bins + 1)
-    where = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
-    count = np.bincount(where, minlength=bins)
+    edges = np.linspace(0, 1, BINS + 1)
+    where = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, BINS - 1)
+    count = np.bincount(where, minlength=BINS)
     used = count > 0
-    sums = np.bincount(where, weights=confidence, minlength=bins)
-    hits = np.bincount(where, weights=right, minlength=bins)
+    sums = np.bincount(where, weights=confidence, minlength=BINS)
+    hits = np.bincount(where, weights=right, minlength=BINS)
     return Reliability(
         edges[:-1][used],
         edges[1:][used],
@@ -81,9 +81,9 @@ def reliability(chances: Floats, labels: Integers, bins: int = BINS) -> Reliabil
     )
 
 
-def calibration_error(chances: Floats, labels: Integers, bins: int = BINS) -> float:
+def calibration_error(chances: Floats, labels: Integers) -> float:
     """Expected calibration error (Guo et al. 2017): the gap of confidence and accuracy, 0 to 1."""
-    table = reliability(chances, labels, bins)
+    table = reliability(chances, labels)
     gaps = np.abs(table.accuracy - table.confidence)
     return float((gaps * table.examples).sum() / table.examples.sum())
 

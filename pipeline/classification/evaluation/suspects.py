@@ -22,7 +22,7 @@ class Suspect(NamedTuple):
     margin: float
 
 
-def suspects(chances: Floats, labels: Integers, most: int = 24) -> list[Suspect]:
+def suspects(chances: Floats, labels: Integers, most: int) -> list[Suspect]:
     """Examples where model and label disagree, the most certain disagreement first.
 
     Ranked by the margin between the likeliest class and the label (the normalised margin of
