@@ -105,16 +105,6 @@ class Batches:
             return self.examples // size
         return -(-self.examples // size)
 
-    def order(self, epoch: int) -> list[Tensor]:
-        """The example indices of each batch of an epoch: int64, on the CPU.
-
-        Without `shuffle` and `lengths` this is the split's own order. With `lengths`, a shuffled
-        order is sorted by length inside windows of 50 batches, which leaves almost no padding and
-        still mixes the examples (the habit of transformers' `group_by_length`).
-        """
-        rank, processes = self.shard
-        return [whole[rank::processes] for whole in self._wholes(epoch)]
-
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from batch `start` on, on the device."""
         batches = self._gather(epoch, start)
@@ -127,8 +117,13 @@ class Batches:
                 coming = worker.submit(next, batches, None)
                 yield batch
 
-    def _wholes(self, epoch: int) -> list[Tensor]:
-        """The example indices of each batch of all processes together."""
+    def order(self, epoch: int) -> list[Tensor]:
+        """The example indices of each batch of all processes together: int64, on the CPU.
+
+        Without `shuffle` and `lengths` this is the split's own order. With `lengths`, a shuffled
+        order is sorted by length inside windows of 50 batches, which leaves almost no padding and
+        still mixes the examples (the habit of transformers' `group_by_length`).
+        """
         generator = torch.Generator().manual_seed(mix(self.seed, epoch))
         size = self.batch_size * self.shard[1]
         if self.shuffle:
@@ -148,7 +143,7 @@ class Batches:
 
     def _gather(self, epoch: int, start: int) -> Iterator[Batch]:
         rank, processes = self.shard
-        for number, whole in enumerate(self._wholes(epoch)[start:], start):
+        for number, whole in enumerate(self.order(epoch)[start:], start):
             index = whole[rank::processes]
             batch = Batch(*self.collate(index), self._weight(index), self._weight(whole))
             if self.augment is not None:

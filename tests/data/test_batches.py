@@ -95,10 +95,10 @@ def test_an_error_while_gathering_ahead_reaches_the_loop():
 @given(st.integers(1, 200), st.integers(1, 16), st.integers(1, 4))
 def test_the_shards_of_a_batch_are_the_batch(n, batch, processes):
     whole = batches(n, batch * processes).order(0)
-    parts = [batches(n, batch, shard=(rank, processes)).order(0) for rank in range(processes)]
-    for number, together in enumerate(whole):
-        split = torch.cat([part[number] for part in parts])
-        assert split.sort().values.tolist() == together.tolist()
+    parts = [batches(n, batch, shard=(rank, processes)).epoch(0) for rank in range(processes)]
+    for together, *split in zip(whole, *parts, strict=True):
+        found = torch.cat([one.inputs["x"] for one in split])
+        assert found.sort().values.tolist() == together.tolist()
 
 
 def test_targets_are_what_the_task_makes_of_them_and_change_with_their_inputs():
