@@ -97,9 +97,7 @@ def no_choice(group: str, value: Any) -> str:
     return f"is {value!r}, and conf/{group} has only: {', '.join(choices(group))}"
 
 
-def origin(
-    path: list[str], stage: str, argv: list[str], chosen: dict[str, Any]
-) -> tuple[str, str]:
+def origin(path: list[str], stage: str, argv: list[str], chosen: dict[str, Any]) -> tuple[str, str]:
     """How a user would write a key, and where its value was set: the strongest source first.
 
     `chosen` has the file that was chosen of each group.

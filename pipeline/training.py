@@ -238,9 +238,7 @@ class Loop:
 
     def score(self) -> dict[str, float]:
         """The task's scores on the validation split; every process goes by the first one's."""
-        scores = modules.score(
-            self.model, self.validation, self.task, self.settings, self.hardware
-        )
+        scores = modules.score(self.model, self.validation, self.task, self.settings, self.hardware)
         if self.processes > 1:
             values = list(scores.values())
             shared = torch.tensor(values, dtype=torch.float64, device=self.hardware.device)

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import pipeline.tasks
-from pipeline import conf_files, config, net, training_stage
+from pipeline import conf_files, net, training_stage
 from pipeline.batches import Batches
 from pipeline.checkpoint import Checkpoints
 from pipeline.environment import register_tasks

@@ -62,7 +62,9 @@ class TestCode:
             (ast.unparse(node.func), node) for node in ast.walk(tree) if isinstance(node, ast.Call)
         ]
 
-    @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(conf_files.ROOT)))
+    @pytest.mark.parametrize(
+        "path", SOURCES, ids=lambda path: str(path.relative_to(conf_files.ROOT))
+    )
     def test_nothing_that_runs_what_it_reads(self, path):
         for name, call in self.calls(path):
             keywords = {one.arg: ast.unparse(one.value) for one in call.keywords}

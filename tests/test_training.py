@@ -13,7 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pipeline import interrupts, modules, training
+from pipeline import interrupts, modules
 from pipeline.batches import Batches
 from pipeline.checkpoint import Checkpoints
 from pipeline.classification import model as classifier

@@ -1,7 +1,7 @@
 """Tables of numbers as coloured squares with the numbers in them."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ def confusion_matrix(matrix: NDArray[np.int64], classes: Sequence[str], title: s
     axes.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=1)
     names = [shorten(name, 14) for name in classes if count <= MOST_CLASSES]
     long = len(names) > 3 and max(map(len, names)) > 2
-    slanted = {"rotation": 50, "ha": "right", "rotation_mode": "anchor"} if long else {}
+    slanted: Any = {"rotation": 50, "ha": "right", "rotation_mode": "anchor"} if long else {}
     axes.set_xticks(range(len(names)), names, **slanted)
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="predicted", ylabel="actual")

@@ -139,4 +139,3 @@ class Subject:
         found = capture(model, inputs, where, self.autocast())
         back = np.argsort(np.concatenate(rows), kind="stable")
         return {name: values[back] for name, values in found.items()}
-

@@ -74,9 +74,14 @@ def load(
         return {"images": batch.to(device, non_blocking=True)}, labels[place]
 
     change = affine(augment) if augment is not None and shuffle else None
-    changed = change and (lambda one, draw: one._replace(inputs=change(one.inputs, draw)))
     return Batches(
-        len(labels), device, collate, shuffle=shuffle, augment=changed, ahead=on_disk, **how
+        len(labels),
+        device,
+        collate,
+        shuffle=shuffle,
+        augment=change and (lambda one, draw: one._replace(inputs=change(one.inputs, draw))),
+        ahead=on_disk,
+        **how,
     )
 
 
