@@ -7,7 +7,7 @@ from pathlib import Path
 from bench.jobs import Job, job
 from bench.measure import Row, alternate, at_least, main, ratios, scratch, timed
 from pipeline.checkpoint import Checkpoints
-from pipeline.training import _Loop
+from pipeline.training import Loop
 
 
 def measure(quick: bool) -> list[Row]:
@@ -41,9 +41,10 @@ def measure(quick: bool) -> list[Row]:
 
 def _train(one: Job, quick: bool) -> float:
     batches, settings = one.batches[0], one.settings
-    loop = _Loop(
-        one.build().module, batches, one.task.model, settings.training, settings.optimizer,
-        one.hardware, settings.seed, Checkpoints(Path()), log=lambda *_: None, max_steps=None,
+    loop = Loop(
+        one.build().module, *one.batches, task=one.task.model, settings=settings.training,
+        optimizer=settings.optimizer, hardware=one.hardware, seed=settings.seed,
+        checkpoints=Checkpoints(Path()), log=lambda *_: None,
     )  # fmt: skip
     loop.model.train()
     epoch, steps = batches.epoch(0), 3 if quick else min(30, len(batches))

@@ -19,7 +19,7 @@ Weights = dict[str, Tensor]
 
 
 def in_precision(model: nn.Module, hardware: Hardware) -> Forward:
-    """The model's forward pass in the hardware's precision, with float32 results."""
+    """The model's forward pass in the hardware's precision; half precision comes out as float32."""
 
     def forward(*args: Any, **inputs: Any) -> Any:
         with hardware.accelerator.autocast():

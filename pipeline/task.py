@@ -204,8 +204,8 @@ class ShowModule(Protocol):
 
 
 Forward = Callable[..., Any]
-"""The network as `loss` and `score` get it: computes in the training's precision and returns
-float32."""
+"""The network as `loss` and `score` get it: computes in the training's precision, and half
+precision comes out as float32."""
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,8 @@ def train(task: Task, settings: Train, context: Context) -> float:
 
     def batches(split: SplitName, times: int, **order: Any) -> Batches:
         order |= {"batch_size": settings.training.batch_size * times, "seed": settings.seed}
-        order |= {"device": hardware.device, **settings.loading}
-        return task.data.load(data, split, net, **order)
+        # apart, so that `loading` can't take the place of what every training sets
+        return task.data.load(data, split, net, device=hardware.device, **order, **settings.loading)
 
     train = batches("train", 1, shuffle=True, shard=hardware.shard)
     validation = batches("validation", 4)

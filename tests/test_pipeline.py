@@ -215,6 +215,7 @@ SPEECH = "pipeline/tasks/speech_classification"
         (f"{SPEECH}/prepare.py", '"""', '"""Edited. ', {"prepare@audio"}),
         (f"{SPEECH}/settings.py", '"""', '"""Edited. ', set()),
         ("pipeline/training.py", '"""', '"""Edited. ', set(TRAINING.values())),
+        ("pipeline/modules.py", '"""', '"""Edited. ', set(TRAINING.values())),
     ],
 )  # fmt: skip
 def test_an_edit_concerns_exactly_what_depends_on_it(repository, file, old, new, expected):

@@ -413,7 +413,6 @@ def lock(repository: Path) -> Callable[[str], bytes]:
     return after
 
 
-@pytest.mark.slow
 class TestDVC:
     """`dvc repro` in a repository of its own, where the uninterrupted pipeline ran before."""
 
@@ -432,7 +431,14 @@ class TestDVC:
         raise AssertionError(dvc.communicate()[0])
 
     @pytest.mark.timeout(1200)
-    @pytest.mark.parametrize("stage", ["train_cnn", "train_rnn", "finetune_transformer"])
+    @pytest.mark.parametrize(
+        "stage",
+        [
+            "train_cnn",
+            pytest.param("train_rnn", marks=pytest.mark.slow),
+            pytest.param("finetune_transformer", marks=pytest.mark.slow),
+        ],
+    )
     def test_killed_and_run_again_it_leaves_the_lock_of_an_uninterrupted_run(
         self, stage, repository, lock
     ):
@@ -447,6 +453,7 @@ class TestDVC:
         assert (repository / "dvc.lock").read_bytes() == before
         assert not list(repository.glob(".checkpoints/*"))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("dies", [False, True])
     def test_a_stage_that_outlives_its_dvc_is_waited_for_and_its_work_is_taken(
         self, repository, lock, dies

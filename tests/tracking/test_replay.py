@@ -67,6 +67,18 @@ def curve(client: Any, run: Any) -> list[int]:
     return [step for step, _ in points(client, run.info.run_id, "train/loss")]
 
 
+def test_a_value_that_a_resumed_run_has_changed_is_a_tag(
+    start: Start, client: Any, settings: Tracking
+):
+    run, journal = start()
+    send(journal)
+    start(id=run.id, config={"lr": 0.2, "seed": 1})[0].end()
+    assert send(journal)
+    (found,) = runs(client, settings.experiment)
+    assert found.data.params == {"lr": "0.1", "seed": "1"}
+    assert found.data.tags["changed.lr"] == "0.1 → 0.2"
+
+
 def test_without_patience_all_is_sent_that_can_be(start: Start, client: Any, settings: Tracking):
     run, journal = start()
     for step in range(4000):
