@@ -149,7 +149,9 @@ class ModelModule(Protocol):
     """`model.py`; it may have `save` and `load` too, in place of those of `pipeline.net`.
 
     And `carried(net)`: files by the name that they get in the folder of a model which is served
-    elsewhere, such as frozen weights that `save` does not write.
+    elsewhere, such as frozen weights that `save` does not write. And `settle(module, forward,
+    batches)`: called once after the training with batches of the validation split, it sets buffers
+    that a network's answers decide, such as a threshold.
     """
 
     def build(self, settings: Any, facts: Any) -> "tuple[nn.Module, Any]":

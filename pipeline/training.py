@@ -62,6 +62,8 @@ class Progress:
 class Loop:
     """One training: `fit` trains the model in place and leaves it with its best weights.
 
+    The task's `settle`, if it has one, then sets what the validation split decides.
+
     A training whose state is in `checkpoints` continues there. The state is saved after every
     epoch, every `settings.save_minutes`, and when the process is asked to end.
 
@@ -69,7 +71,7 @@ class Loop:
         model: what the task's `loss` and `score` call; moves to the hardware's device.
         train: shuffled batches.
         validation: batches that decide which epoch is the best.
-        task: has `loss` and `score`.
+        task: has `loss` and `score`, and `settle` if it likes.
         falling: the scores that are better the lower.
         settings: the loop's settings.
         optimizer: the optimizer's settings.
@@ -154,6 +156,11 @@ class Loop:
                 self.end_epoch(scores, seconds, first_step)
                 self.save()
         self.take_best_weights()
+        if hasattr(self.task, "settle"):
+            self.model.eval()
+            with torch.inference_mode():
+                forward = modules.in_precision(self.model, self.hardware)
+                self.task.settle(self.model, forward, self.validation)
         return progress
 
     def learning_rate(self, step: int) -> float:

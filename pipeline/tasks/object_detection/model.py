@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ SPREAD = 0.54
 UNSEEN = 0.9999
 """Heat where an ignored box lies: too near a centre's 1 to be a miss, and no centre."""
 LOWEST = 0.05
-"""Score below which a peak is no answer."""
+"""Score below which a peak is no box at all, whatever the threshold is."""
 Output = dict[str, Tensor]
 
 
@@ -80,6 +80,8 @@ class Detector(nn.Module):
 def build(settings: Model, facts: Facts) -> tuple[nn.Module, None]:
     """A detector with random weights, drawn from torch's global generator.
 
+    Its buffer `threshold` is the score from which on a box is an answer: 0 until `settle`.
+
     Raises:
         PipelineError: `depth` is not of as many stages as `channels`.
     """
@@ -89,6 +91,7 @@ def build(settings: Model, facts: Facts) -> tuple[nn.Module, None]:
             f"{len(settings.channels)}; give each stage both"
         )
     module: nn.Module = Detector(settings, facts)
+    module.register_buffer("threshold", torch.zeros(()))
     return module.to(memory_format=torch.channels_last), None
 
 
@@ -106,36 +109,38 @@ def score(module: Forward, batches: Batches, settings: DetectorTraining) -> dict
     # not with a served model
     from pipeline.tasks.object_detection.evaluation.metrics import average_precision
 
-    found: list[Boxes] = []
-    truth: list[Boxes] = []
-    ignored: list[Boxes] = []
-    total = torch.zeros((), device=batches.device)
+    total, parts = torch.zeros((), device=batches.device), []
     for batch in batches.epoch(0):
         output = module(**batch.inputs)
         total += loss(partial(_given, output), batch, settings) * batch.weight
-        found += decode(output)
-        size = STRIDE * output["heat"].shape[-1]
-        for boxes, labels, (height, width) in zip(
-            *(part.cpu() for part in batch.targets), batch.inputs["sizes"].tolist(), strict=True
-        ):
-            corners = boxes / torch.tensor(scales(height, width, size) * 2)
-            for part, label in ((truth, labels), (ignored, -2 - labels)):
-                one = Boxes(corners.numpy(), label.numpy(), (label >= 0).float().numpy())
-                part.append(one.where(one.labels >= 0))
+        parts.append(_judged(output, batch))
+    found, truth, ignored = ([*chain(*part)] for part in zip(*parts, strict=True))
     whole = float(batches.weights.sum()) if batches.weights is not None else batches.examples
     precision = average_precision(found, truth, output["heat"].shape[1], ignored=ignored)
     return {"loss": total.item() / whole, "map": precision.map, "map_50": precision.map_50}
 
 
+def settle(module: nn.Module, forward: Forward, batches: Batches) -> None:
+    """Have the network keep the threshold that gives the best F1 on these batches."""
+    from pipeline.tasks.object_detection.evaluation.matches import best_threshold, match
+
+    parts = [_judged(forward(**batch.inputs), batch) for batch in batches.epoch(0)]
+    made = match(*([*chain(*part)] for part in zip(*parts, strict=True)))
+    module.get_buffer("threshold").fill_(best_threshold(made))
+
+
 def answer(output: Output, net: Net) -> list[list[dict[str, Any]]]:
     """Of each image its boxes, `{"box": [x1, y1, x2, y2], "label": "7", "score": 0.9}`.
 
-    Boxes are in pixels of the image as it was sent; the surest comes first.
+    Boxes are in pixels of the image as it was sent; the surest comes first, and none is less sure
+    than the network's threshold.
     """
+    threshold = net.module.get_buffer("threshold").item()
     return [
         [
             {"box": box, "label": net.facts.classes[label], "score": score}
             for box, label, score in zip(*(part.tolist() for part in one), strict=True)
+            if score >= threshold
         ]
         for one in decode(output)
     ]
@@ -234,6 +239,19 @@ def decode(output: Output, most: int = 50) -> list[Boxes]:
         kept = chance > LOWEST
         found.append(Boxes(inside[kept].numpy(), label[kept].numpy(), chance[kept].numpy()))
     return found
+
+
+def _judged(output: Output, batch: Batch) -> tuple[list[Boxes], list[Boxes], list[Boxes]]:
+    """Of each image the boxes found, the true ones and the ignored ones, in pixels of its own."""
+    size, true, ignored = batch.inputs["images"].shape[-1], list[Boxes](), list[Boxes]()
+    for boxes, labels, (height, width) in zip(
+        *(part.cpu() for part in batch.targets), batch.inputs["sizes"].tolist(), strict=True
+    ):
+        corners = boxes / torch.tensor(scales(height, width, size) * 2)
+        for part, label in ((true, labels), (ignored, -2 - labels)):
+            one = Boxes(corners.numpy(), label.numpy(), (label >= 0).float().numpy())
+            part.append(one.where(one.labels >= 0))
+    return decode(output), true, ignored
 
 
 def _given(output: Output, **_inputs: Tensor) -> Output:

@@ -61,7 +61,7 @@ class Study:
         hardware: what it computes on.
         curve: rows of the learning curve's table.
         sizes: see `Facts`.
-        train, validation, test: the splits.
+        train, test: the splits.
     """
 
     net: Net
@@ -70,7 +70,6 @@ class Study:
     curve: Sequence[Mapping[str, str]]
     sizes: Sequence[float]
     train: Split
-    validation: Split
     test: Split
 
     @property
@@ -103,11 +102,10 @@ class Study:
         """Of the test split."""
         return matches.match(self.found, self.test.boxes, self.test.ignored)
 
-    @cached_property
+    @property
     def threshold(self) -> float:
-        """The score with the best F1 on the validation split."""
-        images, truth, ignored = self.validation
-        return matches.best_threshold(matches.match(self.detect(images), truth, ignored))
+        """The score from which on the network's boxes are answers."""
+        return self.net.module.get_buffer("threshold").item()
 
     def detect(self, images: Sequence[Image]) -> list[Boxes]:
         """The boxes found in images."""
@@ -137,7 +135,7 @@ def study(
     Raises:
         PipelineError: the data set is missing or damaged, or has other classes than the network.
     """
-    return _open(net, settings, hardware, curve, ("train", "validation", "test"))
+    return _open(net, settings, hardware, curve, ("train", "test"))
 
 
 def repetition(first: Net, second: Net, settings: Repeat, hardware: Hardware) -> dict[str, float]:
@@ -172,9 +170,8 @@ def _open(
         )
     net.module.to(hardware.device)
     net.module.eval()
-    parts = [found[split][1] if split in found else Split([], []) for split in
-             ("train", "validation", "test")]  # fmt: skip
-    return Study(net, settings, hardware, curve, card.facts.sizes, *parts)
+    train = found["train"][1] if "train" in found else Split([], [])
+    return Study(net, settings, hardware, curve, card.facts.sizes, train, found["test"][1])
 
 
 def _numbers(study: Study) -> dict[str, float]:
@@ -211,7 +208,7 @@ def scores(page: Page, study: Study) -> None:
         "mAP at IoU 0.75": f"{numbers['map_75']:.1%}",
         "precision, recall and F1 at the threshold": f"{numbers['precision']:.1%}, "
         f"{numbers['recall']:.1%} and {numbers['f1']:.1%}; boxes count from a score of "
-        f"{threshold:.2f} on, which is best for F1 on the validation split",
+        f"{threshold:.2f} on, which was best for F1 on the validation split",
     }
     edges = ["0", *(f"{edge:g}" for edge in study.sizes), "∞"]
     page.show(
@@ -289,9 +286,9 @@ def curves(page: Page, study: Study) -> None:
         ),
         title="Precision and recall",
         text="Left: precision among the surest boxes that reach a recall, of each class, at an IoU "
-        "of 0.5. Right: what a threshold of the score gives over all classes; the dotted one has "
-        "the best F1 on the validation split.",
-        alt=f"Curves of precision by recall; the best threshold is {study.threshold:.2f}.",
+        "of 0.5. Right: what a threshold of the score gives over all classes; the dotted one, "
+        "which the model keeps, had the best F1 on the validation split.",
+        alt=f"Curves of precision by recall; the threshold is {study.threshold:.2f}.",
     )  # fmt: skip
 
 
