@@ -114,7 +114,7 @@ def load(folder: Path) -> Net:
         if hasattr(task.model, "load"):
             return Net(task, settings, facts, *task.model.load(folder))
         net = build(task, settings, facts)
-    _fill(net.module, weights, again)
+    fill(net.module, weights, again)
     net.module.eval()
     return net
 
@@ -140,7 +140,12 @@ def logits_of(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output["logits"]
 
 
-def _fill(model: nn.Module, weights: Path, again: str) -> None:
+def fill(model: nn.Module, weights: Path, again: str) -> None:
+    """Read all weights of a network from a safetensors file.
+
+    Raises:
+        PipelineError: the file is damaged or of another network; `again` says how to make it.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -1,31 +1,39 @@
-"""A detector of centres, its loss, its scores, its answers."""
+"""A detector of centres and those of torchvision; their loss, scores and answers."""
 
 import math
 from functools import partial
 from itertools import chain, pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.batches import Batch, Batches
 from pipeline.errors import PipelineError
-from pipeline.net import Net
+from pipeline.files import read_json
+from pipeline.net import DESCRIPTION, WEIGHTS, Net, fill
 from pipeline.task import Forward
 from pipeline.tasks.object_detection.boxes.read import Boxes
-from pipeline.tasks.object_detection.data import scales
-from pipeline.tasks.object_detection.settings import DetectorTraining, Facts, Model
+from pipeline.tasks.object_detection.data import GREY, scales
+from pipeline.tasks.object_detection.losses import STRIDE, focal, giou, targets
+from pipeline.tasks.object_detection.settings import (
+    ABOUT,
+    DetectorTraining,
+    Facts,
+    Model,
+    TorchVision,
+    TTFNet,
+)
+from pipeline.tasks.object_detection.weights import take
 
-STRIDE = 4
-"""Pixels from one cell of the heat map to the next."""
-SPREAD = 0.54
-"""Of a box, as wide as six deviations of its Gaussian (TTFNet's alpha)."""
-UNSEEN = 0.9999
-"""Heat where an ignored box lies: too near a centre's 1 to be a miss, and no centre."""
 LOWEST = 0.05
 """Score below which a peak is no box at all, whatever the threshold is."""
-Output = dict[str, Tensor]
+MOST = 50
+"""Boxes of an image, at most."""
+Output = dict[str, Any]
 
 
 def block(channels: int, maps: int, stride: int = 1) -> nn.Sequential:
@@ -37,7 +45,7 @@ def block(channels: int, maps: int, stride: int = 1) -> nn.Sequential:
 class Detector(nn.Module):
     """Raw pixels to a heat map for each class, and a box at each of its cells."""
 
-    def __init__(self, settings: Model, facts: Facts) -> None:
+    def __init__(self, settings: TTFNet, facts: Facts) -> None:
         super().__init__()
         self.stem = block(facts.channels, settings.stem, 2)
         stages, laterals = [], []
@@ -54,7 +62,7 @@ class Detector(nn.Module):
         self.head = nn.Conv2d(settings.neck, 4 + len(facts.classes), 1)
         nn.init.constant_(self.head.bias[4:], -math.log(99))  # type: ignore[index] # chances of 1 %
 
-    def forward(self, images: Tensor, sizes: Tensor) -> Output:
+    def forward(self, images: Tensor, sizes: Tensor, **_targets: Any) -> Output:
         """Of `images` uint8 (or float) [b, c, h, w], once `sizes` [b, 2] large.
 
         Returns:
@@ -77,27 +85,118 @@ class Detector(nn.Module):
         return {"heat": said[:, 4:], "boxes": boxes, "sizes": sizes}
 
 
-def build(settings: Model, facts: Facts) -> tuple[nn.Module, None]:
-    """A detector with random weights, drawn from torch's global generator.
+class TorchVisionDetector(nn.Module):
+    """Raw pixels to the boxes that a detector of torchvision finds, or to its loss."""
+
+    def __init__(self, settings: TorchVision, facts: Facts) -> None:
+        super().__init__()
+        from torchvision.models import detection  # 2.6 s
+
+        self.net = getattr(detection, settings.architecture)(
+            weights=None, weights_backbone=None, num_classes=1 + len(facts.classes)
+        )
+        self.net.transform.fixed_size = (settings.size, settings.size)
+        last = getattr(self.net, "roi_heads", self.net)
+        last.score_thresh, last.detections_per_img = LOWEST, MOST
+
+    def forward(
+        self, images: Tensor, sizes: Tensor, targets: tuple[Tensor, Tensor] | None = None
+    ) -> Output:
+        """Find boxes, or what they cost.
+
+        Args:
+            images: uint8 (or float) [b, c, size, size].
+            sizes: heights and widths that the images had, [b, 2].
+            targets: boxes [b, m, 4] in the network's pixels and labels [b, m], for training.
+
+        Returns:
+            `loss` while it trains, otherwise `found`: of each image corners [n, 4] in its own
+            pixels, labels [n] and scores [n], the surest first.
+        """
+        pixels = images.float() if targets is None else _without_ignored(images.float(), *targets)
+        coloured = list(pixels.expand(-1, 3, -1, -1) / 255)
+        if targets is not None:
+            # 0 is torchvision's background
+            wanted = [
+                {"boxes": boxes[labels >= 0], "labels": labels[labels >= 0] + 1}
+                for boxes, labels in zip(*targets, strict=True)
+            ]
+            return {"loss": sum(self.net(coloured, wanted).values())}
+        found = []
+        for one, (height, width) in zip(self.net(coloured), sizes.tolist(), strict=True):
+            some = one["labels"] > 0
+            scale = pixels.new_tensor(scales(height, width, images.shape[-1]) * 2)
+            whole = pixels.new_tensor([width, height] * 2)
+            corners = torch.minimum((one["boxes"][some].float() / scale).clamp_min(0), whole)
+            found.append([corners, one["labels"][some] - 1, one["scores"][some].float()])
+        return {"found": found}
+
+
+def build(settings: TTFNet | TorchVision, facts: Facts) -> tuple[nn.Module, None]:
+    """A detector with its initial weights, the random ones from torch's global generator.
 
     Its buffer `threshold` is the score from which on a box is an answer: 0 until `settle`.
 
     Raises:
-        PipelineError: `depth` is not of as many stages as `channels`.
+        PipelineError: `depth` is not of as many stages as `channels`; a file of weights can't be
+            read or is not the one that is meant.
     """
-    if len(settings.depth) != len(settings.channels):
+    module = _network(settings, facts)
+    if isinstance(settings, TorchVision) and settings.weights is not None:
+        take(module.net, settings.architecture, settings.weights)
+    return module, None
+
+
+def load(folder: Path) -> tuple[nn.Module, None]:
+    """Read what `pipeline.net.save` wrote: a network in eval mode, on the CPU.
+
+    Raises:
+        PipelineError: the weights are damaged or of another network.
+    """
+    content = read_json(folder / DESCRIPTION, ABOUT.stage)
+    settings: Any = TypeAdapter(Model).validate_python(content["settings"])
+    module = _network(settings, Facts(**content["facts"]))
+    fill(module, folder / WEIGHTS, f"run `dvc repro {ABOUT.stage}` to make it")
+    return module.eval(), None
+
+
+def _network(settings: TTFNet | TorchVision, facts: Facts) -> nn.Module:
+    if isinstance(settings, TTFNet) and len(settings.depth) != len(settings.channels):
         raise PipelineError(
             f"detector.depth has {len(settings.depth)} stages, detector.channels "
             f"{len(settings.channels)}; give each stage both"
         )
-    module: nn.Module = Detector(settings, facts)
+    network = Detector if isinstance(settings, TTFNet) else TorchVisionDetector
+    module = network(settings, facts)  # type: ignore[arg-type]
     module.register_buffer("threshold", torch.zeros(()))
-    return module.to(memory_format=torch.channels_last), None
+    return module.to(memory_format=torch.channels_last)
+
+
+def _without_ignored(images: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
+    """Images that are grey where ignored boxes lie, but for what true ones cover.
+
+    torchvision would learn that nothing is there.
+    """
+    middle = torch.arange(images.shape[-1], device=images.device) + 0.5
+    across, down = (
+        ((boxes[..., low, None] < middle) & (middle < boxes[..., low + 2, None])).float()
+        for low in (0, 1)
+    )
+    true, ignored = (
+        (down * those[..., None]).transpose(1, 2) @ across > 0
+        for those in (labels >= 0, labels < -1)
+    )
+    return torch.where((ignored & ~true)[:, None], GREY, images)
 
 
 def loss(module: Forward, batch: Batch, settings: DetectorTraining) -> Tensor:
-    """Focal loss of the heat map, and GIoU of the boxes times `box_weight`, for each box."""
-    output = module(**batch.inputs)
+    """Focal loss of the heat map, and GIoU of the boxes times `box_weight`, for each box.
+
+    Of a detector of torchvision its own.
+    """
+    output = module(**batch.inputs, targets=batch.targets)
+    if "loss" in output:
+        return output["loss"]
     corners, labels = batch.targets
     heat, boxes, weight = targets(corners, labels, output["heat"].shape)
     place = ((1 - giou(output["boxes"], boxes)) * weight).sum()
@@ -105,19 +204,22 @@ def loss(module: Forward, batch: Batch, settings: DetectorTraining) -> Tensor:
 
 
 def score(module: Forward, batches: Batches, settings: DetectorTraining) -> dict[str, float]:
-    """`loss`, and the mean average precisions `map` and `map_50`."""
+    """Mean average precisions `map` and `map_50`, and `loss` where the network tells it."""
     # not with a served model
     from pipeline.tasks.object_detection.evaluation.metrics import average_precision
 
     total, parts = torch.zeros((), device=batches.device), []
     for batch in batches.epoch(0):
         output = module(**batch.inputs)
-        total += loss(partial(_given, output), batch, settings) * batch.weight
+        if "heat" in output:
+            total += loss(partial(_given, output), batch, settings) * batch.weight
         parts.append(_judged(output, batch))
     found, truth, ignored = ([*chain(*part)] for part in zip(*parts, strict=True))
     whole = float(batches.weights.sum()) if batches.weights is not None else batches.examples
-    precision = average_precision(found, truth, output["heat"].shape[1], ignored=ignored)
-    return {"loss": total.item() / whole, "map": precision.map, "map_50": precision.map_50}
+    classes = 1 + max(max(one.labels, default=0) for one in found + truth)
+    precision = average_precision(found, truth, classes, ignored=ignored)
+    lost = {"loss": total.item() / whole} if "heat" in output else {}
+    return {**lost, "map": precision.map, "map_50": precision.map_50}
 
 
 def settle(module: nn.Module, forward: Forward, batches: Batches) -> None:
@@ -146,87 +248,20 @@ def answer(output: Output, net: Net) -> list[list[dict[str, Any]]]:
     ]
 
 
-def targets(boxes: Tensor, labels: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
-    """What the network should say of a batch.
-
-    Args:
-        boxes: [b, m, 4] in the network's pixels.
-        labels: [b, m]; -1 is no box, -2 - label one that is ignored.
-        shape: of the heat map, [b, classes, rows, columns].
-
-    Returns:
-        The heat map, one Gaussian at the centre of each box, `UNSEEN` on all of an ignored one; at
-        each cell the box to be found there, [b, 4, rows, columns]; and how much it counts there,
-        [b, rows, columns]: all the cells of a box for 1, or small ones would hardly count.
-    """
-    count, classes, rows, columns = shape
-    middle = ((boxes[..., :2] + boxes[..., 2:]) / 2 / STRIDE).floor()
-    deviation = ((boxes[..., 2:] - boxes[..., :2]) * (SPREAD / 6 / STRIDE)).clamp_min(0.3)
-    there, ignored = labels >= 0, labels < -1
-    across, down = (
-        torch.where(
-            ignored[..., None],
-            (low < (cell + 0.5) * STRIDE) & ((cell + 0.5) * STRIDE < high),
-            torch.exp(-(((cell - centre) / width) ** 2) / 2),
-        )
-        for cell, centre, width, low, high in zip(
-            (torch.arange(cells, device=boxes.device) for cells in (columns, rows)),
-            middle[..., None].unbind(2),
-            deviation[..., None].unbind(2),
-            boxes[..., None, :2].unbind(3),
-            boxes[..., None, 2:].unbind(3),
-            strict=True,
-        )
-    )
-    bells = down[..., None] * across[:, :, None] * (there + UNSEEN * ignored)[:, :, None, None]
-    bells = torch.where(bells < 0.01, 0, bells)
-    heat = bells.new_zeros(count, classes, rows, columns)
-    image = torch.arange(count, device=boxes.device)
-    for place in range(boxes.shape[1]):  # [b, m, classes, rows, columns] would not fit a cache
-        label = torch.where(ignored, -2 - labels, labels)[:, place].clamp_min(0)
-        heat[image, label] = torch.maximum(heat[image, label], bells[:, place])
-    bells = bells * there[:, :, None, None]
-    weight, which = bells.max(1)
-    image = image[:, None, None]
-    weight = weight / bells.sum((2, 3)).clamp_min(1e-6)[image, which]
-    return heat, boxes[image, which].permute(0, 3, 1, 2), weight
-
-
-def focal(logits: Tensor, heat: Tensor) -> Tensor:
-    """Focal loss with fewer negatives around a centre (Law & Deng 2018), a sum."""
-    chance, miss = logits.sigmoid(), F.softplus(logits)  # log 1 / (1 - chance)
-    hit = (miss - logits) * (1 - chance) ** 2
-    # a fourth power takes five times as long as two squares
-    miss = miss * chance**2 * ((1 - heat) ** 2) ** 2
-    return torch.where(heat == 1, hit, miss).sum()
-
-
-def giou(first: Tensor, second: Tensor) -> Tensor:
-    """Generalised IoU (Rezatofighi et al. 2019) of boxes [b, 4, …] with others, [b, …]."""
-    left, top, right, bottom = first.unbind(1)
-    x1, y1, x2, y2 = second.unbind(1)
-    across = (torch.minimum(right, x2) - torch.maximum(left, x1)).clamp_min(0)
-    down = (torch.minimum(bottom, y2) - torch.maximum(top, y1)).clamp_min(0)
-    both = across * down
-    union = (right - left) * (bottom - top) + (x2 - x1) * (y2 - y1) - both
-    hull = (torch.maximum(right, x2) - torch.minimum(left, x1)) * (
-        torch.maximum(bottom, y2) - torch.minimum(top, y1)
-    )
-    return both / union.clamp_min(1e-6) - (hull - union) / hull.clamp_min(1e-6)
-
-
-def decode(output: Output, most: int = 50) -> list[Boxes]:
-    """The boxes at the peaks of each image's heat map, in pixels of the image as it came.
+def decode(output: Output) -> list[Boxes]:
+    """The boxes of each image, in its own pixels: those found, or those at its heat map's peaks.
 
     A peak is the largest of the 3×3 cells around it, so no box has to be suppressed after. Its box
     is the mean of what these cells say, each counting as much as its largest chance.
     """
+    if "found" in output:
+        return [Boxes(*(part.cpu().numpy() for part in one)) for one in output["found"]]
     chances = output["heat"].float().sigmoid()
     sure = chances.amax(1, keepdim=True).clamp_min(1e-6)
     mean = F.avg_pool2d(output["boxes"].float() * sure, 3, 1, 1) / F.avg_pool2d(sure, 3, 1, 1)
     chances = torch.where(F.max_pool2d(chances, 3, 1, 1) == chances, chances, 0)
     count, _, rows, columns = chances.shape
-    scores, peaks = chances.flatten(1).topk(min(most, chances[0].numel()))
+    scores, peaks = chances.flatten(1).topk(min(MOST, chances[0].numel()))
     labels, cells = peaks // (rows * columns), peaks % (rows * columns)
     boxes = mean.flatten(2).transpose(1, 2)
     boxes = boxes[torch.arange(count, device=cells.device)[:, None], cells]

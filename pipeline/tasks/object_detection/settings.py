@@ -21,7 +21,7 @@ ABOUT = About(
     unit="share",
     watched=("map", "map_50", "map_75", "f1", "false_boxes"),
     falling=frozenset({"loss", "false_boxes"}),
-    packages=("pillow",),
+    packages=("pillow", "torchvision"),
 )
 
 
@@ -81,11 +81,17 @@ class Facts(Settings):
     training split's boxes each."""
 
 
-class Model(Settings):
-    """A heat map of centres with a box at each of its cells (Liu et al. 2020, "TTFNet")."""
+class Sized(Settings):
+    """What every network has."""
 
     size: Annotated[int, Field(gt=0, multiple_of=32)]
     """Pixels a side of the square that images are fitted into."""
+
+
+class TTFNet(Sized):
+    """A heat map of centres with a box at each of its cells (Liu et al. 2020, "TTFNet")."""
+
+    name: Literal["ttfnet"]
     stem: Count
     """Maps of the first convolution, at 2×2 pixels."""
     channels: Annotated[list[Count], Field(min_length=2, max_length=4)]
@@ -94,6 +100,28 @@ class Model(Settings):
     """Convolutions of each stage; on the way back each has one less, and one at least."""
     neck: Count
     """Maps on the way back to 4×4 pixels."""
+
+
+class Weights(Settings):
+    """A file of weights, as torch saves them."""
+
+    file: Annotated[str, Field(min_length=1), Input()]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Of the file; checked before use."""
+
+
+class TorchVision(Sized):
+    """A detector of torchvision for other classes."""
+
+    name: Literal["torchvision"]
+    architecture: Literal[
+        "fcos_resnet50_fpn", "ssdlite320_mobilenet_v3_large", "fasterrcnn_resnet50_fpn"
+    ]
+    weights: Weights | None
+    """What training starts from, but for the layers that say which class; null: random weights."""
+
+
+Model = Annotated[TTFNet | TorchVision, Field(discriminator="name")]
 
 
 class Augment(Settings):

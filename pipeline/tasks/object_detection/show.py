@@ -30,7 +30,7 @@ from pipeline.tasks.object_detection.evaluation.matches import Matches
 from pipeline.tasks.object_detection.evaluation.metrics import Precision, average_precision
 from pipeline.tasks.object_detection.evaluation.probes import probe_cells
 from pipeline.tasks.object_detection.model import Output, decode
-from pipeline.tasks.object_detection.settings import ABOUT, Parts
+from pipeline.tasks.object_detection.settings import ABOUT, Parts, TTFNet
 
 DRAWN = 8
 SIZES = ("small", "medium", "large")
@@ -236,7 +236,8 @@ def scores(page: Page, study: Study) -> None:
 
 
 def _learning(page: Page, study: Study) -> None:
-    learning(page, study.curve, study.name, ABOUT, "focal + GIoU")
+    unit = "focal + GIoU" if isinstance(study.net.settings, TTFNet) else "torchvision's"
+    learning(page, study.curve, study.name, ABOUT, unit)
 
 
 def answers(page: Page, study: Study) -> None:
@@ -247,7 +248,7 @@ def answers(page: Page, study: Study) -> None:
     heat = [
         one.float().sigmoid().amax(0).cpu().numpy()
         for output in study.outputs(test.images[:DRAWN])
-        for one in output["heat"]
+        for one in output.get("heat", ())
     ]
     dashes = "Dashed green is where a thing is, orange what was found, with its class and score"
     page.figure(
@@ -256,10 +257,15 @@ def answers(page: Page, study: Study) -> None:
             [test.images[i] for i in rows], [test.boxes[i] for i in rows],
             [shown[i] for i in rows], study.classes, f"{study.name}: answers", heat,
         ),
-        title="What is found, and where the network looks",
-        text=f"The first test images. {dashes}. Below each is its heat map: how sure the network "
-        "is at each cell of 4×4 pixels that a thing, of whatever class, has its centre there.",
-        alt=f"{len(rows)} images with boxes, and a heat map with a spot at each thing.",
+        title="What is found",
+        text=f"The first test images. {dashes}."
+        + (
+            " Below each is its heat map: how sure the network is at each cell of 4×4 pixels that "
+            "a thing, of whatever class, has its centre there."
+            if heat
+            else ""
+        ),
+        alt=f"{len(rows)} images with boxes around what was found.",
     )  # fmt: skip
     quality = matches.image_scores(study.matches, threshold)
     worst = np.argsort(quality, kind="stable")[: study.settings.mistakes]
@@ -353,7 +359,9 @@ def calibration(page: Page, study: Study) -> None:
 
 
 def probes(page: Page, study: Study) -> None:
-    """What a linear probe reads off a single cell."""
+    """What a linear probe reads off a single cell of a heat map's network."""
+    if not isinstance(study.net.settings, TTFNet):
+        return
     train, test = (
         Split(split.images[:most], split.boxes[:most])
         for split, most in (
