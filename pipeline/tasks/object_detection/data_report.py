@@ -9,8 +9,8 @@ from pipeline.evaluation.page import Page
 from pipeline.figures.data import HATCHES
 from pipeline.figures.style import CYCLE, LINES, canvas, shorten
 from pipeline.prepared import SPLITS, Card
+from pipeline.tasks.object_detection.boxes.pictures import boxes_sheet
 from pipeline.tasks.object_detection.boxes.read import Split, read
-from pipeline.tasks.object_detection.evaluation.figures import boxes_sheet
 
 ROWS = {"train": 4000, "validation": 1000, "test": 1000}
 """The first images of each split, in which near duplicates are sought, at most."""

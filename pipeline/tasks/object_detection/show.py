@@ -1,5 +1,6 @@
 """What evaluation measures and draws of a detector."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,11 +24,16 @@ from pipeline.images.damage import blur, noise
 from pipeline.net import Net
 from pipeline.prepared import SplitName
 from pipeline.settings import Evaluate, Repeat
+from pipeline.tasks.object_detection.boxes import pictures
 from pipeline.tasks.object_detection.boxes.read import Boxes, Image, Split, read
 from pipeline.tasks.object_detection.data import inputs
 from pipeline.tasks.object_detection.evaluation import baselines, figures, matches
 from pipeline.tasks.object_detection.evaluation.matches import Matches
-from pipeline.tasks.object_detection.evaluation.metrics import Precision, average_precision
+from pipeline.tasks.object_detection.evaluation.metrics import (
+    Precision,
+    average_precision,
+    coco_results,
+)
 from pipeline.tasks.object_detection.evaluation.probes import probe_cells
 from pipeline.tasks.object_detection.model import Output, decode
 from pipeline.tasks.object_detection.settings import ABOUT, Parts, TTFNet
@@ -233,6 +239,7 @@ def scores(page: Page, study: Study) -> None:
     count = np.bincount(made.image[kept], minlength=made.images)
     table = {"score": quality, "found": count, "true": [len(b.labels) for b in study.test.boxes]}
     pq.write_table(pa.table(table), page.folder / "predictions.parquet")
+    (page.folder / "coco.json").write_text(json.dumps(coco_results(study.found)), encoding="utf-8")
 
 
 def _learning(page: Page, study: Study) -> None:
@@ -253,7 +260,7 @@ def answers(page: Page, study: Study) -> None:
     dashes = "Dashed green is where a thing is, orange what was found, with its class and score"
     page.figure(
         "answers",
-        figures.boxes_sheet(
+        pictures.boxes_sheet(
             [test.images[i] for i in rows], [test.boxes[i] for i in rows],
             [shown[i] for i in rows], study.classes, f"{study.name}: answers", heat,
         ),
@@ -271,7 +278,7 @@ def answers(page: Page, study: Study) -> None:
     worst = np.argsort(quality, kind="stable")[: study.settings.mistakes]
     page.figure(
         "mistakes",
-        figures.boxes_sheet(
+        pictures.boxes_sheet(
             [test.images[i] for i in worst], [test.boxes[i] for i in worst],
             [shown[i] for i in worst], study.classes, f"{study.name}: its worst images",
         ),

@@ -1,10 +1,9 @@
-"""Pictures of boxes, and of how often they are right."""
+"""Pictures of how often boxes are right."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.evaluation.intervals import Floats
 from pipeline.figures.style import (
@@ -17,70 +16,14 @@ from pipeline.figures.style import (
     MUTED,
     ORANGE,
     SKY,
-    bare,
     canvas,
     drawn,
     percent,
     shorten,
 )
-from pipeline.tasks.object_detection.boxes.read import Boxes
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Image = NDArray[np.uint8]
-
-
-@drawn
-def boxes_sheet(
-    images: Sequence[Image],
-    truth: Sequence[Boxes],
-    found: Sequence[Boxes] | None,
-    classes: Sequence[str],
-    title: str,
-    heat: Sequence[Floats] | None = None,
-) -> "Figure":
-    """Images [channels, height, width] with true boxes dashed and found ones drawn through.
-
-    `heat` are shares [rows, columns], drawn below each image: how sure the network is that a thing
-    has its centre there.
-    """
-    columns, times = min(4, max(len(images), 1)), 2 if heat else 1
-    rows = -(-len(images) // columns)
-    figure = canvas(2.3 * columns, (2.3 * rows + 0.1) * times + 0.35)
-    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=10)
-    grid = figure.subplots(rows * times, columns, squeeze=False)
-    for axes in grid.ravel():
-        bare(axes)
-    for number, image in enumerate(images):
-        row, column = divmod(number, columns)
-        axes = grid[row * times, column]
-        axes.imshow(image[0] if len(image) == 1 else image.transpose(1, 2, 0), vmin=0, vmax=255)
-        _boxes(axes, truth[number], classes, GREEN, found is None)
-        if found:
-            _boxes(axes, found[number], classes, ORANGE, True)
-        if heat:
-            below = grid[row * times + 1, column]
-            below.imshow(heat[number], cmap="magma", vmin=0, vmax=1)
-    return figure
-
-
-def _boxes(axes: "Axes", boxes: Boxes, classes: Sequence[str], colour: str, surest: bool) -> None:
-    from matplotlib.patches import Rectangle
-
-    for (x1, y1, x2, y2), label, score in zip(*boxes, strict=True):
-        # the centre of the first pixel is at 0
-        place = (x1 - 0.5, y1 - 0.5)
-        line = "-" if surest else (0, (2, 1.5))
-        axes.add_patch(Rectangle(place, x2 - x1, y2 - y1, fill=False, ec=colour, lw=1.3, ls=line))
-        name = shorten(classes[label], 10)
-        text = name if score == 1 else f"{name} {score:.2f}"
-        if surest:
-            axes.text(
-                *place, text, fontsize=6, color="white", va="bottom", clip_on=True,
-                bbox={"facecolor": colour, "lw": 0, "pad": 0.6},
-            )  # fmt: skip
 
 
 @drawn

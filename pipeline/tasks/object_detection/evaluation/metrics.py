@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -86,6 +86,15 @@ def average_precision(
         recall=_mean(recall[..., 0]),
         curves=precision[0, :, :, 0].T,
     )
+
+
+def coco_results(found: Sequence[Boxes]) -> list[dict[str, Any]]:
+    """Boxes in COCO's results format; images and classes are counted from 0."""
+    return [
+        {"image_id": int(image) - 1, "category_id": int(label), "score": round(score, 5),
+         "bbox": [round(side, 2) for side in box]}
+        for image, *box, score, label in _rows(found).tolist()
+    ]  # fmt: skip
 
 
 def _rows(boxes: Sequence[Boxes]) -> Floats:
