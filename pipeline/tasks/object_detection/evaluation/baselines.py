@@ -23,9 +23,17 @@ ANGLES = 9
 SCALES = 10
 NEGATIVES = 2
 """Windows on nothing for each window on a thing."""
+FREE = 0.3
+"""IoU with a thing up to which a window is on nothing."""
+MINED = 300
+"""Images that are searched for windows that are wrongly taken for something, at most."""
+SURE = 0.3
+"""Score from which on such a window is learnt from."""
 APART = 0.35
 """IoU from which on the less sure of two boxes is left out."""
 KEPT = 50
+Window = tuple[int, NDArray[np.float64], int]
+"""Number of the image, box, class."""
 
 
 def frequent(train: Split, images: Sequence[Image], classes: int, _seed: int) -> list[Boxes]:
@@ -42,10 +50,9 @@ def frequent(train: Split, images: Sequence[Image], classes: int, _seed: int) ->
 def sliding(train: Split, images: Sequence[Image], classes: int, seed: int) -> list[Boxes]:
     """HOG windows (Dalal & Triggs 2005) at many sizes, and logistic regression on each.
 
-    One round of windows on nothing, drawn at random; what is found twice is left out by its IoU.
+    It learns twice: from windows on nothing that are drawn at random, then also from those that it
+    took for something. What is found twice is left out by its IoU.
     """
-    from sklearn.linear_model import LogisticRegression
-
     generator = np.random.default_rng(seed)
     things = [
         (number, box, int(label))
@@ -56,37 +63,60 @@ def sliding(train: Split, images: Sequence[Image], classes: int, seed: int) -> l
         return [Boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.int64),
                       np.zeros(0, np.float32))] * len(images)  # fmt: skip
     tall = np.array([box[3] - box[1] for _, box, _ in things])
-    nothing: list[tuple[int, NDArray[np.float64], int]] = []
+    taken = [
+        np.concatenate([part[number].corners for part in (train.boxes, train.ignored) if part])
+        for number in range(len(train.boxes))
+    ]
+    nothing: list[Window] = []
     sides = [np.array([image.shape[2], image.shape[1]]) for image in train.images]
     while len(nothing) < NEGATIVES * len(things):
         number = int(generator.integers(len(train.images)))
         side = float(generator.choice(tall))
         corner = generator.uniform(0, np.maximum(sides[number] - side, 1))
         box = np.array([*corner, *(corner + side)])
-        if overlaps(box[None], train.boxes[number].corners).max(initial=0) < 0.3:
+        if overlaps(box[None], taken[number]).max(initial=0) < FREE:
             nothing.append((number, box, classes))
-    every = things + nothing
-    features = np.concatenate(
-        [
-            _hog(_windows(train.images, every[start : start + 500])).flatten(1).numpy()
-            for start in range(0, len(every), 500)
-        ]
-    )
-    labels = np.array([label for *_, label in every])
-    with one_thread():
-        model = LogisticRegression(C=0.1, max_iter=100).fit(features, labels)
+    windows = things + nothing
+    features = _features(train.images, windows)
     shapes = [(box[2] - box[0]) / (box[3] - box[1]) for _, box, _ in things]
     wide = np.ones(classes)
     for label in range(classes):
         ratios = [ratio for ratio, (*_, one) in zip(shapes, things, strict=True) if one == label]
         wide[label] = np.median(ratios) if ratios else 1.0
+    low, high = np.log(np.quantile(tall, [0.01, 0.99]))
+    heights = np.exp(np.linspace(low, high, SCALES))
+    rule = _fit(features, windows, classes)
+    hard: list[Window] = []
+    for number, place in enumerate(taken[:MINED]):
+        found = _search(train.images[number], *rule, heights, wide)
+        free = overlaps(found.corners, place).max(axis=1, initial=0) < FREE
+        wrong = found.corners[free & (found.scores > SURE)].astype(np.float64)
+        hard += [(number, box, classes) for box in wrong]
+    if hard:
+        features = np.concatenate([features, _features(train.images, hard)])
+        rule = _fit(features, windows + hard, classes)
+    return [_search(image, *rule, heights, wide) for image in images]
+
+
+def _features(images: Sequence[Image], windows: Sequence[Window]) -> NDArray[np.float32]:
+    """The HOG of each window, [n, d]."""
+    parts = (windows[start : start + 500] for start in range(0, len(windows), 500))
+    return np.concatenate([_hog(_windows(images, part)).flatten(1).numpy() for part in parts])
+
+
+def _fit(
+    features: NDArray[np.float32], windows: Sequence[Window], classes: int
+) -> tuple[Tensor, Tensor]:
+    """Logistic regression as a convolution: its kernel and bias; the last class is nothing."""
+    from sklearn.linear_model import LogisticRegression
+
+    with one_thread():
+        model = LogisticRegression(C=0.1, max_iter=100).fit(features, [one[2] for one in windows])
     weights = np.zeros((classes + 1, features.shape[1]), np.float32)
     bias = np.full(classes + 1, -1e9, np.float32)
     weights[model.classes_], bias[model.classes_] = model.coef_, model.intercept_
-    low, high = np.log(np.quantile(tall, [0.01, 0.99]))
-    heights = np.exp(np.linspace(low, high, SCALES))
     kernel = torch.from_numpy(weights).view(classes + 1, ANGLES, *(WINDOW // CELL,) * 2)
-    return [_search(image, kernel, torch.from_numpy(bias), heights, wide) for image in images]
+    return kernel, torch.from_numpy(bias)
 
 
 def _search(image: Image, kernel: Tensor, bias: Tensor, heights: Floats, wide: Floats) -> Boxes:
@@ -118,9 +148,7 @@ def _search(image: Image, kernel: Tensor, bias: Tensor, heights: Floats, wide: F
     return Boxes(corner[kept].astype(np.float32), label[kept], score[kept])
 
 
-def _windows(
-    images: Sequence[Image], places: Sequence[tuple[int, NDArray[np.float64], int]]
-) -> Tensor:
+def _windows(images: Sequence[Image], places: Sequence[Window]) -> Tensor:
     """Windows [n, 1, WINDOW, WINDOW] around boxes (image, box, …), which are `TALL` pixels tall."""
     found = []
     for number, (x1, y1, x2, y2), _ in places:
