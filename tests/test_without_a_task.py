@@ -38,7 +38,8 @@ def take_out(task: Task, folder: Path) -> None:
         (folder / own).unlink()
     names = {about.data, about.model, about.stage}
     places = (
-        f"data/{about.data}", f"models/{about.model}", f"plots/{about.model}",
+        f"data/{about.data}", f"models/{about.model}", f"pipeline/tasks/{task.name}",
+        f"plots/{about.model}",
         f"plots/data/{about.data}", f"plots/{about.stage}.csv",
     )  # fmt: skip
     for file in ("dvc.yaml", "params.yaml"):

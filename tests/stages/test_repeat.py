@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline.task import tasks
-from tests.conftest import copy_of_the_repository, run
+from tests.conftest import ROOT, copy_of_the_repository, run
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +68,11 @@ def test_dvc_has_a_stage_for_each_model_and_seed_and_none_by_default(tmp_path):
     }
     graph = run(repository, "dvc", "dag", "--md", "report").stdout
     assert graph.count("repeat@") == 2 * len(tasks())
+
+
+def test_an_edit_of_what_compares_two_models_repeats():
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    deps = stages["repeat"]["deps"]
+    for task in tasks():
+        item = stages["evaluate"]["foreach"][task.about.model]
+        assert {item["measures"], f"pipeline/tasks/{task.name}/show.py"} <= set(deps), task.name
