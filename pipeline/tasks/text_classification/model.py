@@ -1,31 +1,23 @@
-"""Any encoder that transformers' `AutoModelForSequenceClassification` can load.
-
-Code that comes with weights is never run (`trust_remote_code=False`), and weights are safetensors
-or refused.
-"""
+"""Any encoder that transformers' `AutoModelForSequenceClassification` can load."""
 
 import importlib.util
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from pipeline import pretrained
 from pipeline.classification.model import answer as answer
 from pipeline.classification.model import loss as loss
 from pipeline.classification.model import score as score
 from pipeline.errors import PipelineError
-from pipeline.files import digest
+from pipeline.pretrained import TRUSTED
 from pipeline.tasks.text_classification.settings import Facts, Model
 
-TRUSTED: dict[str, Any] = {
-    "local_files_only": True,
-    "trust_remote_code": False,
-}
-HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "*token*", "vocab*"]
-HUB_FILES += ["merges.txt", "*.model", "added_tokens.json"]
+KEY = "transformer.name"
 
 
 def build(config: Model, facts: Facts) -> tuple[nn.Module, Any]:
@@ -43,7 +35,7 @@ def build(config: Model, facts: Facts) -> tuple[nn.Module, Any]:
     """
     folder, names = _locate(config), label_names(facts.classes)
     if config.pretrained:
-        _check_digest(config, folder)
+        pretrained.check_digest(folder, config.sha256, "transformer.sha256")
     with _transformers(folder) as transformers:
         settings = transformers.AutoConfig.from_pretrained(
             folder,
@@ -161,7 +153,7 @@ def load(folder: Path) -> tuple[nn.Module, Any]:
 def _locate(config: Model) -> Path:
     """The folder with the encoder's files."""
     if config.source == "hub":
-        return _download(config)
+        return pretrained.download(config.name, config.revision, KEY, "transformer=minilm")
     if config.source == "folder":
         folder = Path(config.name)
         advice = "set transformer.name to a folder that save_pretrained wrote"
@@ -175,60 +167,8 @@ def _locate(config: Model) -> Path:
             )
         folder = Path(next(iter(spec.submodule_search_locations))) / "model"
         advice = "the package holds no model; choose another"
-    if not (folder / "config.json").is_file():
-        raise PipelineError(f"transformer.name: {folder}/config.json is missing; {advice}")
-    if config.pretrained and not any(folder.glob("*.safetensors")):
-        raise PipelineError(
-            f"transformer.name: {folder} has no *.safetensors (pickled weights are never read); "
-            f"{advice}"
-        )
+    pretrained.refuse_incomplete(folder, KEY, advice, weights=config.pretrained)
     return folder
-
-
-def _download(config: Model) -> Path:
-    """The Hub's files in the local cache, fetched if they are not there yet."""
-    import httpx2
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    where = f"transformer.name: {config.name!r} (revision {config.revision or 'main'})"
-    try:
-        return Path(
-            snapshot_download(
-                config.name,
-                revision=config.revision,
-                allow_patterns=HUB_FILES,
-                ignore_patterns="*/*",  # other formats of the same weights
-            )
-        )
-    except HFValidationError as error:
-        raise PipelineError(f"{where} is no name of the Hub: {_line(error)}") from error
-    except (LocalEntryNotFoundError, httpx2.TransportError) as error:
-        raise PipelineError(
-            f"{where} is not in the local cache and the Hugging Face Hub can't be reached; "
-            "check the network (and HF_HUB_OFFLINE), or choose transformer=minilm"
-        ) from error
-    except HfHubHTTPError as error:
-        raise PipelineError(
-            f"{where} can't be had from the Hugging Face Hub: {_line(error)}"
-        ) from error
-
-
-def _check_digest(config: Model, folder: Path) -> None:
-    if config.sha256 is None:
-        return
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
-        raise PipelineError(
-            f"transformer.sha256: {weights} is missing, only that file can be checked; "
-            "set the digest to null for weights in several files"
-        )
-    found = digest(weights, "sha256")
-    if found != config.sha256:
-        raise PipelineError(
-            f"transformer.sha256: {weights} has sha256 {found}, expected {config.sha256}; "
-            "the file is damaged or not the one you chose, install it again"
-        )
 
 
 def _check_length(config: Model, settings: Any, tokenizer: Any) -> None:
@@ -257,35 +197,5 @@ def _check_encoder_is_whole(
         )
 
 
-@contextmanager
-def _transformers(folder: Path) -> Iterator[Any]:
-    """The library without its notices and bars; its errors over `folder` become one line.
-
-    Imported here: 0.6 s, and 1.5 s more with the first model.
-    """
-    import transformers
-    from safetensors import SafetensorError
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield transformers
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk, which the writer of the folder explains
-        raise PipelineError(
-            f"{folder} can't be loaded as a text classifier: {_line(error)}; "
-            "check its files or choose another transformer"
-        ) from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _line(error: Exception) -> str:
-    """The start of a message that may have many lines."""
-    words = " ".join(str(error).split()) or type(error).__name__
-    return words if len(words) <= 300 else f"{words[:299]}…"
+def _transformers(folder: Path) -> AbstractContextManager[Any]:
+    return pretrained.opened(folder, "text classifier", "transformer")
