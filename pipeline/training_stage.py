@@ -100,6 +100,7 @@ def carried(net: nets.Net, folder: Path, place: Path) -> Path:
         return folder
     copy = shutil.copytree(folder, place / "served" / folder.name)
     for name, file in files.items():
+        (copy / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(file, copy / name)
     return copy
 

@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
 from pipeline.texts import bpe
+from pipeline.texts.chats import Frame
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?",
             10: "Q", 11: "q", 12: "d"}  # fmt: skip
 _TEXT, _LIST = 8, 9
 _ALIGNMENT = 32
+_CONTROL = 3
+"""The kind of tokens that are no text."""
 _BLOCK = 32
 """Weights that share a scale."""
 
@@ -47,11 +50,13 @@ class Base(NamedTuple):
         config: keyword arguments of `transformers.LlamaConfig`.
         weights: named as `transformers.LlamaForCausalLM` names them.
         tokenizer: a `tokenizers.Tokenizer`; what a special token is called is text inside a text.
+        frame: what it expects around them.
     """
 
     config: dict[str, Any]
     weights: dict[str, Floats]
     tokenizer: Any
+    frame: Frame
 
 
 def read(path: Path, sha256: str) -> Base:
@@ -115,7 +120,7 @@ def _parsed(content: bytes) -> Base:
         "rope_parameters": {"rope_type": "default", "rope_theta": about["rope.freq_base"]},
         "tie_word_embeddings": "lm_head.weight" not in weights,
     }
-    return Base(config, weights, _tokenizer(fields))
+    return Base(config, weights, _tokenizer(fields), _frame(fields))
 
 
 def _tokenizer(fields: dict[str, Any]) -> Any:
@@ -127,6 +132,18 @@ def _tokenizer(fields: dict[str, Any]) -> Any:
         raise ValueError(f"its first token is {tokens[0]}, not {bpe.END}")
     merges = [tuple(pair.split(" ")) for pair in fields["tokenizer.ggml.merges"]]
     return bpe.encoder({token: n for n, token in enumerate(tokens)}, merges, digits=True)
+
+
+def _frame(fields: dict[str, Any]) -> Frame:
+    tokens, kinds = fields["tokenizer.ggml.tokens"], fields.get("tokenizer.ggml.token_type", [])
+    end = fields.get("tokenizer.ggml.eos_token_id", 0)
+    return Frame(
+        start=0,
+        ends=(0, end) if end else (0,),
+        template=fields.get("tokenizer.chat_template"),
+        names={"bos_token": tokens[0], "eos_token": tokens[end]},
+        special=tuple(one for one, kind in zip(tokens, kinds, strict=False) if kind == _CONTROL),
+    )
 
 
 def _header(content: bytes) -> tuple[dict[str, Any], dict[str, Any], int]:

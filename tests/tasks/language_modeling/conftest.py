@@ -89,6 +89,58 @@ def scratch(**changes: Any) -> Any:
     return preset("language_model", "scratch", **{**values, **changes})
 
 
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
+    "| trim + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SPECIAL = ["<|im_start|>", "<|im_end|>"]
+
+
+@pytest.fixture(scope="session", params=["llama", "gpt2"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: Any, facts: Facts) -> Path:
+    """A small network with random weights and a chat template, as transformers writes it."""
+    return written(tmp_path_factory.mktemp(request.param) / "net", request.param, facts)
+
+
+def written(folder: Path, kind: str, facts: Facts) -> Path:
+    import transformers
+
+    reader = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=bpe.tokenizer(facts.merges),
+        bos_token=bpe.END,
+        eos_token="<|im_end|>",
+        additional_special_tokens=SPECIAL,
+    )
+    reader.chat_template = TEMPLATE
+    reader.save_pretrained(folder)
+    torch.manual_seed(0)
+    same = {"vocab_size": len(reader), "bos_token_id": 0, "eos_token_id": reader.eos_token_id}
+    if kind == "gpt2":
+        config = transformers.GPT2Config(**same, n_positions=64, n_embd=48, n_layer=2, n_head=4)
+        made: Any = transformers.GPT2LMHeadModel(config)
+    else:
+        config = transformers.LlamaConfig(
+            **same, hidden_size=48, intermediate_size=80, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+        )  # fmt: skip
+        made = transformers.LlamaForCausalLM(config)
+    for weight in made.parameters():  # else it says nearly the same of everything
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.2)
+    made.save_pretrained(folder)
+    return folder
+
+
+def pretrained(folder: Path, **changes: Any) -> Any:
+    """Settings of a network of that folder."""
+    values = {
+        "model": str(folder), "block": 16, "context": 16, "rank": 2, "alpha": 4,
+        "writing": {"tokens": 6, "temperature": 0.8, "seed": 0},
+    }  # fmt: skip
+    return preset("language_model", "folder", **{**values, **changes})
+
+
 @pytest.fixture(params=["scratch", "adapted"])
 def net(request: pytest.FixtureRequest, base: Path, facts: Facts) -> nets.Net:
     """One of each kind, with adapters that do something."""

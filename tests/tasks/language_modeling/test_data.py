@@ -5,6 +5,8 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline import net as nets
 from pipeline import prepared
-from pipeline.tasks.language_modeling.data import documents, encode, load
+from pipeline.tasks.language_modeling.data import documents, encode, load, raw
 from pipeline.tasks.language_modeling.prepare import prepare
 from pipeline.texts import bpe
 from tests.data.sources import complaint, source
@@ -81,17 +83,80 @@ class TestFolder:
         assert found == {"A file\nof two lines.", "Ünother", *(f"Line {n}" for n in range(5))}
         prepared.write(tmp_path / "language", TASK.name, made, 0)
 
+    def test_gives_rows_of_tables_beside_other_files(self, tmp_path):
+        rows = [
+            {"text": None, "prompt": f"Question {n}?", "answer": f"Answer {n}. "} for n in (1, 2)
+        ]
+        pq.write_table(pa.Table.from_pylist([{"text": "Text", "more": 1}]), tmp_path / "a.parquet")
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "b.parquet")
+        said = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Hi"},
+                {"role": "assistant", "content": "Hello"}]  # fmt: skip
+        lines = [
+            json.dumps({"prompt": "A line?", "answer": "Yes."}),
+            json.dumps({"messages": said}),
+        ]
+        files = {"c.jsonl": "\n".join(lines), "d.txt": "A file.", "e.txt": "Ünother."}
+        made = self.made(write(tmp_path, files))
+        prepared.write(tmp_path / "out/language", TASK.name, made, 0)
+        found = {}
+        for split in prepared.SPLITS:
+            _, table = prepared.read_split(tmp_path / "out/language", split, TASK.name)
+            found |= dict(zip(table["text"].to_pylist(), raw(table), strict=True))
+
+        def pair(prompt, answer):
+            return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+
+        assert found == {
+            "Text": "Text",
+            "A file.": "A file.",
+            "Ünother.": "Ünother.",
+            "Question 1?\nAnswer 1.": pair("Question 1?", "Answer 1."),
+            "Question 2?\nAnswer 2.": pair("Question 2?", "Answer 2."),
+            "A line?\nYes.": pair("A line?", "Yes."),
+            "Be short.\nHi\nHello": said,
+        }
+
+    def test_all_faults_are_told_at_once(self, tmp_path):
+        lines = ['{"prompt": "x"}', '{"prompt": "x", "answer": "y"}', '{"messages": []}',
+                 '{"messages": [{"role": "tool", "content": "x"}]}',
+                 '{"messages": [{"role": "user", "content": " "}]}',
+                 '{"messages": [{"role": "user", "content": "x"}]}']  # fmt: skip
+        table = pa.Table.from_pylist([{"text": "good"}, {"text": None}])
+        pq.write_table(table, tmp_path / "b.parquet")
+        pq.write_table(pa.Table.from_pylist([{"word": "x"}]), tmp_path / "c.parquet")
+        (tmp_path / "d.parquet").write_bytes(b"PAR1 and no more")
+        said = complaint(lambda: self.made(write(tmp_path, {"a.jsonl": "\n".join(lines)})))
+        for part in (
+            "has 8 faults: ",
+            "a.jsonl, line 1: has no `answer` with words; ",
+            "a.jsonl, line 3: `messages` is no list of messages; ",
+            "a.jsonl, line 4: message 1 has the role 'tool', not system, user, assistant; ",
+            "a.jsonl, line 5: message 1 has no `content` with words; ",
+            "a.jsonl, line 6: `messages` has no answer of the assistant",
+            "b.parquet, row 2: is no object with a `text`, with `messages`, or",
+            "c.parquet has none of the columns text, messages, prompt, answer; ",
+            "d.parquet can't be read (",
+        ):
+            assert part in said, said
+        assert said.endswith("; mend them all")
+
+    def test_many_faults_are_one_line(self, tmp_path):
+        said = complaint(lambda: self.made(write(tmp_path, {"a.jsonl": "[]\n" * 3000})))
+        assert "has 3,000 faults" in said
+        assert said.endswith("; and 2,980 more; mend them all")
+        assert len(said) < 4000
+
     @pytest.mark.parametrize(
         ("files", "said"),
         [
             ({"a.txt": b"good\nbad \xff"}, "a.txt, line 2: is not UTF-8"),
-            ({"a.txt": " \n"}, "a.txt, line 1: the file has no text"),
+            ({"a.txt": " \n"}, "a.txt, line 1: has no `text` with words"),
             ({"a.jsonl": '{"text": "x"}\n{"text": '}, "a.jsonl, line 2: is no JSON"),
             ({"a.jsonl": '{"text": "x"}\n\n{"word": 1}'}, "a.jsonl, line 3: is no object with"),
             ({"a.jsonl": '["x"]'}, "a.jsonl, line 1: is no object with"),
-            ({"a.jsonl": '{"text": " "}'}, "a.jsonl, line 1: is no object with"),
+            ({"a.jsonl": '{"text": " "}'}, "a.jsonl, line 1: has no `text` with words"),
             ({"a.jsonl": '{"text": "\\ud800"}'}, "a.jsonl, line 1: `text` has half a character"),
-            ({"b/a.pdf": "x"}, "b/a.pdf is no .txt and no .jsonl file"),
+            ({"b/a.pdf": "x"}, "b/a.pdf is no .txt, .jsonl or .parquet file"),
             ({"a.txt": "one"}, "has 1 documents; each split needs one"),
             ({}, "has 0 documents; each split needs one"),
         ],

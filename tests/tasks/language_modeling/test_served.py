@@ -26,9 +26,14 @@ def test_a_language_model_goes_on_with_texts_where_its_base_is_not(
     log(settings, net, "A film", tmp_path)
     file.unlink()
     model = logged(client, settings.experiment)
-    answers = fresh(workspace, model.model_id, [], "['A film', 'The end of it was ' * 30]")
-    assert [set(answer) for answer in answers] == [{"text"}] * 3
-    assert answers[0] == answers[2]
+    answers = fresh(
+        workspace,
+        model.model_id,
+        [],
+        "['A film', 'The end of it was ' * 30, {'prompt': 'A film?'}]",
+    )
+    assert [set(answer) for answer in answers] == [{"text"}] * 4
+    assert answers[0] == answers[3]
     with torch.inference_mode():
         here = TASK.model.answer(net.module(**TASK.data.encode(["A film"], net)), net)
     assert answers[0] == here[0]

@@ -1,0 +1,1 @@
+"""The decoder, its adapters, and its folder as transformers writes it."""

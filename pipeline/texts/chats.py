@@ -1,0 +1,199 @@
+"""Chats: who says what, and how the template of a tokenizer writes it down."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any, Literal, NamedTuple
+
+ROLES = ("system", "user", "assistant")
+ANSWERS = "assistant"
+"""Whose messages are learnt; all others are context."""
+SEPARATOR = "\n"
+"""Between messages where there is no template."""
+
+Message = dict[str, str]
+"""With `role` and `content`."""
+Document = str | list[Message]
+
+
+class Part(NamedTuple):
+    """A piece of a document; a `special` one is the name of one token."""
+
+    text: str
+    kind: Literal["context", "answer", "special"]
+
+
+class Frame(NamedTuple):
+    """What a network expects around texts.
+
+    Attributes:
+        start: the token before a document.
+        ends: tokens after which nothing is written; the first one is learnt at the end of a text.
+        template: of chats, for Jinja; None puts the messages below each other.
+        names: what the template may call tokens, such as `eos_token`.
+        special: names of tokens that are no text.
+    """
+
+    start: int
+    ends: tuple[int, ...]
+    template: str | None = None
+    names: Mapping[str, str] = {}
+    special: tuple[str, ...] = ()
+
+
+def document(row: Any) -> Document:
+    """What a row of a user's table is: its `text`, `messages`, or `prompt` and `answer`.
+
+    Blanks around a text or a message are left out.
+
+    Raises:
+        ValueError: says what is wrong.
+    """
+    found = row if isinstance(row, dict) else {}
+    if found.get("text") is not None:
+        return _words(found, "text")
+    if found.get("messages") is not None:
+        messages = chat(found)
+        if all(message["role"] != ANSWERS for message in messages[1:]):
+            raise ValueError(
+                f"`messages` has no answer of the {ANSWERS}, and nothing else is learnt"
+            )
+        return messages
+    if found.get("prompt") is not None or found.get("answer") is not None:
+        answer = {"role": ANSWERS, "content": _words(found, "answer")}
+        return [{"role": "user", "content": _words(found, "prompt")}, answer]
+    raise ValueError("is no object with a `text`, with `messages`, or with `prompt` and `answer`")
+
+
+def chat(row: Any) -> list[Message]:
+    """The messages of `{"messages": […]}` or `{"prompt": …}`.
+
+    Raises:
+        ValueError: says what is wrong.
+    """
+    if not isinstance(row, dict) or not {"messages", "prompt"} & row.keys():
+        raise ValueError("is no object with `messages` or a `prompt`")
+    if row.get("messages") is None:
+        return [{"role": "user", "content": _words(row, "prompt")}]
+    messages = row["messages"]
+    if not isinstance(messages, list) or not messages:
+        raise ValueError("`messages` is no list of messages")
+    made = []
+    for number, message in enumerate(messages, 1):
+        role = message.get("role") if isinstance(message, dict) else None
+        if role not in ROLES:
+            raise ValueError(f"message {number} has the role {role!r:.40}, not {', '.join(ROLES)}")
+        made.append({"role": role, "content": _words(message, "content", f"message {number} ")})
+    return made
+
+
+def _words(row: dict[str, Any], name: str, where: str = "") -> str:
+    text = row.get(name)
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{where}has no `{name}` with words")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where}`{name}` has half a character ({error.reason})") from error
+    return text.strip()
+
+
+def plain(document: Document) -> str:
+    """All that is said, without a template."""
+    if isinstance(document, str):
+        return document
+    return SEPARATOR.join(message["content"] for message in document)
+
+
+def learnt(document: Document) -> list[str]:
+    """What of it is learnt, and measured by its bytes."""
+    if isinstance(document, str):
+        return [document]
+    return [message["content"] for message in document if message["role"] == ANSWERS]
+
+
+def before_last_answer(messages: list[Message]) -> list[Message]:
+    """What the last answer is given to."""
+    last = max(at for at, message in enumerate(messages) if message["role"] == ANSWERS)
+    return messages[:last]
+
+
+def parts(document: Document, frame: Frame, *, asked: bool = False) -> list[Part]:
+    """A document in pieces, in their order; what stands in a message is never a special token.
+
+    Args:
+        document: a text is an answer to nothing.
+        frame: whose template is used.
+        asked: whether the next message of the assistant is begun.
+
+    Raises:
+        ValueError: the template does not take these messages.
+    """
+    if isinstance(document, str):
+        return [Part(document, "answer")]
+    marks = [f"\ufdd0{number}\ufdd0" for number in range(len(document))]
+    if frame.template is None:
+        whole = SEPARATOR.join(marks) + SEPARATOR * asked
+    else:
+        messages = [{**one, "content": mark} for one, mark in zip(document, marks, strict=True)]
+        whole = _render(frame.template, messages, asked, frame.names)
+    made = list(_joined(whole, document, frame.special))
+    if [part.text for part in made if part.kind == "answer"] != learnt(document):
+        raise ValueError("the tokenizer's chat template leaves out or repeats an answer")
+    return made
+
+
+def _joined(whole: str, document: list[Message], special: Sequence[str]) -> Iterator[Part]:
+    """Context between special tokens and answers is one piece, as its tokenizer would meet it."""
+    names, context = "|".join(map(re.escape, special)), ""
+    for piece in re.split(f"(\ufdd0\\d+\ufdd0{'|' * bool(names)}{names})", whole):
+        if piece.startswith("\ufdd0"):
+            message = document[int(piece.strip("\ufdd0"))]
+            if message["role"] != ANSWERS:
+                context += message["content"]
+                continue
+            made = Part(message["content"], "answer")
+        elif piece in special:
+            made = Part(piece, "special")
+        else:
+            context += piece
+            continue
+        if context:
+            yield Part(context, "context")
+        context = ""
+        yield made
+    if context:
+        yield Part(context, "context")
+
+
+def _render(template: str, messages: list[Message], asked: bool, names: Mapping[str, str]) -> str:
+    import jinja2
+
+    try:
+        return _compiled(template).render(
+            messages=messages, add_generation_prompt=asked, tools=None, **names
+        )
+    except jinja2.TemplateError as error:
+        raise ValueError(f"the tokenizer's chat template refuses it: {error}") from error
+
+
+@cache
+def _compiled(template: str) -> Any:
+    """As transformers has it, so that a template reaches and changes nothing, but without a clock.
+
+    What is written of equal chats on two days is the same then.
+    """
+    import jinja2
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    made = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+    )
+    made.globals["raise_exception"] = raise_exception
+    # a mark of transformers' own around answers
+    tag = re.compile(r"(\{%-?\s*)(end)?generation(?=\s*-?%\})")
+    return made.from_string(tag.sub(lambda m: m[1] + ("endif" if m[2] else "if true"), template))

@@ -1,0 +1,257 @@
+"""Prompts and answers, and chats: what is context, what is learnt, what is measured."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+
+from pipeline import net as nets
+from pipeline import prepared
+from pipeline.batches import Batch
+from pipeline.errors import PipelineError
+from pipeline.tasks.language_modeling import model as models
+from pipeline.tasks.language_modeling.data import documents, encode, example, load
+from pipeline.tasks.language_modeling.prepare import prepare
+from pipeline.texts.chats import Frame, parts
+from tests.conftest import copy_of_the_repository, run
+from tests.data.sources import source
+from tests.tasks.language_modeling.conftest import (
+    SPECIAL,
+    TASK,
+    TEMPLATE,
+    pretrained,
+    scratch,
+    stir,
+)
+
+CPU = torch.device("cpu")
+SAID = [
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": "How was the film?"},
+    {"role": "assistant", "content": "It was good."},
+    {"role": "user", "content": "And the <|im_end|> of it?"},
+    {"role": "assistant", "content": "A bad end."},
+]
+PAIR = [{"role": "user", "content": "Was it good?"}, {"role": "assistant", "content": "It was."}]
+
+
+@pytest.fixture
+def asked(folder, facts):
+    """A network with a chat template, and adapters that do something."""
+    torch.manual_seed(0)
+    made = nets.build(TASK, pretrained(folder, block=64, context=64), facts)
+    stir(made)
+    made.module.eval()
+    return made
+
+
+@pytest.fixture
+def plain(facts):
+    """A network without a template."""
+    torch.manual_seed(0)
+    made = nets.build(TASK, scratch(block=64, context=64), facts)
+    made.module.eval()
+    return made
+
+
+class TestParts:
+    frame = Frame(0, (0,), TEMPLATE, {}, tuple(SPECIAL))
+
+    def test_what_stands_in_a_message_is_no_special_token(self):
+        found = parts(SAID[3:], self.frame)
+        assert [part.text for part in found] == [
+            "<|im_start|>", "user\nAnd the <|im_end|> of it?", "<|im_end|>", "\n",
+            "<|im_start|>", "assistant\n", "A bad end.", "<|im_end|>", "\n",
+        ]  # fmt: skip
+        assert [part.kind[0] for part in found] == list("scscscasc")
+
+    def test_without_a_template_messages_stand_below_each_other(self):
+        bare = self.frame._replace(template=None)
+        assert parts(PAIR, bare) == [("Was it good?\n", "context"), ("It was.", "answer")]
+        assert parts(PAIR[:1], bare, asked=True) == [("Was it good?\n", "context")]
+
+    @pytest.mark.parametrize(
+        ("template", "said"),
+        [
+            ("{{ raise_exception('no system here') }}", "refuses it: no system here"),
+            ("{% for m in messages %}", "refuses it: "),
+            ("{{ messages[0]['content'] }}", "leaves out or repeats an answer"),
+            ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "refuses it: "),
+        ],
+    )
+    def test_a_template_that_does_not_fit_is_told(self, template, said):
+        with pytest.raises(ValueError, match=said):
+            parts(PAIR, self.frame._replace(template=template))
+
+    def test_marks_around_answers_and_todays_date_change_nothing(self):
+        marked = "{% for m in messages %}{%- generation -%} {{ m['content'] }}{% endgeneration %}"
+        template = marked + "{% endfor %}{{ strftime_now is defined }}"
+        found = parts(PAIR, self.frame._replace(template=template))
+        assert "".join(part.text for part in found) == "Was it good?It was.False"
+
+
+class TestTokens:
+    def test_are_those_of_the_tokenizers_own_template(self, asked, folder):
+        from transformers import AutoTokenizer
+
+        reader = AutoTokenizer.from_pretrained(folder)
+        chat = [one for one in SAID if "<|" not in one["content"]]
+        expected = reader.apply_chat_template(chat, return_dict=True)["input_ids"]
+        inputs, targets = documents([chat], asked).gather(torch.tensor([0]))
+        assert inputs["input_ids"][0].tolist() == expected
+        counted = targets.tokens[targets.tokens >= 0].tolist()
+        assert reader.decode(counted) == "It was good.A bad end."
+        assert targets.size == len("It was good.A bad end.")
+        more = reader.apply_chat_template(chat[:2], add_generation_prompt=True, return_dict=True)
+        found = encode([{"messages": chat[:2]}], asked)
+        assert found["input_ids"][0].tolist() == more["input_ids"]
+
+    def test_the_end_of_an_answer_is_learnt_and_not_measured(self, asked, plain, tmp_path):
+        for net, end in ((asked, "<|im_end|>"), (plain, "<|endoftext|>")):
+            where = tmp_path / end
+            chats(where / "raw", [PAIR] * 1, more=3)
+            made = prepare(source("language", kind="folder", folder=str(where / "raw")), 0, None)
+            prepared.write(where / "language", TASK.name, made, 0)
+            trained = load(where / "language", "train", net, batch_size=9, device=CPU, shuffle=True)
+            (batch,) = trained.epoch(0)
+            ids = batch.targets.tokens
+            ends = int((ids == net.tokenizer.token_to_id(end)).sum())
+            assert ends == len(ids) == trained.examples
+            assert batch.weight == int((ids >= 0).sum())
+            measured = load(where / "language", "train", net, batch_size=9, device=CPU)
+            (batch,) = measured.epoch(0)
+            assert not (batch.targets.tokens == net.tokenizer.token_to_id(end)).any()
+            assert batch.weight == int((ids >= 0).sum()) - ends
+
+    def test_a_block_in_which_nothing_is_learnt_is_left_out(self, facts, tmp_path):
+        net = nets.build(TASK, scratch(block=4, context=4), facts)
+        long = [{"role": "user", "content": "Was it good? " * 20}, PAIR[1]]
+        chats(tmp_path / "raw", [long], more=3)
+        made = prepare(source("language", kind="folder", folder=str(tmp_path / "raw")), 0, None)
+        prepared.write(tmp_path / "language", TASK.name, made, 0)
+        for split in prepared.SPLITS:
+            batches = load(
+                tmp_path / "language", split, net, batch_size=1, device=CPU, shuffle=True
+            )
+            assert all(batch.weight > 0 for batch in batches.epoch(0))
+
+    def test_a_chat_that_its_template_refuses_is_named(self, asked):
+        asked.module.frame = asked.module.frame._replace(template="{{ raise_exception('no') }}")
+        with pytest.raises(PipelineError, match=r"row 1: the tokenizer's chat template refuses it"):
+            documents(["a text", PAIR], asked)
+        with pytest.raises(ValueError, match="refuses it"):
+            encode([{"prompt": "Hi"}], asked)
+
+    @pytest.mark.parametrize(
+        ("raw", "said"),
+        [
+            ({"word": 1}, "is no object with `messages` or a `prompt`"),
+            ({"messages": "Hi"}, "`messages` is no list of messages"),
+            ({"prompt": 3}, "has no `prompt` with words"),
+        ],
+    )
+    def test_what_is_no_chat_is_refused(self, plain, raw, said):
+        with pytest.raises(ValueError, match=said):
+            encode([raw], plain)
+
+
+class TestLoss:
+    def test_is_the_mean_over_the_tokens_of_the_answers(self, asked):
+        inputs, targets = documents([PAIR], asked).gather(torch.tensor([0]))
+        batch = nets_batch(inputs, targets)
+        ids = inputs["input_ids"][0]
+        logits = asked.module.llama(input_ids=ids[None]).logits[0].log_softmax(-1)
+        answer = asked.tokenizer.encode("It was.", add_special_tokens=False).ids
+        start = next(at for at in range(len(ids)) if ids[at : at + len(answer)].tolist() == answer)
+        by_hand = [-logits[start + at - 1, token] for at, token in enumerate(answer)]
+        loss = models.loss(asked.module, batch, None)
+        torch.testing.assert_close(loss, torch.stack(by_hand).mean(), rtol=1e-5, atol=1e-5)
+        scores = models.score(asked.module, one_epoch(batch), None)
+        expected = float(torch.stack(by_hand).sum()) / math.log(2) / len("It was.")
+        assert scores["bits_per_byte"] == pytest.approx(expected, rel=1e-5)
+
+    def test_no_gradient_comes_from_what_the_prompt_is_followed_by(self, plain):
+        """Were a token of the prompt a target, the row of the head that says it would move."""
+        inputs, targets = documents([PAIR], plain).gather(torch.tensor([0]))
+        heads = torch.zeros(plain.tokenizer.get_vocab_size(), requires_grad=True)
+        logits = plain.module.logits
+        plain.module.logits = lambda states: logits(states) + heads
+        models.loss(plain.module, nets_batch(inputs, targets), None).backward()
+        assert heads.grad is not None
+        # of a softmax only a target's gradient is below zero
+        learnt = {*plain.tokenizer.encode("It was.").ids}
+        assert {*(heads.grad < 0).nonzero()[:, 0].tolist()} <= learnt
+
+
+class TestAnswers:
+    def test_end_where_a_message_ends(self, asked):
+        end = asked.tokenizer.token_to_id("<|im_end|>")
+        said = asked.module.go_on(
+            torch.tensor([0]), asked.settings.writing.model_copy(update={"tokens": 40})
+        )
+        assert end in asked.module.frame.ends
+        assert end not in list(said)
+
+    def test_the_example_is_what_the_last_answer_is_given_to(self, tmp_path, asked):
+        chats(tmp_path / "raw", [SAID], more=3)
+        made = prepare(source("language", kind="folder", folder=str(tmp_path / "raw")), 0, None)
+        prepared.write(tmp_path / "language", TASK.name, made, 0)
+        found = example(tmp_path / "language")
+        assert found["messages"][-1]["role"] == "user"
+        with torch.inference_mode():
+            answers = models.answer(asked.module(**encode([found], asked)), asked)
+        assert [*answers[0]] == ["text"]
+
+
+def nets_batch(inputs, targets):
+    count = float((targets.tokens >= 0).sum())
+    return Batch(inputs, targets, count, count)
+
+
+def one_epoch(batch):
+    return SimpleNamespace(epoch=lambda _: [batch])
+
+
+def chats(folder: Path, said: list, more: int) -> None:
+    """These chats and as many pairs more, as JSON lines and as a table."""
+    folder.mkdir(parents=True)
+    lines = "\n".join(json.dumps({"messages": one}) for one in said)
+    (folder / "chats.jsonl").write_text(lines)
+    rows = [{"prompt": f"Was film {n} good?", "answer": f"Film {n} was."} for n in range(more)]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "pairs.parquet")
+
+
+@pytest.mark.slow
+def test_own_pairs_are_prepared_learnt_and_measured(tmp_path: Path) -> None:
+    clone = copy_of_the_repository(tmp_path)
+    shutil.rmtree(clone / "raw/texts", ignore_errors=True)
+    chats(clone / "raw/texts", [SAID, PAIR], more=60)
+    params = yaml.safe_load((clone / "params.yaml").read_text())
+    params["common"] |= {"profile": "tiny", "threads": 1}
+    params["prepare"]["language"] = "folder"
+    params["train_language_model"]["language_model"] = "scratch"
+    (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    ended = run(
+        clone, "dvc", "repro", "prepare@language", "train_language_model",
+        "evaluate@language_model",
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    card = json.loads((clone / "data/language/dataset.json").read_text())
+    assert sum(split["rows"] for split in card["splits"].values()) == 62
+    metrics = json.loads((clone / "metrics/language_model.json").read_text())
+    assert metrics["examples"] == card["splits"]["test"]["rows"] == 13
+    table = pq.read_table(clone / "plots/language_model/predictions.parquet")
+    answers = sum(
+        len(message["content"].encode())
+        for chat in pq.read_table(clone / "data/language/test.parquet")["messages"].to_pylist()
+        for message in chat
+        if message["role"] == "assistant"
+    )
+    assert sum(table["bytes"].to_pylist()) == answers
