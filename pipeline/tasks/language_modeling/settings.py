@@ -177,9 +177,9 @@ class Parts(Settings):
     """Test documents that are damaged, at most."""
     known_documents: Count = 10
     """Training documents that are looked for in the model's memory, at most."""
-    recalled_documents: Count = 2
+    recalled_documents: Count = 1
     """Training documents whose beginnings are gone on with, at most."""
-    other_sentences: Count = 100
+    other_sentences: Count = 40
     """Sentences of Rotten Tomatoes, drawn by seed, that forgetting is measured on, at most."""
     repeated_tokens: Annotated[int, Field(gt=1)] = 64
     """Random tokens that are shown twice, one run behind the other."""

@@ -107,11 +107,13 @@ def test_samples_that_copy_a_training_document_are_told(study, tmp_path, monkeyp
     page = Page(tmp_path)
     monkeypatch.setattr(Study, "split", lambda *_: ["one two three four five", "six"])
     monkeypatch.setattr(Study, "samples", [("A", "nothing", "so two three fox")])
-    monkeypatch.setattr(Study, "writes", lambda *_: [("six", "", "")])
+    monkeypatch.setattr(Study, "writes", lambda *_: ["six"])
     memory.recall(page, study)
     assert page.numbers["recall/bytes"] == len(" two three fo")
     assert page.numbers["recall/bytes_before"] < 4
     assert "' two three fo'" in page.facts["copied"]
+    rows = (tmp_path / "recall.csv").read_text().splitlines()
+    assert rows[-1] == "after,one two three four five,3,six"
 
 
 def test_what_is_forgotten_is_the_bits_that_other_texts_take_more(study, tmp_path):

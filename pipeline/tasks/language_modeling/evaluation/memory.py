@@ -1,5 +1,6 @@
 """What of the training's texts was memorised, and what was forgotten of others."""
 
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import numpy as np
 from pipeline.evaluation.intervals import Floats, Interval, bootstrap
 from pipeline.evaluation.page import Page
 from pipeline.tasks.language_modeling.evaluation.study import Study, per_byte
-from pipeline.texts.chats import Document, before_last_answer, learnt
+from pipeline.texts.chats import Document, before_last_answer, learnt, plain
 from pipeline.texts.tables import movie_reviews
 
 WORDS = 12
@@ -49,19 +50,24 @@ def recall(page: Page, study: Study) -> None:
     known = study.split("train", study.parts.ngram_documents)
     # no text has such a byte: what is found lies in one document
     corpus = b"\xff".join(text.encode() for one in known for text in learnt(one))
+    begun = [_beginning(one) for one in known[: study.parts.recalled_documents]]
+    samples = [("before", beginning, text) for beginning, text, _ in study.samples]
+    samples += [("after", beginning, text) for beginning, _, text in study.samples]
+    samples += zip(repeat("after"), map(plain, begun), study.writes(begun), strict=False)
     rows = list[dict[str, Any]]()
-    beginnings = [_beginning(one) for one in known[: study.parts.recalled_documents]]
-    for beginning, *written in [*study.samples, *study.writes(beginnings)]:
-        runs = [longest_run(text.encode(), corpus) for text in written]
-        sizes = {"before": len(runs[0]), "after": len(runs[1])}
-        rows.append({"beginning": beginning, **sizes, "run": runs[1].decode(errors="replace")})
-    page.table("recall", rows, ["beginning", "before", "after", "run"])
-    longest = max(rows, key=lambda row: int(row["after"]))
-    most, before = int(longest["after"]), max(int(row["before"]) for row in rows)
-    page.numbers |= {"recall/bytes": most, "recall/bytes_before": before}
+    for network, beginning, text in samples:
+        run = longest_run(text.encode(), corpus)
+        row = {"network": network, "beginning": beginning, "bytes": len(run)}
+        rows.append(row | {"run": run.decode(errors="replace")})
+    page.table("recall", rows, ["network", "beginning", "bytes", "run"])
+    before, after = (
+        max((row for row in rows if row["network"] == network), key=lambda row: int(row["bytes"]))
+        for network in ("before", "after")
+    )
+    page.numbers |= {"recall/bytes": after["bytes"], "recall/bytes_before": before["bytes"]}
     page.facts["copied"] = (
-        f"the longest run that one of {len(rows)} samples shares with {len(known):,} training "
-        f"documents has {most} bytes ({before} before the training): {longest['run']!r:.120}"
+        f"the longest run that a sample shares with {len(known):,} training documents has "
+        f"{after['bytes']} bytes ({before['bytes']} before the training): {after['run']!r:.120}"
     )
 
 
@@ -102,5 +108,6 @@ def forgetting(page: Page, study: Study) -> None:
     page.facts["other texts"] = (
         f"{count} sentences of other film reviews, drawn by seed, took {values[0]:.3f} bits per "
         f"byte before the training and {values[1]:.3f} after it; the difference, "
-        f"{values[1] - values[0]:+.3f} ({low:+.3f} to {high:+.3f}), is what was forgotten of them"
+        f"{values[1] - values[0]:+.3f} ({low:+.3f} to {high:+.3f}), is what was forgotten of them "
+        "(or, below zero, learnt)"
     )

@@ -135,21 +135,19 @@ class Study:
         Of chats those of the first test documents.
         """
         chats = [one for one in self.texts if not isinstance(one, str)][: len(PROMPTS)]
-        return self.writes([before_last_answer(one) for one in chats] or list(PROMPTS))
-
-    def writes(self, beginnings: Sequence[Document]) -> list[tuple[str, str, str]]:
-        """Texts or chats as texts, what each is gone on with before the training, and after it."""
-        asked = [one if isinstance(one, str) else {"messages": one} for one in beginnings]
-        device = self.hardware.device
-        inputs = {name: value.to(device) for name, value in encode(asked, self.net).items()}
-
-        def written(net: Net) -> list[str]:
-            with torch.inference_mode(), self.hardware.accelerator.autocast():
-                return [one["text"] for one in answer(net.module(**inputs), net)]
-
+        asked: list[Document] = [before_last_answer(one) for one in chats]
+        asked = asked or [*PROMPTS]
         with self.untouched() as net:
-            before = written(net)
-        return list(zip(map(plain, beginnings), before, written(self.net), strict=True))
+            before = self.writes(asked, net)
+        return list(zip(map(plain, asked), before, self.writes(asked), strict=True))
+
+    def writes(self, beginnings: Sequence[Document], net: Net | None = None) -> list[str]:
+        """What texts or chats are gone on with by a network."""
+        net, device = net or self.net, self.hardware.device
+        asked = [one if isinstance(one, str) else {"messages": one} for one in beginnings]
+        inputs = {name: value.to(device) for name, value in encode(asked, net).items()}
+        with torch.inference_mode(), self.hardware.accelerator.autocast():
+            return [one["text"] for one in answer(net.module(**inputs), net)]
 
     def split(self, split: SplitName, most: int) -> list[Document]:
         """The first documents of a split."""
