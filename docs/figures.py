@@ -19,9 +19,10 @@ IMAGES = ROOT / "docs" / "images"
 
 
 def main() -> None:
-    """Copy the most exciting patches of the CNN; draw the probes of all models that have some."""
+    """Copy what models drew of themselves; draw the probes of all models that have some."""
     IMAGES.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(ROOT / "plots/cnn/patches.png", IMAGES / "patches.png")
+    for file in ("cnn/patches.png", "detector/answers.png", "language_model/surprise.png"):
+        shutil.copyfile(ROOT / "plots" / file, IMAGES / Path(file).name)
     models = {}
     for about in (task.about for task in tasks()):
         table = ROOT / f"plots/{about.model}/probes.csv"
