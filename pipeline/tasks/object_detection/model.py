@@ -10,6 +10,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map
 
 from pipeline.batches import Batch, Batches
 from pipeline.errors import PipelineError
@@ -33,6 +34,8 @@ LOWEST = 0.05
 """Score below which a peak is no box at all, whatever the threshold is."""
 MOST = 50
 """Boxes of an image, at most."""
+CAST = {"backbone", "head", "rpn.head", "roi_heads.box_predictor"}
+"""Parts of torchvision's detectors that give features or codes of boxes."""
 Output = dict[str, Any]
 
 
@@ -98,6 +101,9 @@ class TorchVisionDetector(nn.Module):
         self.net.transform.fixed_size = (settings.size, settings.size)
         last = getattr(self.net, "roi_heads", self.net)
         last.score_thresh, last.detections_per_img = LOWEST, MOST
+        for name, part in self.net.named_modules():
+            if name in CAST:
+                part.register_forward_hook(_in_float32)
 
     def forward(
         self, images: Tensor, sizes: Tensor, targets: tuple[Tensor, Tensor] | None = None
@@ -170,6 +176,11 @@ def _network(settings: TTFNet | TorchVision, facts: Facts) -> nn.Module:
     module = network(settings, facts)  # type: ignore[arg-type]
     module.register_buffer("threshold", torch.zeros(()))
     return module.to(memory_format=torch.channels_last)
+
+
+def _in_float32(_part: nn.Module, _inputs: Any, output: Any) -> Any:
+    """What a part gives; torchvision's anchors and boxes are of its type, and bf16 has 8 bits."""
+    return tree_map(Tensor.float, output)
 
 
 def _without_ignored(images: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:

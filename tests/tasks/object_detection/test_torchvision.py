@@ -135,6 +135,31 @@ def test_boxes_come_back_in_pixels_of_the_image_as_it_came():
     assert large.corners[inside] == pytest.approx(here.corners[inside] * 4, abs=1e-3)
 
 
+@pytest.mark.parametrize("name", EACH)
+def test_boxes_are_where_they_are_in_float32_whatever_autocast_says(name):
+    one = build(name, size=160).module.eval()
+    for where, part in one.net.named_modules():
+        if re.search(r"bbox_(pred|reg)$|regression_head\.module_list\.\d\.1$", where):
+            torch.nn.init.zeros_(part.weight)
+            torch.nn.init.constant_(part.bias, 7 / 128)  # alike in both types
+    last = getattr(one.net, "roi_heads", one.net)
+    last.score_thresh, last.nms_thresh, last.detections_per_img = 0.0, 1.0, 10**6
+    last.topk_candidates = 10**6
+    if name == "faster_rcnn":
+        one.net.rpn.nms_thresh = 1.0
+        one.net.rpn._pre_nms_top_n = one.net.rpn._post_nms_top_n = {"testing": 10**6}
+    inputs = {"images": squares(1).inputs["images"].repeat(1, 1, 3, 3)[..., :160, :160]}
+    inputs["sizes"] = torch.tensor([[160, 160]])
+    every = []
+    for enabled in (False, True):
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            ((corners, labels, _),) = one(**inputs)["found"]
+        every.append(corners[labels == 0].unique(dim=0))
+    exact, found = every
+    assert len(found) > 500
+    assert torch.cdist(found, exact, p=torch.inf).amin(1).max() < 1e-3
+
+
 def test_what_lies_under_an_ignored_box_is_not_seen_in_training():
     one = build()
     box = torch.tensor([[4.0, 4, 28, 28], [20.0, 20, 52, 52]]).repeat(2, 1, 1)
