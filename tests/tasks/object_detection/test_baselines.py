@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.prepared import write
-from pipeline.tasks.object_detection.boxes.read import TASK, Split, read
+from pipeline.tasks.object_detection.boxes.read import TASK, Boxes, Split, read
 from pipeline.tasks.object_detection.evaluation import baselines
 from pipeline.tasks.object_detection.evaluation.matches import overlaps
 from pipeline.tasks.object_detection.evaluation.metrics import average_precision
@@ -42,3 +42,11 @@ def test_hard_negatives_on_no_thing_make_the_sliding_window_better(tmp_path, mon
     once, twice = (average_precision(one, test.boxes, CLASSES).map_50 for one in (before, found))
     assert once + 0.02 < twice
     assert twice > 0.3
+
+
+def test_a_thing_that_fills_every_image_leaves_the_sliding_window_nothing_to_learn():
+    images = [np.full((1, 48, 48), 40 * number, np.uint8) for number in range(4)]
+    whole = np.array([[0, 0, 48, 48]], np.float32)
+    boxes = [Boxes(whole, np.array([label]), np.ones(1, np.float32)) for label in (0, 1, 0, 1)]
+    found = baselines.sliding(Split(images, boxes, []), images[:3], 2, 0)
+    assert [len(one.scores) for one in found] == [0, 0, 0]

@@ -23,6 +23,8 @@ ANGLES = 9
 SCALES = 10
 NEGATIVES = 2
 """Windows on nothing for each window on a thing."""
+TRIES = 100
+"""Draws for each of these, at most: things may leave no place."""
 FREE = 0.3
 """IoU with a thing up to which a window is on nothing."""
 MINED = 300
@@ -51,7 +53,8 @@ def sliding(train: Split, images: Sequence[Image], classes: int, seed: int) -> l
     """HOG windows (Dalal & Triggs 2005) at many sizes, and logistic regression on each.
 
     It learns twice: from windows on nothing that are drawn at random, then also from those that it
-    took for something. What is found twice is left out by its IoU.
+    took for something. What is found twice is left out by its IoU. It finds no boxes where there
+    are not two classes, or no place beside the things.
     """
     generator = np.random.default_rng(seed)
     things = [
@@ -59,9 +62,9 @@ def sliding(train: Split, images: Sequence[Image], classes: int, seed: int) -> l
         for number, boxes in enumerate(train.boxes)
         for box, label in zip(boxes.corners.astype(np.float64), boxes.labels, strict=True)
     ]
+    none = Boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32))
     if len({label for *_, label in things}) < 2:
-        return [Boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.int64),
-                      np.zeros(0, np.float32))] * len(images)  # fmt: skip
+        return [none] * len(images)
     tall = np.array([box[3] - box[1] for _, box, _ in things])
     taken = [
         np.concatenate([part[number].corners for part in (train.boxes, train.ignored) if part])
@@ -69,13 +72,18 @@ def sliding(train: Split, images: Sequence[Image], classes: int, seed: int) -> l
     ]
     nothing: list[Window] = []
     sides = [np.array([image.shape[2], image.shape[1]]) for image in train.images]
-    while len(nothing) < NEGATIVES * len(things):
+    wanted = NEGATIVES * len(things)
+    for _ in range(TRIES * wanted):
         number = int(generator.integers(len(train.images)))
         side = float(generator.choice(tall))
         corner = generator.uniform(0, np.maximum(sides[number] - side, 1))
         box = np.array([*corner, *(corner + side)])
         if overlaps(box[None], taken[number]).max(initial=0) < FREE:
             nothing.append((number, box, classes))
+        if len(nothing) == wanted:
+            break
+    if not nothing:
+        return [none] * len(images)
     windows = things + nothing
     features = _features(train.images, windows)
     shapes = [(box[2] - box[0]) / (box[3] - box[1]) for _, box, _ in things]
