@@ -1,5 +1,6 @@
 """Weights that a detector of torchvision starts from."""
 
+import re
 from pathlib import Path
 from pickle import UnpicklingError  # nosec B403
 from typing import Any
@@ -12,11 +13,13 @@ from pipeline.files import digest
 from pipeline.tasks.object_detection.settings import Weights
 
 PREDICTORS = {
-    "fcos_resnet50_fpn": "head.classification_head.cls_logits.",
-    "ssdlite320_mobilenet_v3_large": "head.classification_head.",
-    "fasterrcnn_resnet50_fpn": "roi_heads.box_predictor.",
+    "fcos_resnet50_fpn": re.compile(r"head\.classification_head\.cls_logits\."),
+    "ssdlite320_mobilenet_v3_large": re.compile(
+        r"head\.classification_head\.module_list\.\d+\.1\."
+    ),
+    "fasterrcnn_resnet50_fpn": re.compile(r"roi_heads\.box_predictor\."),
 }
-"""The layers that say which class: as wide as there are classes."""
+"""The layers that say which class: never of a file, whose classes are others."""
 
 
 def take(net: Any, architecture: str, weights: Weights) -> None:
@@ -35,14 +38,10 @@ def take(net: Any, architecture: str, weights: Weights) -> None:
             f"{where} has sha256 {found}, expected {weights.sha256}; the file is damaged or not "
             "the one you chose"
         )
-    last, own = PREDICTORS[architecture], net.state_dict()
+    last = PREDICTORS[architecture]
     try:
         state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-        state = {
-            name: value
-            for name, value in state.items()
-            if not name.startswith(last) or (name in own and value.shape == own[name].shape)
-        }
+        state = {name: value for name, value in state.items() if not last.match(name)}
     except (UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
         reason = str(error).partition("\n")[0]
         raise PipelineError(f"{where} is no file of weights ({reason:.80}); name one") from error
@@ -52,7 +51,7 @@ def take(net: Any, architecture: str, weights: Weights) -> None:
         shape = str(error).splitlines()[1].strip()
         raise PipelineError(f"{where} is not of {architecture}: {shape}") from error
     # torchvision's own files are of frozen norms, which count no batches
-    lacks = [one for one in lacks if not one.startswith(last) and "num_batches" not in one]
+    lacks = [one for one in lacks if not last.match(one) and "num_batches" not in one]
     if lacks or more:
         raise PipelineError(
             f"{where} is not of {architecture}: it lacks {len(lacks)} of its tensors and has "

@@ -205,6 +205,19 @@ class TestWeights:
             )
             assert not alike or torch.equal(held[name], value), name
 
+    @pytest.mark.parametrize("name", EACH)
+    def test_the_classes_are_new_even_where_there_are_as_many(self, name, tmp_path):
+        path, new = tmp_path / "own.pth", build(name).module.net.state_dict()
+        held = {key: value + 1 for key, value in new.items()}
+        torch.save(held, path)
+        state = build(name, weights=self.given(path)).module.net.state_dict()
+        own = [key for key, value in state.items() if torch.equal(value, new[key])]
+        assert {key for key in state if not torch.equal(state[key], held[key])} == set(own)
+        layers = {"fcos": "cls_logits", "faster_rcnn": "box_predictor", "ssdlite": "classification"}
+        assert own
+        assert all(layers[name] in key for key in own)
+        assert len(own) == {"fcos": 2, "faster_rcnn": 4, "ssdlite": 12}[name]
+
     def test_a_saved_model_needs_the_file_no_more(self, file, tmp_path):
         other = tmp_path / "own.pth"
         other.write_bytes(file.read_bytes())
