@@ -118,6 +118,9 @@ class TorchVisionDetector(nn.Module):
         Returns:
             `loss` while it trains, otherwise `found`: of each image corners [n, 4] in its own
             pixels, labels [n] and scores [n], the surest first.
+
+        Raises:
+            PipelineError: while it trains, a batch norm has a single value for each map.
         """
         pixels = images.float() if targets is None else _without_ignored(images.float(), *targets)
         coloured = list(pixels.expand(-1, 3, -1, -1) / 255)
@@ -127,7 +130,14 @@ class TorchVisionDetector(nn.Module):
                 {"boxes": boxes[labels >= 0], "labels": labels[labels >= 0] + 1}
                 for boxes, labels in zip(*targets, strict=True)
             ]
-            return {"loss": sum(self.net(coloured, wanted).values())}
+            try:
+                losses = self.net(coloured, wanted)
+            except ValueError as error:
+                raise PipelineError(
+                    f"a batch of {len(images)} is too small for the batch norms of images of "
+                    f"{images.shape[-1]} pixels ({error}); raise training.batch_size"
+                ) from error
+            return {"loss": sum(losses.values())}
         found = []
         for one, (height, width) in zip(self.net(coloured), sizes.tolist(), strict=True):
             some = one["labels"] > 0

@@ -1,11 +1,12 @@
 """Images with boxes around what is in them: names, settings, facts."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from typing_extensions import override
 
 from pipeline import settings
+from pipeline.errors import PipelineError
 from pipeline.settings import Fraction, Input, Settings
 from pipeline.task import About
 
@@ -154,6 +155,15 @@ class Train(settings.Train):
     detector: Model
     training: DetectorTraining
     augment: Augment | None
+
+    @model_validator(mode="after")
+    def _monitored(self) -> Self:
+        if self.training.monitor == "loss" and isinstance(self.detector, TorchVision):
+            raise PipelineError(
+                "training.monitor is 'loss'; detectors of torchvision give none outside of "
+                "training: set it to map or map_50"
+            )
+        return self
 
     @property
     @override

@@ -80,6 +80,20 @@ def test_eval_gives_boxes_and_no_loss_so_only_precision_is_scored(house, trained
     assert list(progress.curve[-1])[4:] == ["validation_map", "validation_map_50"]
 
 
+def test_to_go_by_the_loss_is_refused_at_the_start(capsys):
+    with pytest.raises(SystemExit):
+        settings("train_detector", "detector=ssdlite", "training.monitor=loss")
+    said = capsys.readouterr().err
+    assert re.fullmatch(r".*training\.monitor is 'loss'; .* map or map_50\n", said), said
+    assert settings("train_detector", "training.monitor=loss").training.monitor == "loss"
+
+
+def test_a_batch_too_small_for_its_norms_is_one_line():
+    with pytest.raises(PipelineError, match=r"^a batch of 1 .* training\.batch_size") as caught:
+        detector.loss(build().module, squares(1), None)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.slow
 def test_its_evaluation_measures_and_draws(house, trained, tmp_path):
     contract.test_every_part_of_the_evaluation_measures_and_draws(house, trained, tmp_path)
