@@ -44,7 +44,8 @@ class Rows(NamedTuple):
     """Documents cut into rows.
 
     Attributes:
-        tokens: of each row, and one more that only the last token of a row is measured by.
+        tokens: of each row, and one more that only the last token of a row is measured by, unless
+            the network takes no more.
         targets: of each of these the next one, -1 where it does not count; int32 [tokens].
         first: of each example the first of its rows, [examples + 1].
         sizes: bytes of each example that count.
@@ -232,7 +233,7 @@ def _windows(found: Iterator[tuple[Integers, Integers]], sizes: list[int], net: 
     for ids, kinds in found:
         after = _after(ids, kinds == ANSWER)
         starts = range(0, max(len(ids) - 1 - most // 2, 1), most // 2)
-        each = [(ids[at : at + most + 1], after[at : at + most + 1].copy()) for at in starts]
+        each = [_row(ids, after, at, most, net) for at in starts]
         for _, counted in each[1:]:
             counted[: most // 2] = -1
         cut.append(each)
@@ -244,7 +245,7 @@ def _blocks(texts: Sequence[Document], net: Net, tokens: int | None) -> Rows:
     for ids, kinds in _prepared(texts, net, ended=True):
         after = _after(ids, kinds != NOTHING)
         cut += [
-            [(ids[at : at + size + 1], after[at : at + size + 1].copy())]
+            [_row(ids, after, at, size, net)]
             for at in range(0, len(ids) - 1, size)
             if (after[at : at + size] >= 0).any()
         ]
@@ -258,11 +259,18 @@ def _after(ids: Integers, counts: Any) -> Integers:
     return np.append(np.where(counts[1:], ids[1:], -1), -1).astype(np.int32)
 
 
+def _row(ids: Integers, after: Integers, at: int, size: int, net: Net) -> tuple[Integers, Integers]:
+    """`size` tokens with what they are measured by, and one more where the network takes it."""
+    module: Any = net.module
+    most = getattr(module.llama.config, "max_position_embeddings", None)
+    told = after[at : at + size + 1].copy()
+    told[size:] = -1  # the next token is in another row
+    return ids[at : at + size + 1][:most], told[:most]
+
+
 def _rows(cut: Sequence[list[tuple[Integers, Integers]]], sizes: Sequence[int]) -> Rows:
     """Rows of each example: its tokens, and what each is measured by."""
     every = [row for rows in cut for row in rows]
-    for _, after in every:
-        after[-1] = -1  # the next token is in another row
     ends = np.cumsum([0, *(len(ids) for ids, _ in every)])
     return Rows(
         Ragged(torch.from_numpy(np.concatenate([ids for ids, _ in every])), torch.from_numpy(ends)),

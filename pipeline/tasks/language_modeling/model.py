@@ -67,7 +67,7 @@ def _scratch(settings: Scratch, facts: Facts) -> LanguageModel:
         num_hidden_layers=settings.layers,
         num_attention_heads=width // 64,
         num_key_value_heads=width // 64,
-        max_position_embeddings=max(settings.context, settings.block),
+        max_position_embeddings=max(settings.context, settings.block) + 1,  # see `data.Rows`
         tie_word_embeddings=True,
         attn_implementation="sdpa",  # type: ignore[call-arg]
     )

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from pipeline import net as nets
 from pipeline.errors import PipelineError
 from pipeline.tasks.language_modeling import model as models
-from pipeline.tasks.language_modeling.data import encode
+from pipeline.tasks.language_modeling.data import _blocks, encode
 from pipeline.tasks.language_modeling.writing import stream
 from tests.data.sources import complaint
 from tests.tasks.language_modeling.conftest import (
@@ -50,6 +50,19 @@ class TestFolder:
         for rank in (2, None):
             made = nets.build(TASK, pretrained(folder, rank=rank), facts)
             torch.testing.assert_close(logits(made), expected, rtol=0, atol=1e-4)
+
+    def test_it_is_shown_no_more_tokens_than_it_takes(self, folder, facts):
+        made = nets.build(TASK, pretrained(folder, block=64, context=64), facts)
+        text = " ".join(2 * TEXTS)
+        ids = made.tokenizer.encode(text, add_special_tokens=False).ids
+        assert len(ids) > 2 * 64
+        assert len(nats(made, [text])) == len(ids)
+        rows = _blocks([text], made, None)
+        inputs, targets = rows.gather(torch.arange(len(rows.sizes)))
+        assert inputs["input_ids"].shape[1] == 64
+        told = targets.tokens[targets.tokens >= 0].tolist()
+        assert told == [*ids, made.module.frame.ends[0]]
+        assert len(made.module(**inputs, targets=targets.tokens)) == len(told)
 
     def test_adapters_stand_beside_each_linear_map_but_the_head(self, folder, facts):
         made = nets.build(TASK, pretrained(folder), facts)
@@ -128,7 +141,8 @@ class TestFolder:
         own = tmp_path / "own"
         shutil.copytree(folder, own)
         assert "65 tokens" not in (said(context=64) or "")
-        assert "66 tokens are more than" in said(context=66)
+        assert "context: 66 tokens are more than" in said(context=66)
+        assert "block: 65 tokens are more than" in said(block=65)
         values = json.loads((own / "config.json").read_text())
         evil = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config"}}
         (own / "config.json").write_text(json.dumps(values | evil))

@@ -86,12 +86,12 @@ def check_context(settings: Decoder, config: Any, where: str) -> None:
     Raises:
         PipelineError: it takes fewer.
     """
-    most = getattr(config, "max_position_embeddings", None) or settings.context
-    if settings.context > most:
-        raise PipelineError(
-            f"language_model.context: {settings.context} tokens are more than {where} "
-            f"takes ({most})"
-        )
+    most = getattr(config, "max_position_embeddings", None)
+    for name, size in (("context", settings.context), ("block", settings.block)):
+        if most is not None and size > most:
+            raise PipelineError(
+                f"language_model.{name}: {size} tokens are more than {where} takes ({most})"
+            )
 
 
 def write(folder: Path, module: LanguageModel) -> None:
