@@ -157,7 +157,7 @@ def documents(texts: Sequence[Document], net: Net) -> Rows:
 
 
 def encode(raw: Sequence[Any], net: Net) -> dict[str, Tensor]:
-    """Texts or chats as `input_ids` [rows, tokens], `lengths` [rows] and `document` [rows], int64.
+    """Texts or chats as `input_ids` [n, tokens], `lengths` [n] and `document` [n], int64, uncut.
 
     Raises:
         ValueError: one is no text, no `{"prompt": …}` and no `{"messages": […]}`; the template of
@@ -168,7 +168,8 @@ def encode(raw: Sequence[Any], net: Net) -> dict[str, Tensor]:
         if not isinstance(each, str | dict):
             raise ValueError(f"a text is a string, not {type(each).__name__}")
         asked.append(each if isinstance(each, str) else chat(each))
-    rows = _windows(_tokens(asked, net, asked=True), [0] * len(asked), net)
+    each = [[(ids, np.full_like(ids, -1))] for ids, _ in _tokens(asked, net, asked=True)]
+    rows = _rows(each, [0] * len(asked))
     return rows.gather(torch.arange(len(asked)))[0]
 
 

@@ -1,8 +1,8 @@
 """Texts to learn to go on with: names, settings, facts."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline import settings
 from pipeline.settings import Input, Settings
@@ -61,6 +61,18 @@ class Writing(Settings):
     stop: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
     """Words before which a text ends."""
 
+    def refuse_more_than(self, context: int) -> None:
+        """Make sure that a context of so many tokens has place for a beginning too.
+
+        Raises:
+            ValueError: it has not.
+        """
+        if self.tokens >= context:
+            raise ValueError(
+                f"writing.tokens: {self.tokens} new tokens leave no place for a beginning in a "
+                f"context of {context}; choose fewer"
+            )
+
 
 class Decoder(Settings):
     """What every network has."""
@@ -73,6 +85,11 @@ class Decoder(Settings):
     merge: bool = False
     """Whether the trained model's folder has all weights, adapters added to them, as
     `transformers.pipeline("text-generation", model=…)` opens it."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        self.writing.refuse_more_than(self.context)
+        return self
 
     @property
     def whole(self) -> bool:

@@ -20,10 +20,12 @@ def stream(net: Net, beginning: Any, **how: Any) -> Iterator[str]:
         how: settings of `Writing` in the place of the network's own.
 
     Raises:
-        ValueError: such a setting is none, or the beginning is no text and no chat.
+        ValueError: such a setting is none, `tokens` fill the context, or the beginning is no text
+            and no chat.
     """
     module: Any = net.module
     writing = Writing.model_validate({**net.settings.writing.model_dump(), **how})
+    writing.refuse_more_than(net.settings.context)
     inputs = encode([beginning], net)
     prompt, tokens, told = inputs["input_ids"][-1, : inputs["lengths"][-1]], list[int](), 0
     device = next(module.parameters()).device

@@ -131,7 +131,7 @@ class TestTokens:
             assert batch.weight == int((ids >= 0).sum()) - ends
 
     def test_a_block_in_which_nothing_is_learnt_is_left_out(self, facts, tmp_path):
-        net = nets.build(TASK, scratch(block=4, context=4), facts)
+        net = nets.build(TASK, scratch(block=4, context=8), facts)
         long = [{"role": "user", "content": "Was it good? " * 20}, PAIR[1]]
         chats(tmp_path / "raw", [long], more=3)
         made = prepare(source("language", kind="folder", folder=str(tmp_path / "raw")), 0, None)

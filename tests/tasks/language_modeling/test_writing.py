@@ -65,6 +65,31 @@ def test_settings_of_the_moment_take_the_place_of_the_networks_own(facts):
         list(stream(net, "A film", top_p=0.0))
 
 
+def test_of_a_long_beginning_the_last_tokens_are_read_that_fit(facts, capsys):
+    net = made(facts, temperature=0.0)
+    long = " ".join(f"{at} films" for at in range(99))
+    ids = encode([long], net)["input_ids"]
+    assert ids.shape[1] > 256
+    with torch.inference_mode():
+        expected = list(net.module.go_on(ids[0, -88:], net.settings.writing))
+        assert capsys.readouterr().err == ""
+        found = list(net.module.go_on(ids[0], net.settings.writing))
+    assert found == expected
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: of a beginning of {ids.shape[1]} tokens the last 88 are read")
+    assert said.count("\n") == 1
+    assert "".join(stream(net, long)) == whole(net, long)
+
+
+def test_more_new_tokens_than_the_context_has_place_for_are_refused(facts):
+    said = "128 new tokens leave no place for a beginning in a context of 128"
+    with pytest.raises(ValidationError, match=said):
+        made(facts, tokens=128)
+    with pytest.raises(ValueError, match=said):
+        list(stream(made(facts), "A film", tokens=128))
+    assert list(stream(made(facts), "A film", tokens=127))
+
+
 def test_of_the_likeliest_tokens_one_is_drawn():
     chances = torch.tensor([0.1, 0.4, 0.2, 0.3])
     assert torch.equal(_nucleus(chances, 1.0), chances)

@@ -1,5 +1,6 @@
 """A decoder of transformers that is told what comes next, or says so itself."""
 
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -117,7 +118,8 @@ class LanguageModel(nn.Module):
     def go_on(self, prompt: Tensor, writing: Writing) -> Iterator[int]:
         """New tokens until one of the frame's `ends`, or until what they say has a word to stop at.
 
-        Alone, so that they don't depend on what else is asked.
+        Alone, so that they don't depend on what else is asked. Of a long prompt the last tokens are
+        read that leave place for the new ones in the context.
         """
         from transformers import DynamicCache
 
@@ -125,7 +127,14 @@ class LanguageModel(nn.Module):
         generator = torch.Generator().manual_seed(writing.seed)
         # no token is shorter than a byte; before the first of these one may be cut
         reach = 4 + max((len(word.encode()) for word in writing.stop), default=0)
-        ids = prompt[None, -max(1, self.settings.context - writing.tokens) :]
+        room = self.settings.context - writing.tokens
+        if len(prompt) > room:
+            print(
+                f"warning: of a beginning of {len(prompt)} tokens the last {room} are read; "
+                f"{writing.tokens} new ones fill up the context of {self.settings.context}",
+                file=sys.stderr,
+            )
+        ids = prompt[None, -room:]
         for _ in range(writing.tokens):
             # by one token at a time float32 is faster on a CPU, and says the same everywhere
             with torch.autocast(ids.device.type, enabled=False):
