@@ -17,10 +17,14 @@ Document = str | list[Message]
 
 
 class Part(NamedTuple):
-    """A piece of a document; a `special` one is the name of one token."""
+    """A piece of a document.
+
+    A `special` one is the name of one token; in a `message` somebody else speaks, and in `context`
+    nobody does.
+    """
 
     text: str
-    kind: Literal["context", "answer", "special"]
+    kind: Literal["context", "message", "answer", "special"]
 
 
 class Frame(NamedTuple):
@@ -146,11 +150,12 @@ def parts(document: Document, frame: Frame, *, asked: bool = False) -> list[Part
 def _joined(whole: str, document: list[Message], special: Sequence[str]) -> Iterator[Part]:
     """Context between special tokens and answers is one piece, as its tokenizer would meet it."""
     names, context = "|".join(map(re.escape, special)), ""
+    kind: Literal["context", "message"] = "context"
     for piece in re.split(f"(\ufdd0\\d+\ufdd0{'|' * bool(names)}{names})", whole):
         if piece.startswith("\ufdd0"):
             message = document[int(piece.strip("\ufdd0"))]
             if message["role"] != ANSWERS:
-                context += message["content"]
+                context, kind = context + message["content"], "message"
                 continue
             made = Part(message["content"], "answer")
         elif piece in special:
@@ -159,11 +164,11 @@ def _joined(whole: str, document: list[Message], special: Sequence[str]) -> Iter
             context += piece
             continue
         if context:
-            yield Part(context, "context")
-        context = ""
+            yield Part(context, kind)
+        context, kind = "", "context"
         yield made
     if context:
-        yield Part(context, "context")
+        yield Part(context, kind)
 
 
 def _render(template: str, messages: list[Message], asked: bool, names: Mapping[str, str]) -> str:

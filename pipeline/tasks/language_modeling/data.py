@@ -204,6 +204,7 @@ def _tokens(
             # a template begins as its network is used to
             begun = bool(each) and each[0].kind == "special"
             ids, kinds = [[]] if begun else [[frame.start]], [[]] if begun else [[NOTHING]]
+            after: int | None = None  # an answer that has not ended
             for part in each:
                 special = part.kind == "special"
                 own = [encoding.token_to_id(part.text)] if special else next(found).ids
@@ -212,9 +213,16 @@ def _tokens(
                     kind[0] = ENDING
                 ids.append(own)
                 kinds.append(kind)
-            if ended and each[-1].kind == "answer":
+                if part.kind == "answer":
+                    after = len(kinds)
+                elif part.kind == "message":
+                    after = None
+                elif after is not None and special and own[0] in frame.ends:
+                    kinds[after:] = [[ENDING] * len(one) for one in kinds[after:]]
+                    after = None
+            if ended and after is not None:
                 ids.append([frame.ends[0]])
-                kinds.append([ENDING])
+                kinds[after:] = [[ENDING] * len(one) for one in ids[after:]]
             yield np.concatenate(ids).astype(np.int32), np.concatenate(kinds).astype(np.int32)
 
 

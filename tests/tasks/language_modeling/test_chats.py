@@ -17,7 +17,7 @@ from pipeline import prepared
 from pipeline.batches import Batch
 from pipeline.errors import PipelineError
 from pipeline.tasks.language_modeling import model as models
-from pipeline.tasks.language_modeling.data import documents, encode, example, load
+from pipeline.tasks.language_modeling.data import _blocks, documents, encode, example, load
 from pipeline.tasks.language_modeling.prepare import prepare
 from pipeline.texts.chats import Frame, parts
 from tests.conftest import copy_of_the_repository, run
@@ -70,12 +70,12 @@ class TestParts:
             "<|im_start|>", "user\nAnd the <|im_end|> of it?", "<|im_end|>", "\n",
             "<|im_start|>", "assistant\n", "A bad end.", "<|im_end|>", "\n",
         ]  # fmt: skip
-        assert [part.kind[0] for part in found] == list("scscscasc")
+        assert [part.kind[0] for part in found] == list("smscscasc")
 
     def test_without_a_template_messages_stand_below_each_other(self):
         bare = self.frame._replace(template=None)
-        assert parts(PAIR, bare) == [("Was it good?\n", "context"), ("It was.", "answer")]
-        assert parts(PAIR[:1], bare, asked=True) == [("Was it good?\n", "context")]
+        assert parts(PAIR, bare) == [("Was it good?\n", "message"), ("It was.", "answer")]
+        assert parts(PAIR[:1], bare, asked=True) == [("Was it good?\n", "message")]
 
     @pytest.mark.parametrize(
         ("template", "said"),
@@ -129,6 +129,38 @@ class TestTokens:
             (batch,) = measured.epoch(0)
             assert not (batch.targets.tokens == net.tokenizer.token_to_id(end)).any()
             assert batch.weight == int((ids >= 0).sum()) - ends
+
+    @pytest.mark.parametrize(
+        ("behind", "learnt"),
+        [
+            (" <|im_end|>\n", ["It was. <|im_end|>"]),
+            ("<|im_end|>\n", ["It was.<|im_end|>"]),
+            ("\n\n", ["It was.\n\n<|im_end|>"]),
+            ("", ["It was.<|im_end|>"]),
+        ],
+    )
+    def test_an_answer_is_learnt_up_to_its_end(self, asked, behind, learnt):
+        template = (
+            "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}"
+            "{% if m['role'] == 'assistant' %}{{ BEHIND }}{% else %}{{ '<|im_start|>' }}"
+            "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+        ).replace("BEHIND", repr(behind))
+        asked.module.frame = asked.module.frame._replace(template=template)
+        rows = _blocks([PAIR], asked, None)
+        _, targets = rows.gather(torch.arange(len(rows.sizes)))
+        told = targets.tokens[targets.tokens >= 0].tolist()
+        assert [asked.tokenizer.decode(told, skip_special_tokens=False)] == learnt
+
+    def test_no_message_of_others_is_learnt_with_the_end_of_an_answer(self, asked):
+        template = "{% for m in messages %}{{ m['content'] + '\n' }}{% if m['role'] == 'user' %}"
+        template += "{{ '<|im_end|>' }}{% endif %}{% endfor %}"
+        asked.module.frame = asked.module.frame._replace(template=template)
+        rows = _blocks([[*PAIR, *PAIR]], asked, None)
+        _, targets = rows.gather(torch.arange(len(rows.sizes)))
+        told = asked.tokenizer.decode(
+            targets.tokens[targets.tokens >= 0].tolist(), skip_special_tokens=False
+        )
+        assert told == "It was.\nIt was.\n<|im_end|>"
 
     def test_a_block_in_which_nothing_is_learnt_is_left_out(self, facts, tmp_path):
         net = nets.build(TASK, scratch(block=4, context=8), facts)
