@@ -107,12 +107,15 @@ def test_samples_that_copy_a_training_document_are_told(study, tmp_path, monkeyp
     page = Page(tmp_path)
     monkeypatch.setattr(Study, "split", lambda *_: ["one two three four five", "six"])
     monkeypatch.setattr(Study, "samples", [("A", "nothing", "so two three fox")])
-    monkeypatch.setattr(Study, "writes", lambda *_: ["six"])
+    monkeypatch.setattr(
+        Study, "writes", lambda _, begun, net=None: ["six" if net is None else "four five"]
+    )
     memory.recall(page, study)
     assert page.numbers["recall/bytes"] == len(" two three fo")
-    assert page.numbers["recall/bytes_before"] < 4
+    assert page.numbers["recall/bytes_before"] == len("four five")
     assert "' two three fo'" in page.facts["copied"]
     rows = (tmp_path / "recall.csv").read_text().splitlines()
+    assert rows[2] == "before,one two three four five,9,four five"
     assert rows[-1] == "after,one two three four five,3,six"
 
 

@@ -1,6 +1,5 @@
 """What of the training's texts was memorised, and what was forgotten of others."""
 
-from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -51,9 +50,11 @@ def recall(page: Page, study: Study) -> None:
     # no text has such a byte: what is found lies in one document
     corpus = b"\xff".join(text.encode() for one in known for text in learnt(one))
     begun = [_beginning(one) for one in known[: study.parts.recalled_documents]]
-    samples = [("before", beginning, text) for beginning, text, _ in study.samples]
-    samples += [("after", beginning, text) for beginning, _, text in study.samples]
-    samples += zip(repeat("after"), map(plain, begun), study.writes(begun), strict=False)
+    with study.untouched() as net:
+        old = study.writes(begun, net)
+    every = study.samples + list(zip(map(plain, begun), old, study.writes(begun), strict=True))
+    samples = [("before", beginning, text) for beginning, text, _ in every]
+    samples += [("after", beginning, text) for beginning, _, text in every]
     rows = list[dict[str, Any]]()
     for network, beginning, text in samples:
         run = longest_run(text.encode(), corpus)
