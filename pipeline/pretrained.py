@@ -129,7 +129,7 @@ def opened(folder: Path, kind: str, group: str) -> Iterator[Any]:
     logging.disable_progress_bar()
     try:
         yield transformers
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk, which the writer of the folder explains
         raise PipelineError(
