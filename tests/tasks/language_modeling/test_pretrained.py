@@ -162,6 +162,33 @@ class TestFolder:
         (own / "config.json").unlink()
         assert f"language_model.model: {own}/config.json is missing" in said()
 
+    def test_what_needs_a_package_that_is_missing_is_one_line(self, folder, facts, tmp_path):
+        own = tmp_path / "own"
+        shutil.copytree(folder, own)
+        values = json.loads((own / "config.json").read_text())
+        quantized = {"quantization_config": {"quant_method": "awq", "bits": 4}}
+        (own / "config.json").write_text(json.dumps(values | quantized))
+        said = complaint(lambda: nets.build(TASK, pretrained(own), facts))
+        assert "can't be loaded as a causal language model" in said
+
+    def test_a_network_that_can_not_go_on_from_a_cache_is_refused(self, folder, facts, tmp_path):
+        import transformers
+
+        own = tmp_path / "own"
+        shutil.copytree(folder, own)
+        size = json.loads((own / "config.json").read_text())["vocab_size"]
+        config = transformers.MambaConfig(
+            vocab_size=size, hidden_size=32, num_hidden_layers=2, state_size=4
+        )
+        torch.manual_seed(0)
+        made = transformers.MambaForCausalLM(config)
+        for weight in made.parameters():
+            if weight.dim() > 1:
+                torch.nn.init.normal_(weight, std=0.2)
+        made.save_pretrained(own)
+        said = complaint(lambda: nets.build(TASK, pretrained(own), facts))
+        assert "can't go on from keys and values (MambaForCausalLM)" in said
+
     def test_a_network_that_looks_ahead_is_refused(self, folder, facts, tmp_path):
         import transformers
 

@@ -46,22 +46,31 @@ def read(settings: Decoder, folder: Path) -> LanguageModel:
     module = LanguageModel(llama.eval(), settings, tokenizer, _frame(reader, llama, folder))
     if not _plain(module):
         raise PipelineError(
-            f"{KEY}: {folder} looks ahead, or does more to its last states than to multiply them "
-            f"({type(llama).__name__}), which is not supported; choose another network"
+            f"{KEY}: {folder} looks ahead, does more to its last states than to multiply them, or "
+            f"can't go on from keys and values ({type(llama).__name__}), which is not supported; "
+            "choose another network"
         )
     module.train()
     return module
 
 
 def _plain(module: LanguageModel) -> bool:
-    """Whether logits are last states times the head, and no token sees what comes."""
+    """Whether logits are last states times the head, from a cache too, and no token looks ahead."""
+    from transformers import DynamicCache
+
     if module.llama.get_output_embeddings() is None:
         return False
     ids = torch.arange(6)[None] % module.tokenizer.get_vocab_size()
     with torch.inference_mode():
         wanted = module.llama(input_ids=ids).logits[:, :3].float()
-        found = module.logits(module.states(ids[:, :3]).last_hidden_state)
-    return torch.allclose(wanted, found, rtol=1e-3, atol=1e-3)
+        found = [module.states(ids[:, :3]).last_hidden_state]
+        cache = DynamicCache(config=module.llama.config)
+        pieces = ids[:, :2], ids[:, 2:3]
+        kept = [module.states(one, past_key_values=cache, use_cache=True) for one in pieces]
+        found.append(torch.cat([one.last_hidden_state for one in kept], dim=1))
+        return all(
+            torch.allclose(wanted, module.logits(one), rtol=1e-3, atol=1e-3) for one in found
+        )
 
 
 def _frame(reader: Any, llama: Any, folder: Path) -> Frame:
