@@ -131,7 +131,8 @@ def parts(document: Document, frame: Frame, *, asked: bool = False) -> list[Part
         asked: whether the next message of the assistant is begun.
 
     Raises:
-        ValueError: the template does not take these messages.
+        ValueError: the template does not take these messages, loses one, or writes before an answer
+            what it does not write when it asks for one; blanks before an answer may differ.
     """
     if isinstance(document, str):
         return [Part(document, "answer")]
@@ -141,9 +142,24 @@ def parts(document: Document, frame: Frame, *, asked: bool = False) -> list[Part
     else:
         messages = [{**one, "content": mark} for one, mark in zip(document, marks, strict=True)]
         whole = _render(frame.template, messages, asked, frame.names)
+        for number, (message, mark) in enumerate(zip(messages, marks, strict=True)):
+            if whole.count(mark) != 1:
+                raise ValueError(
+                    "the tokenizer's chat template leaves out or repeats message "
+                    f"{number + 1} ({message['role']})"
+                )
+            if number and message["role"] == ANSWERS:
+                before = whole.split(mark)[0]
+                begun = _render(frame.template, messages[:number], True, frame.names)
+                if begun.rstrip() != before.rstrip():
+                    ends = [one.rpartition("\ufdd0")[2][-40:] for one in (begun, before)]
+                    raise ValueError(
+                        "the tokenizer's chat template asks for an answer by "
+                        f"{ends[0]!r}, but has {ends[1]!r} before one"
+                    )
     made = list(_joined(whole, document, frame.special))
     if [part.text for part in made if part.kind == "answer"] != learnt(document):
-        raise ValueError("the tokenizer's chat template leaves out or repeats an answer")
+        raise ValueError("the tokenizer's chat template changes the order of answers")
     return made
 
 

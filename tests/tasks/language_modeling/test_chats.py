@@ -82,7 +82,17 @@ class TestParts:
         [
             ("{{ raise_exception('no system here') }}", "refuses it: no system here"),
             ("{% for m in messages %}", "refuses it: "),
-            ("{{ messages[0]['content'] }}", "leaves out or repeats an answer"),
+            ("{{ messages[0]['content'] }}", r"leaves out or repeats message 2 \(assistant\)"),
+            ("{{ messages[1]['content'] }}", r"leaves out or repeats message 1 \(user\)"),
+            (
+                "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}",
+                "asks for an answer by '', but has 'assistant: ' before one",
+            ),
+            (
+                "{% for m in messages %}{{ '[' + m['content'] + ']' }}{% endfor %}"
+                "{% if add_generation_prompt %}{{ '<' }}{% endif %}",
+                r"asks for an answer by '\]<', but has '\]\[' before one",
+            ),
             ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "refuses it: "),
         ],
     )
@@ -92,9 +102,9 @@ class TestParts:
 
     def test_marks_around_answers_and_todays_date_change_nothing(self):
         marked = "{% for m in messages %}{%- generation -%} {{ m['content'] }}{% endgeneration %}"
-        template = marked + "{% endfor %}{{ strftime_now is defined }}"
+        template = "{{ strftime_now is defined }}" + marked + "{% endfor %}"
         found = parts(PAIR, self.frame._replace(template=template))
-        assert "".join(part.text for part in found) == "Was it good?It was.False"
+        assert "".join(part.text for part in found) == "FalseWas it good?It was."
 
 
 class TestTokens:
