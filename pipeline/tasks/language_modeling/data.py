@@ -105,7 +105,8 @@ def load(
         seed: of the order.
         shuffle: whether this is for training.
         shard: which of how many processes this is.
-        tokens: with `shuffle`, the first documents are taken that have as many; null takes all.
+        tokens: with `shuffle`, the first documents are taken that have as many, prompts
+            counted too; null takes all.
 
     Raises:
         PipelineError: the split can't be read, or has a chat that the template of the network's
@@ -250,8 +251,10 @@ def _windows(found: Iterator[tuple[Integers, Integers]], sizes: list[int], net: 
 
 
 def _blocks(texts: Sequence[Document], net: Net, tokens: int | None) -> Rows:
-    size, cut, left = net.settings.block, [], tokens
-    for ids, kinds in _prepared(texts, net, ended=True):
+    size, cut, left, chats, long = net.settings.block, [], tokens, 0, 0
+    for one, (ids, kinds) in zip(texts, _prepared(texts, net, ended=True), strict=False):
+        chats += not isinstance(one, str)
+        long += not isinstance(one, str) and len(ids) > size + 1
         after = _after(ids, kinds != NOTHING)
         cut += [
             [_row(ids, after, at, size, net)]
@@ -260,6 +263,8 @@ def _blocks(texts: Sequence[Document], net: Net, tokens: int | None) -> Rows:
         ]
         if left is not None and (left := left - len(ids) + 1) <= 0:
             break
+    if long:
+        print(f"{long} of {chats} chats are cut at language_model.block={size}", flush=True)
     return _rows(cut, [0] * len(cut))
 
 

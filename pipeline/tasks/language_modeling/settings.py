@@ -155,7 +155,8 @@ class Train(settings.Train):
 
     language_model: Model
     tokens: Count | None
-    """Of the training split in an epoch: its first documents that have as many; null takes all."""
+    """Of the training split in an epoch: its first documents that have as many, prompts counted
+    too; null takes all."""
 
     @property
     def loading(self) -> dict[str, Any]:

@@ -100,6 +100,11 @@ class TestParts:
         with pytest.raises(ValueError, match=said):
             parts(PAIR, self.frame._replace(template=template))
 
+    def test_a_template_that_calls_a_clock_is_refused(self):
+        clock = "{{ strftime_now('%d') }}" + TEMPLATE
+        with pytest.raises(ValueError, match="'strftime_now' is undefined"):
+            parts(PAIR, self.frame._replace(template=clock))
+
     def test_marks_around_answers_and_todays_date_change_nothing(self):
         marked = "{% for m in messages %}{%- generation -%} {{ m['content'] }}{% endgeneration %}"
         template = "{{ strftime_now is defined }}" + marked + "{% endfor %}"
@@ -183,6 +188,13 @@ class TestTokens:
                 tmp_path / "language", split, net, batch_size=1, device=CPU, shuffle=True
             )
             assert all(batch.weight > 0 for batch in batches.epoch(0))
+
+    def test_chats_that_are_cut_are_counted(self, plain, capsys):
+        long = [{"role": "user", "content": "Was it good? " * 40}, PAIR[1]]
+        _blocks(["A text. " * 80, PAIR, long], plain, None)
+        assert capsys.readouterr().out == "1 of 2 chats are cut at language_model.block=64\n"
+        _blocks([PAIR, PAIR], plain, None)
+        assert capsys.readouterr().out == ""
 
     def test_a_chat_that_its_template_refuses_is_named(self, asked):
         asked.module.frame = asked.module.frame._replace(template="{{ raise_exception('no') }}")
