@@ -100,10 +100,18 @@ def baselines(page: Page, study: Study) -> None:
         }
         p = "—" if bits is None else f"{compare(-bits, -ours.bits).p_value:.2g}"
         shown.append([name, f"{value:.3f}", f"{own:.3f}", f"{len(ours.bits)}", p])
-    page.show(
+    text = (
         "Simpler rules, in bits per byte: xz -9 of all test documents in one file, "
         f"Kneser-Ney 5-grams of {len(train):,} training documents, and the network as it was "
-        "before this training; p of the paired test over documents",
+        "before this training; p of the paired test over documents"
+    )
+    if any(not isinstance(one, str) for one in study.texts):
+        text += (
+            ". Of chats xz and 5-grams have the answers alone, without the prompts that the model "
+            "sees, and pay for a line's end between two answers"
+        )
+    page.show(
+        text,
         ["Rule", "Its bits", "The model's", "Documents", "p"],
         shown,
     )

@@ -1,5 +1,6 @@
 """What is measured of a language model."""
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from pipeline.tasks.language_modeling.evaluation import depths, heads, memory, w
 from pipeline.tasks.language_modeling.evaluation.study import Study, numbers, per_byte, score
 from pipeline.tasks.language_modeling.network.adapters import LowRank
 from pipeline.tasks.language_modeling.settings import Parts
+from pipeline.tasks.language_modeling.show import baselines
 from pipeline.texts.tables import movie_reviews
 from tests.tasks.language_modeling.conftest import TEXTS, stir
 from tests.test_training import STAGE, configure
@@ -117,6 +119,17 @@ def test_samples_that_copy_a_training_document_are_told(study, tmp_path, monkeyp
     rows = (tmp_path / "recall.csv").read_text().splitlines()
     assert rows[2] == "before,one two three four five,9,four five"
     assert rows[-1] == "after,one two three four five,3,six"
+
+
+def test_what_baselines_see_of_chats_is_told(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(Study, "split", lambda *_: TEXTS)
+    chat = [{"role": "user", "content": "A film?"}, {"role": "assistant", "content": "A bad film."}]
+    page = Page(tmp_path)
+    baselines(page, study)
+    study = dataclasses.replace(study, texts=[*TEXTS, chat])
+    baselines(page, study)
+    said = ["without the prompts" in table["caption"] for table in page._tables]
+    assert said == [False, True]
 
 
 def test_what_is_forgotten_is_the_bits_that_other_texts_take_more(study, tmp_path):
