@@ -212,9 +212,13 @@ class Journal:
         replace(self.folder / "state.json", asdict(state))
 
     def is_complete(self) -> bool:
-        """Whether the store has acknowledged every whole line, and the run is closed after it."""
+        """Whether the store has acknowledged every whole line, and the run is closed after it.
+
+        Without its first file it is one that `tidy` was killed at.
+        """
         closed = self.state().closed
-        return bool(closed) and next(read(self.path, closed), None) is None
+        whole = bool(closed) and next(read(self.path, closed), None) is None
+        return whole or not self.path.exists()
 
     def is_live(self, begin: Begin) -> bool:
         """Whether the process that wrote `begin` still runs.

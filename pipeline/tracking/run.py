@@ -298,7 +298,7 @@ class Run:
 
     def _drain(self, journal: Journal) -> None:
         before, patience, look = None, time.monotonic() + self._begin.flush, 0.0
-        while not journal.is_complete() and journal.path.exists():
+        while not journal.is_complete():
             state = journal.state()
             if (progress := (state.sent, len(state.parts))) != before:
                 before, patience = progress, time.monotonic() + self._begin.flush

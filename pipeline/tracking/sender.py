@@ -56,7 +56,7 @@ def main(folder: str) -> None:
         journal.note_source(begin, provenance.git(Path.cwd(), journal.patch))
     os.chdir(begin.root)  # a temporary copy goes with dvc, and DVC's library needs a folder
     place, alone = journal.folder.parent, lock(journal.folder.parent, begin.uri)
-    while journal.path.exists() and not journal.is_complete():
+    while not journal.is_complete():
         # a stage may be asking whether it is free
         with suppress(Timeout), alone.acquire(timeout=POLL):
             Sender(place, begin.uri).run()
@@ -260,7 +260,7 @@ def sync(folder: Path, wait: float = 60) -> int:
             if not parents and all(begin.uri != uri for _, begin in own()):
                 break
             time.sleep(POLL)
-    return sum(journal.is_complete() or not journal.path.exists() for journal, _ in before)
+    return sum(journal.is_complete() for journal, _ in before)
 
 
 def _progress(journal: Journal) -> tuple[int, int, int, int]:

@@ -19,7 +19,7 @@ from pipeline.tracking import run as tracking_run
 from pipeline.tracking.__main__ import main
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.parents import Parent, parent_file, read_parents
-from pipeline.tracking.sender import Sender
+from pipeline.tracking.sender import Sender, leftovers
 from tests.tracking.conftest import points, runs
 
 Start = Callable[..., tuple[tracking.Run, Journal]]
@@ -51,16 +51,14 @@ def send(journal: Journal, *, dead: bool = True) -> bool:
     begin = journal.begin()
     assert begin
     sender = Sender(journal.folder.parent, begin.uri)
-    sender.pending = lambda: [] if is_sent() else [(journal, begin)]  # type: ignore[method-assign]
-
-    def is_sent() -> bool:
-        return journal.is_complete() or not journal.path.exists()
-
+    sender.pending = lambda: (  # type: ignore[method-assign]
+        [] if journal.is_complete() else [(journal, begin)]
+    )
     if dead:
         journal.is_live = lambda begin: False  # type: ignore[method-assign]
     while sender.step():
         pass
-    return is_sent()
+    return journal.is_complete()
 
 
 def curve(client: Any, run: Any) -> list[int]:
@@ -280,6 +278,24 @@ def test_what_stands_for_a_dvc_process_is_dropped_with_its_last_journal(
     assert (second.folder.exists(), path.exists()) == (False, False)
     for run, _ in stages:
         run.end()
+
+
+def test_a_journal_that_a_kill_left_half_deleted_is_not_pending_and_is_deleted(
+    start: Start, client: Any, settings: Tracking, monkeypatch: pytest.MonkeyPatch
+):
+    run, journal = start()
+    run.end()
+    assert send(journal)
+    for path in (journal.path, journal.folder / "state.json"):
+        path.unlink()
+    place = journal.folder.parent
+    monkeypatch.setattr(Journal, "is_live", lambda self, _: False)
+    assert leftovers(place) == []
+    begin = journal.begin()
+    assert begin
+    Sender(place, begin.uri).step()
+    assert not journal.folder.exists()
+    assert len(runs(client, settings.experiment)) == 1
 
 
 @pytest.mark.parametrize("when", ["at an epoch", "at the end"])
