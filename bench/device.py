@@ -15,7 +15,7 @@ import torch
 
 from bench.jobs import Job, job
 from bench.measure import Row, alternate, for_comparison, main, ratios, scratch, timed
-from pipeline.hardware import Hardware, card
+from pipeline.training.hardware import Hardware, card
 
 CASES = {"CNN": ("cnn", 216), "GRU": ("rnn", 70), "MiniLM": ("transformer", 60)}
 

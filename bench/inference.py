@@ -6,8 +6,8 @@ from pathlib import Path
 
 from bench.jobs import Job, job
 from bench.measure import Row, alternate, at_least, main, ratios, scratch, timed
-from pipeline.checkpoint import Checkpoints
-from pipeline.training import Loop
+from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.loop import Loop
 
 
 def measure(quick: bool) -> list[Row]:

@@ -14,15 +14,15 @@ from torch import nn
 
 from bench.measure import prepare
 from pipeline import config, tracking
-from pipeline import net as nets
-from pipeline.batches import Batch, Batches
-from pipeline.checkpoint import Checkpoints
-from pipeline.hardware import Hardware, card, configure
-from pipeline.modules import score
 from pipeline.prepared import read_card
 from pipeline.settings import Train
 from pipeline.task import Task, find
-from pipeline.training import Loop, schedule
+from pipeline.training import net as nets
+from pipeline.training.batches import Batch, Batches
+from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.hardware import Hardware, card, configure
+from pipeline.training.loop import Loop, schedule
+from pipeline.training.modules import score
 
 
 @dataclass(frozen=True)

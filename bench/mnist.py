@@ -89,7 +89,7 @@ def _ours(folder: Path, data: Path, seed: int, *more: str) -> tuple[float, float
 def _test(weights: Path, data: Path) -> dict[str, Any]:
     import torch
 
-    from pipeline import net as nets
+    from pipeline.training import net as nets
 
     net = nets.load(weights)
     device = torch.device("cpu")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.streams import make_safe
 
 if TYPE_CHECKING:
-    from pipeline.training import Loop
+    from pipeline.training.loop import Loop
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("train_cnn", "finetune_transformer", "train_rnn")
@@ -98,7 +98,7 @@ def measured(loop: "Loop") -> None:
 def _child(stage: str) -> None:
     import importlib
 
-    from pipeline.training import Loop
+    from pipeline.training.loop import Loop
 
     Loop.fit = measured  # type: ignore[assignment,method-assign]
     sys.argv = [stage, "tracking=off", "profile=full"]

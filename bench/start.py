@@ -37,7 +37,7 @@ def start(folder: Path, stage: str, data: Path) -> float:
 
 def _until_the_first_step(stage: str) -> None:
     """Run a stage in this process and end it when the optimizer has stepped."""
-    from pipeline.adamw import AdamW
+    from pipeline.training.adamw import AdamW
 
     step = AdamW.step
 

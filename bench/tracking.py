@@ -39,9 +39,9 @@ from bench.measure import (
     scratch,
 )  # fmt: skip
 from pipeline import tracking
-from pipeline.checkpoint import Checkpoints
-from pipeline.hardware import card
-from pipeline.training import Loop
+from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.hardware import card
+from pipeline.training.loop import Loop
 
 CALLS = 5000
 EPOCHS = 60
@@ -202,7 +202,7 @@ def _fit(one: Job, log: Callable[[dict[str, float], int], None], steps: int | No
 
 
 def _log(run: tracking.Run) -> Callable[[dict[str, float], int], None]:
-    """What `pipeline.training_stage` hands to the loop."""
+    """What `pipeline.training.stage` hands to the loop."""
 
     def log(metrics: dict[str, float], step: int) -> None:
         run.metrics(metrics, step)

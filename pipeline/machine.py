@@ -1,6 +1,6 @@
 """The machine a process runs on, as far as it can be told without torch: importing that takes 1 s.
 
-`pipeline.hardware` adds what torch computes on.
+`pipeline.training.hardware` adds what torch computes on.
 """
 
 import hashlib

@@ -22,8 +22,8 @@ from pipeline.settings import Input, Output, Stage, Train
 from pipeline.tracking.provenance import dvc_md5
 
 if TYPE_CHECKING:
-    from pipeline.checkpoint import Checkpoints
-    from pipeline.hardware import Hardware
+    from pipeline.training.checkpoint import Checkpoints
+    from pipeline.training.hardware import Hardware
 
 S = TypeVar("S", bound=Stage)
 
@@ -150,7 +150,7 @@ def _execute(
     with ExitStack() as stack:
         states, hardware, journal, done = None, None, tracking.new_id(name), None
         if isinstance(settings, Train):
-            from pipeline.checkpoint import checkpoints
+            from pipeline.training.checkpoint import checkpoints
 
             about = read_card(Path(settings.data))
             values = settings.model_dump(exclude={"tracking"})
@@ -166,7 +166,7 @@ def _execute(
             if leads:  # before the run begins: a kill in between must not leave a second run
                 states.remember("journal", journal)
         if computes:
-            from pipeline.hardware import card, configure
+            from pipeline.training.hardware import card, configure
 
             hardware = configure(settings)
             facts = card(hardware)

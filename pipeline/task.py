@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from pipeline.batches import Batch, Batches
-    from pipeline.evaluation.page import Page
-    from pipeline.hardware import Hardware
-    from pipeline.net import Net
+    from pipeline.figures.page import Page
     from pipeline.prepared import Card, Prepared, SplitName
     from pipeline.settings import Train, Training
+    from pipeline.training.batches import Batch, Batches
+    from pipeline.training.hardware import Hardware
+    from pipeline.training.net import Net
 
 TASKS = Path(__file__).with_name("tasks")
 
@@ -146,7 +146,7 @@ class DataModule(Protocol):
 
 
 class ModelModule(Protocol):
-    """`model.py`; it may have `save` and `load` too, in place of those of `pipeline.net`.
+    """`model.py`; it may have `save` and `load` too, in place of those of `pipeline.training.net`.
 
     And `carried(net)`: files by the name that they get in the folder of a model which is served
     elsewhere, such as frozen weights that `save` does not write. And `settle(module, forward,

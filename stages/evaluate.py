@@ -11,17 +11,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import net as nets
 from pipeline.checks import measured
 from pipeline.errors import PipelineError
 from pipeline.evaluation.intervals import rounded
-from pipeline.evaluation.page import fill
+from pipeline.figures.page import fill
 from pipeline.figures.style import look
 from pipeline.files import digest, new_directory, write_json
 from pipeline.prepared import read_card
 from pipeline.settings import Evaluate
 from pipeline.stage import Context, run, stage
 from pipeline.task import Task, of_a_model, with_parts
+from pipeline.training import net as nets
 
 PREDICTIONS = "predictions.parquet"
 

@@ -5,7 +5,7 @@ python -m stages.finetune_transformer transformer.pretrained=false
 """
 
 from pipeline.stage import run
-from pipeline.training_stage import training
+from pipeline.training.stage import training
 
 main = training("text_classification")
 

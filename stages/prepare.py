@@ -6,7 +6,7 @@ python -m stages.prepare modality=text text=imdb
 
 from pathlib import Path
 
-from pipeline.evaluation.page import Page
+from pipeline.figures.page import Page
 from pipeline.figures.style import look
 from pipeline.files import new_directory
 from pipeline.prepared import read_card, write

@@ -11,13 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline import conf_files
-from pipeline import net as nets
 from pipeline.checks import measured
 from pipeline.errors import PipelineError
 from pipeline.files import digest, write_json
 from pipeline.settings import Repeat
 from pipeline.stage import Context, run, stage
 from pipeline.task import find, of_a_model
+from pipeline.training import net as nets
 
 
 @stage("repeat", lambda: of_a_model(Repeat))

@@ -6,7 +6,7 @@ python -m stages.train_cnn --multirun cnn=simple,layers,convnet
 """
 
 from pipeline.stage import run
-from pipeline.training_stage import training
+from pipeline.training.stage import training
 
 main = training("image_classification")
 

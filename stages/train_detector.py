@@ -5,7 +5,7 @@ python -m stages.train_detector optimizer.lr=0.003 training.epochs=20
 """
 
 from pipeline.stage import run
-from pipeline.training_stage import training
+from pipeline.training.stage import training
 
 main = training("object_detection")
 

@@ -6,7 +6,7 @@ python -m stages.train_language_model language_model=scratch tokens=2000000 opti
 """
 
 from pipeline.stage import run
-from pipeline.training_stage import training
+from pipeline.training.stage import training
 
 main = training("language_modeling")
 

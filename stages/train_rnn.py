@@ -5,7 +5,7 @@ python -m stages.train_rnn rnn=lstm
 """
 
 from pipeline.stage import run
-from pipeline.training_stage import training
+from pipeline.training.stage import training
 
 main = training("speech_classification")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.adamw import AdamW
+from pipeline.training.adamw import AdamW
 
 
 def model(seed: int = 0) -> nn.Sequential:

@@ -16,16 +16,13 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import pipeline.tasks
-from pipeline import conf_files, net, training_stage
-from pipeline.batches import Batches
-from pipeline.checkpoint import Checkpoints
+from pipeline import conf_files
 from pipeline.environment import register_tasks
 from pipeline.errors import PipelineError
 from pipeline.evaluation.learning import learning
-from pipeline.evaluation.page import FINDINGS, Page
+from pipeline.figures.page import FINDINGS, Page
 from pipeline.figures.style import look
 from pipeline.files import refuse_foreign, write_json
-from pipeline.hardware import configure
 from pipeline.report.numbers import headline, seeds
 from pipeline.reproduce import restore
 from pipeline.settings import (
@@ -42,8 +39,13 @@ from pipeline.task import About, Task, tasks, with_parts
 from pipeline.tracking.masking import masked
 from pipeline.tracking.parents import _row
 from pipeline.tracking.provenance import described
-from pipeline.training import Loop
-from pipeline.training_stage import shipped, training
+from pipeline.training import net
+from pipeline.training import stage as training_stage
+from pipeline.training.batches import Batches
+from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.hardware import configure
+from pipeline.training.loop import Loop
+from pipeline.training.stage import shipped, training
 from stages import evaluate, prepare, repeat
 from tests.conftest import ROOT, run
 from tests.test_your_own_task import ADDED, blocks, merged
@@ -413,7 +415,7 @@ def test_a_modules_place_says_whether_it_counts_and_is_shipped(house, monkeypatc
     away.mkdir(parents=True)
     (house.tasks / "classification").mkdir()  # a task of that name
     monkeypatch.setattr(
-        training_stage, "__file__", str(house.folder / "pipeline/training_stage.py")
+        training_stage, "__file__", str(house.folder / "pipeline/training/stage.py")
     )
     found = shipped(Task("regression"), tmp_path / "shipped")
     assert (found / "tasks/regression/report/regression/show.py").exists()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.checkpoint import KEEP, Checkpoints, checkpoints
+from pipeline.training.checkpoint import KEEP, Checkpoints, checkpoints
 
 IDENTITY = {"config": {"optimizer": {"lr": 0.1}}, "data": "abc", "code": "def"}
 
@@ -86,7 +86,7 @@ OWNER = """
 import sys
 import threading
 from pathlib import Path
-from pipeline.checkpoint import checkpoints
+from pipeline.training.checkpoint import checkpoints
 with checkpoints(Path({folder!r}), "train", {identity!r}) as saved:
     saved.remember("begun", 1)
     print("ready", flush=True)
@@ -118,7 +118,8 @@ def test_a_second_process_waits_and_goes_on_or_finds_what_the_first_remembers(
 
 def test_one_of_several_trains_at_a_time(tmp_path):
     code = (
-        "import time; from pathlib import Path; from pipeline.checkpoint import checkpoints\n"
+        "import time; from pathlib import Path\n"
+        "from pipeline.training.checkpoint import checkpoints\n"
         f"with checkpoints(Path({str(tmp_path)!r}), 'train', {IDENTITY!r}) as saved:\n"
         "    (saved.folder / 'alone').mkdir(); time.sleep(0.3); (saved.folder / 'alone').rmdir()"
     )

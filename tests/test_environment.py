@@ -13,14 +13,14 @@ import yaml
 from pipeline import conf_files, config
 from pipeline.environment import resolved
 from pipeline.errors import PipelineError
-from pipeline.net import Net
 from pipeline.settings import Train
 from pipeline.stage import Context, stage
 from pipeline.task import find
 from pipeline.tasks.image_classification.settings import Train as TrainCNN
 from pipeline.tracking import Run
 from pipeline.tracking import run as tracking_run
-from pipeline.training_stage import _written
+from pipeline.training.net import Net
+from pipeline.training.stage import _written
 from tests.conftest import schemas
 
 CARD = type("Card", (), {"digest": "0", "task": "image_classification"})

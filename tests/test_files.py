@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from pipeline.checkpoint import Checkpoints
 from pipeline.errors import PipelineError
 from pipeline.files import digest, new_directory, new_file, read_json, write_json
+from pipeline.training.checkpoint import Checkpoints
 
 
 def test_a_failed_write_leaves_the_earlier_file_and_no_leftovers(tmp_path):

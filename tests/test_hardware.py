@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.utils.deterministic
 
-from pipeline import hardware
 from pipeline.errors import PipelineError
 from pipeline.settings import Profile, Stage, Tracking
+from pipeline.training import hardware
 
 
 def settings(**changes) -> Stage:
@@ -80,7 +80,7 @@ def test_the_seed_decides_every_generator():
 
 STEPS = """
 import resource
-from pipeline import hardware
+from pipeline.training import hardware
 from tests.test_hardware import settings
 import torch
 if {configured}:

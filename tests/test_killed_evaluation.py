@@ -21,10 +21,10 @@ SMALL = [
 SUBJECT = "pipeline.classification.evaluation.subject:Subject"
 PLACES = {
     "while the test split is predicted": f"{SUBJECT}.logits:before:1",
-    "between the tables": "pipeline.evaluation.page:Page.table:before:2",
+    "between the tables": "pipeline.figures.page:Page.table:before:2",
     "in a figure": "matplotlib.figure:Figure.savefig:after:2",
     "while the probes are fitted": "pipeline.classification.evaluation.depth:probes:before:1",
-    "with all figures drawn": "pipeline.evaluation.page:Page.close:after:1",
+    "with all figures drawn": "pipeline.figures.page:Page.close:after:1",
     "with the earlier figures moved aside": "pathlib:Path.rename:after:1",
     "before the metrics": "stages.evaluate:write_json:before:1",
     "with the metrics written under another name": "pathlib:Path.write_text:after:3",

@@ -5,9 +5,10 @@ import sys
 
 import pytest
 
-from pipeline import hardware, launcher, tracking
+from pipeline import launcher, tracking
 from pipeline.errors import PipelineError
 from pipeline.stage import stage
+from pipeline.training import hardware
 from tests.conftest import schemas
 from tests.test_hardware import settings
 

@@ -197,6 +197,7 @@ def test_a_second_repro_runs_nothing(repository):
 
 
 SPEECH = "pipeline/tasks/speech_classification"
+TRAINED = {*TRAINING.values(), *(f"evaluate@{model}" for model in TRAINING)}
 
 
 @pytest.mark.parametrize(
@@ -212,10 +213,10 @@ SPEECH = "pipeline/tasks/speech_classification"
         ("pipeline/tracking/run.py", "import ", "import os  # edited\nimport ", set()),
         (f"{SPEECH}/model.py", '"""', '"""Edited. ', {"train_rnn", "evaluate@rnn"}),
         (f"{SPEECH}/show.py", '"""', '"""Edited. ', {"evaluate@rnn"}),
-        (f"{SPEECH}/prepare.py", '"""', '"""Edited. ', {"prepare@audio"}),
-        (f"{SPEECH}/settings.py", '"""', '"""Edited. ', set()),
-        ("pipeline/training.py", '"""', '"""Edited. ', set(TRAINING.values())),
-        ("pipeline/modules.py", '"""', '"""Edited. ', set(TRAINING.values())),
+        (f"{SPEECH}/prepare.py", '"""', '"""Edited. ', {"prepare@audio", "evaluate@rnn"}),
+        (f"{SPEECH}/settings.py", '"""', '"""Edited. ', {"evaluate@rnn"}),
+        ("pipeline/training/loop.py", '"""', '"""Edited. ', TRAINED),
+        ("pipeline/training/modules.py", '"""', '"""Edited. ', TRAINED),
     ],
 )  # fmt: skip
 def test_an_edit_concerns_exactly_what_depends_on_it(repository, file, old, new, expected):

@@ -20,14 +20,14 @@ from tests.workspace import MODALITIES, QUICK, STAGES, Ended, Nursery, Stage, ou
 TIMED = ("time/", "memory/", "system/")
 PLACES = {
     "half a checkpoint": "torch._C:PyTorchFileWriter.write_record:before:7",
-    "a checkpoint without its name": "pipeline.checkpoint:digest:before:1",
-    "in an epoch": "pipeline.training:Loop.step:after:20",
-    "in validation": "pipeline.modules:score:before:1",
-    "between epochs": "pipeline.training:Loop.end_epoch:after:1",
-    "with a checkpoint written": "pipeline.training:Loop.save:after:1",
-    "after the last epoch": "pipeline.training:Loop.take_best_weights:before:1",
-    "with the curve written": "pipeline.net:save:before:1",
-    "with half the model written": "pipeline.net:digest:before:1",
+    "a checkpoint without its name": "pipeline.training.checkpoint:digest:before:1",
+    "in an epoch": "pipeline.training.loop:Loop.step:after:20",
+    "in validation": "pipeline.training.modules:score:before:1",
+    "between epochs": "pipeline.training.loop:Loop.end_epoch:after:1",
+    "with a checkpoint written": "pipeline.training.loop:Loop.save:after:1",
+    "after the last epoch": "pipeline.training.modules:load:before:2",
+    "with the curve written": "pipeline.training.net:save:before:1",
+    "with half the model written": "pipeline.training.net:digest:before:1",
     "with all outputs written": "pipeline.tracking.run:Run.end:after:1",
 }
 """Where it is killed: each start comes a little further than the one before."""
@@ -159,7 +159,7 @@ def test_the_killed_training_is_one_run_without_gaps_or_doubled_points(
     reference = uninterrupted("rnn")
     training = Training(nursery, root, tmp_path, "rnn")
     for place in (
-        "pipeline.training:Loop.step:after:20",
+        "pipeline.training.loop:Loop.step:after:20",
         "pipeline.tracking.run:Run.end:after:1",
     ):
         assert training.run(kill=place).status == -signal.SIGKILL
@@ -229,7 +229,7 @@ def test_asked_to_end_it_saves_says_so_and_continues(
 
 
 @pytest.mark.parametrize(
-    "place", ["pipeline.tasks.image_classification.data:load", "pipeline.net:save"]
+    "place", ["pipeline.tasks.image_classification.data:load", "pipeline.training.net:save"]
 )
 def test_asked_to_end_outside_the_loop_it_ends_at_once(
     place, nursery, root, uninterrupted, tmp_path
@@ -249,7 +249,7 @@ def test_an_edited_config_starts_anew_and_says_why(nursery, root, tmp_path):
     assert plain.run(*edit).status == 0
     edited = Training(nursery, root, tmp_path / "edited", "cnn", UNTRACKED)
     first = ["optimizer.lr=0.04", "training.epochs=2"]
-    edited.run(*first, kill="pipeline.training:Loop.save:after:1")
+    edited.run(*first, kill="pipeline.training.loop:Loop.save:after:1")
     ended = edited.run(*edit)
     assert "is of another run (config.optimizer.lr: 0.04 → 0.03)" in ended.output
     assert "starting anew" in ended.output
@@ -263,7 +263,7 @@ def test_a_damaged_state_is_noticed_and_the_one_before_continued(
 ):
     training = Training(nursery, root, tmp_path, "cnn", UNTRACKED)
     before = training.states()
-    training.run(kill="pipeline.training:Loop.save:after:2")
+    training.run(kill="pipeline.training.loop:Loop.save:after:2")
     (states,) = set(training.states()) - set(before)
     newest = max(states.glob("*.pt"))
     if damage == "truncated":

@@ -21,10 +21,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import conf_files, config, net, prepared
+from pipeline import conf_files, config, prepared
 from pipeline.errors import PipelineError
 from pipeline.files import digest, write_json
 from pipeline.task import find
+from pipeline.training import net
 from tests.data.sources import audio_source, complaint, image_folder, image_source, text_source
 from tests.models.presets import preset
 

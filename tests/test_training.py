@@ -13,16 +13,17 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pipeline import interrupts, modules
-from pipeline.batches import Batches
-from pipeline.checkpoint import Checkpoints
+from pipeline import interrupts
 from pipeline.classification import model as classifier
 from pipeline.classification.settings import ClassifierTraining
 from pipeline.errors import PipelineError
-from pipeline.hardware import configure
-from pipeline.modules import score
 from pipeline.settings import Optimizer, Profile, Stage, Tracking, Training
-from pipeline.training import Loop, schedule
+from pipeline.training import modules
+from pipeline.training.batches import Batches
+from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.hardware import configure
+from pipeline.training.loop import Loop, schedule
+from pipeline.training.modules import score
 
 CPU = torch.device("cpu")
 TRAINING = ClassifierTraining(

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline import net as nets
-from pipeline.batches import Batches, Ragged
-from pipeline.checkpoint import Checkpoints
-from pipeline.hardware import Hardware, configure
-from pipeline.modules import sparse_gradients
 from pipeline.task import find, tasks
-from pipeline.training import Loop
+from pipeline.training import net as nets
+from pipeline.training.batches import Batches, Ragged
+from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.hardware import Hardware, configure
+from pipeline.training.loop import Loop
+from pipeline.training.modules import sparse_gradients
 from tests.models.presets import fused_attention, preset
 from tests.test_training import OPTIMIZER, STAGE, TRAINING
 

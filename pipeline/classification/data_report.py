@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from pipeline.classification.examples import Examples, Raw, Read, read_examples
 from pipeline.evaluation import audit
-from pipeline.evaluation.page import Page
 from pipeline.figures import data as figures
+from pipeline.figures.page import Page
 from pipeline.figures.sheets import Caption
 from pipeline.figures.style import shorten
 from pipeline.prepared import SPLITS, Card

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.batches import Batch, Batches
 from pipeline.classification.settings import ClassifierTraining
-from pipeline.net import Net, logits_of
 from pipeline.task import Forward
+from pipeline.training.batches import Batch, Batches
+from pipeline.training.net import Net, logits_of
 
 
 def loss(module: Forward, batch: Batch, settings: ClassifierTraining) -> Tensor:

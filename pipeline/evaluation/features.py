@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.net import logits_of
+from pipeline.training.net import logits_of
 
 Inputs = dict[str, Tensor]
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pipeline.evaluation.page import Page
 from pipeline.figures import curves
+from pipeline.figures.page import Page
 from pipeline.figures.style import written
 from pipeline.task import About
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.net import file_bytes
+from pipeline.training.net import file_bytes
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

@@ -183,7 +183,7 @@ class Run:
         The code that loads it and the versions it needs are kept as they are now.
 
         Args:
-            folder: what `pipeline.net.save` wrote.
+            folder: what `pipeline.training.net.save` wrote.
             code: a copy of this package, of which what loads the model.
             packages: what it needs besides torch.
             example: one raw input, as JSON holds it.

@@ -21,7 +21,7 @@ class Served(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Read the weights."""
-        from pipeline import net
+        from pipeline.training import net
 
         self._net = net.load(Path(context.artifacts["model"]))
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.batches import Batches, Ragged, mix
+from pipeline.training.batches import Batches, Ragged, mix
 
 CPU = torch.device("cpu")
 

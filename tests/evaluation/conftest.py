@@ -13,14 +13,14 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from pipeline import net as nets
 from pipeline import prepared
 from pipeline.classification.evaluation.study import Study
 from pipeline.classification.settings import Parts
 from pipeline.evaluation.intervals import rounded
-from pipeline.evaluation.page import fill
-from pipeline.net import logits_of
+from pipeline.figures.page import fill
 from pipeline.task import find, tasks
+from pipeline.training import net as nets
+from pipeline.training.net import logits_of
 
 SOURCES: dict[str, dict[str, Any]] = {
     "image": {"kind": "mnist5k", "folder": None},

@@ -11,7 +11,7 @@ from pipeline.classification.evaluation.exploration import FILE, exploration
 from pipeline.classification.evaluation.study import Study
 from pipeline.classification.evaluation.subject import Subject
 from pipeline.classification.examples import Examples
-from pipeline.evaluation.page import Page
+from pipeline.figures.page import Page
 
 HARM = "<script>window.harm=1</script><img src=x onerror='window.harm=2'>"
 CLASSES = [f"</script>{HARM}", "R&D <b>bold</b>"]

@@ -17,7 +17,7 @@ from pipeline.classification.evaluation.exploration import (
 from pipeline.classification.evaluation.metrics import probabilities
 from pipeline.classification.evaluation.study import Depths
 from pipeline.classification.examples import Examples, sample_rows
-from pipeline.evaluation.page import Page
+from pipeline.figures.page import Page
 from tests.evaluation.conftest import DATA, drawn
 from tests.evaluation.explored import Elements, charts, hostile, renamed, write
 

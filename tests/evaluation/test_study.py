@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.classification.evaluation.subject import Subject
 from pipeline.errors import PipelineError
-from pipeline.evaluation.page import Page
+from pipeline.figures.page import Page
 from pipeline.prepared import read_card
 from pipeline.task import find
 from tests.evaluation.conftest import DATA, drawn

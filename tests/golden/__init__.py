@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
-from pipeline import net as nets
-from pipeline.batches import Batches
-from pipeline.checkpoint import Checkpoints
-from pipeline.hardware import card, configure
 from pipeline.machine import NUMERICS
 from pipeline.prepared import read_card
 from pipeline.settings import Optimizer, Profile, Stage, Tracking
 from pipeline.task import Task, find, tasks
-from pipeline.training import Loop
+from pipeline.training import net as nets
+from pipeline.training.batches import Batches
+from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.hardware import card, configure
+from pipeline.training.loop import Loop
 from tests.models.presets import preset
 
 FOLDER = Path(__file__).parent

@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline import net as nets
 from pipeline.errors import PipelineError
 from pipeline.files import digest
 from pipeline.task import find
+from pipeline.training import net as nets
 from tests.models.presets import names, preset
 
 TASK = find(name="image_classification")

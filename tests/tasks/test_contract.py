@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import config, modules, net, prepared, training
-from pipeline.checkpoint import Checkpoints
+from pipeline import config, prepared
 from pipeline.checks import measured, refuse_shared_names
-from pipeline.evaluation.page import Page, fill
+from pipeline.figures.page import Page, fill
 from pipeline.figures.style import look
-from pipeline.hardware import Hardware, configure
 from pipeline.task import Task, tasks
+from pipeline.training import loop, modules, net
+from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.hardware import Hardware, configure
 from stages.evaluate import PREDICTIONS, check_predictions
 from tests.conftest import schemas
 
@@ -72,7 +73,7 @@ class House:
 
     def fit(self, one: net.Net, states: Path, log: Callable[..., None] = lambda *_: None) -> Any:
         asked = self.train.training.model_copy(update={"log_every": 1, "save_minutes": 1e-9})
-        return training.Loop(
+        return loop.Loop(
             one.module,
             self.load("train", one, shuffle=True, seed=0),
             self.load("validation", one),

@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline import net as nets
 from pipeline import tracking
-from pipeline.net import Net
 from pipeline.settings import Tracking
-from pipeline.training_stage import carried, shipped
+from pipeline.training import net as nets
+from pipeline.training.net import Net
+from pipeline.training.stage import carried, shipped
 from tests.tracking.conftest import runs
 
 FRESH = """

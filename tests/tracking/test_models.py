@@ -15,15 +15,15 @@ import torch
 from mlflow.exceptions import MlflowException
 from pydantic import TypeAdapter
 
-from pipeline import net as nets
 from pipeline import tracking
 from pipeline.files import digest
-from pipeline.net import Net
 from pipeline.settings import Tracking
 from pipeline.task import find
 from pipeline.tracking.models import register
 from pipeline.tracking.operations import Register
 from pipeline.tracking.store import Store
+from pipeline.training import net as nets
+from pipeline.training.net import Net
 from tests.tracking.answers import fresh, log, logged
 from tests.tracking.conftest import runs
 

@@ -7,10 +7,10 @@ import numpy as np
 from pipeline.classification.evaluation.study import Study
 from pipeline.evaluation.features import depths
 from pipeline.evaluation.intervals import share
-from pipeline.evaluation.page import Page
 from pipeline.evaluation.probes import probe
 from pipeline.evaluation.similarity import cka_matrix
 from pipeline.figures import depth as figures
+from pipeline.figures.page import Page
 
 
 def probes(page: Page, study: Study) -> None:

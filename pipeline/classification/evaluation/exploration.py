@@ -11,9 +11,9 @@ from pipeline.classification.evaluation.study import Study
 from pipeline.classification.evaluation.subject import Subject
 from pipeline.classification.examples import Examples, sample_rows
 from pipeline.evaluation.intervals import Integers
-from pipeline.evaluation.page import Page
 from pipeline.evaluation.probes import one_thread
 from pipeline.figures import interactive
+from pipeline.figures.page import Page
 from pipeline.figures.style import MOST_CLASSES
 from pipeline.files import new_file
 

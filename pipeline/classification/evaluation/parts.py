@@ -18,10 +18,10 @@ from pipeline.classification.evaluation.suspects import confident_mistakes, susp
 from pipeline.classification.examples import sample_rows
 from pipeline.evaluation.intervals import bootstrap, share
 from pipeline.evaluation.learning import learning
-from pipeline.evaluation.page import Page
 from pipeline.evaluation.probes import fit_and_predict
 from pipeline.evaluation.slices import lowest, slices, worst
 from pipeline.figures import curves, matrices, sheets
+from pipeline.figures.page import Page
 from pipeline.figures.style import shorten
 from pipeline.files import new_file
 

@@ -12,9 +12,9 @@ from pipeline.evaluation.comparison import compare
 from pipeline.evaluation.features import depths
 from pipeline.evaluation.intervals import rounded
 from pipeline.evaluation.similarity import linear_cka
-from pipeline.hardware import Hardware
-from pipeline.net import Net
 from pipeline.settings import Repeat
+from pipeline.training.hardware import Hardware
+from pipeline.training.net import Net
 
 SCORES = ("accuracy", "accuracy_low", "accuracy_high", "macro_f1", "loss", "ece", "examples")
 

@@ -16,10 +16,10 @@ from pipeline.classification.settings import Parts
 from pipeline.errors import PipelineError
 from pipeline.evaluation.features import untrained
 from pipeline.evaluation.intervals import Floats, Integers
-from pipeline.hardware import Hardware
-from pipeline.net import Net
 from pipeline.prepared import SplitName, read_card
 from pipeline.settings import Evaluate, Repeat
+from pipeline.training.hardware import Hardware
+from pipeline.training.net import Net
 
 Features = dict[str, NDArray[np.float32]]
 

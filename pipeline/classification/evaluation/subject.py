@@ -14,12 +14,12 @@ from pipeline.classification.examples import Raw, Read, take
 from pipeline.errors import PipelineError
 from pipeline.evaluation.features import Inputs, Point, capture
 from pipeline.figures.sheets import Caption
-from pipeline.net import Net
+from pipeline.training.net import Net
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from pipeline.evaluation.page import Page
+    from pipeline.figures.page import Page
 
 
 class Corruption(NamedTuple):

@@ -14,15 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.batches import Batches
 from pipeline.classification.labels import column
 from pipeline.errors import PipelineError
 from pipeline.images import png
 from pipeline.images.given import given
-from pipeline.net import Net
 from pipeline.prepared import SplitName, contents, first_row, open_split, rows
 from pipeline.tasks.image_classification.augment import affine
 from pipeline.tasks.image_classification.settings import Augment
+from pipeline.training.batches import Batches
+from pipeline.training.net import Net
 
 TASK = "image_classification"
 

@@ -17,8 +17,8 @@ from pipeline.classification.evaluation.study import Study, open_study
 from pipeline.classification.evaluation.subject import Corruption, Kind, Sizes, Subject
 from pipeline.classification.examples import Raw
 from pipeline.evaluation.features import Inputs, Point, depths, forward, hooks, last_linear
-from pipeline.evaluation.page import Page
 from pipeline.figures import depth as figures
+from pipeline.figures.page import Page
 from pipeline.figures.sheets import image_sheet
 from pipeline.images import damage, png
 from pipeline.tasks.image_classification.data_report import ink

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.batches import Batches, Ragged
 from pipeline.errors import PipelineError
-from pipeline.net import Net
 from pipeline.prepared import SplitName, first_row, read_split
 from pipeline.texts.chats import Document, Message, before_last_answer, chat, learnt, parts
+from pipeline.training.batches import Batches, Ragged
+from pipeline.training.net import Net
 
 TASK = "language_modeling"
 NOTHING, ANSWER, ENDING = 0, 1, 2

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.evaluation import audit
-from pipeline.evaluation.page import Page
+from pipeline.figures.page import Page
 from pipeline.figures.sheets import Caption, text_sheet
 from pipeline.figures.style import CYCLE, LINES, canvas, percent
 from pipeline.prepared import SPLITS, Card, read_split

@@ -10,11 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline import pretrained
-from pipeline.batches import Batch, Batches
 from pipeline.errors import PipelineError
 from pipeline.files import read_json
-from pipeline.net import DESCRIPTION, WEIGHTS, Net
 from pipeline.settings import Training
 from pipeline.sources import package_file
 from pipeline.task import Forward
@@ -30,6 +27,9 @@ from pipeline.tasks.language_modeling.settings import (
 )
 from pipeline.texts import bpe, gguf
 from pipeline.texts.chats import Frame
+from pipeline.training import pretrained
+from pipeline.training.batches import Batch, Batches
+from pipeline.training.net import DESCRIPTION, WEIGHTS, Net
 
 BASE = "base"
 """What the frozen weights are called in the folder of a model that is served elsewhere."""

@@ -10,9 +10,7 @@ import pyarrow.parquet as pq
 from pipeline.evaluation.comparison import compare
 from pipeline.evaluation.intervals import Floats, bootstrap, rounded
 from pipeline.evaluation.learning import learning
-from pipeline.evaluation.page import Page
-from pipeline.hardware import Hardware
-from pipeline.net import Net
+from pipeline.figures.page import Page
 from pipeline.settings import Evaluate, Repeat
 from pipeline.tasks.language_modeling.evaluation import words
 from pipeline.tasks.language_modeling.evaluation.depths import read_out
@@ -29,6 +27,8 @@ from pipeline.tasks.language_modeling.evaluation.study import (
 from pipeline.tasks.language_modeling.settings import ABOUT
 from pipeline.texts import bpe, ngrams
 from pipeline.texts.chats import learnt
+from pipeline.training.hardware import Hardware
+from pipeline.training.net import Net
 
 
 def study(

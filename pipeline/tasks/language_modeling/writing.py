@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from pipeline.net import Net
 from pipeline.tasks.language_modeling.data import encode
 from pipeline.tasks.language_modeling.network.decoder import said
 from pipeline.tasks.language_modeling.settings import Writing
+from pipeline.training.net import Net
 
 
 def stream(net: Net, beginning: Any, **how: Any) -> Iterator[str]:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from pipeline.batches import Batch
 from pipeline.tasks.object_detection.settings import Augment
+from pipeline.training.batches import Batch
 
 LEAST = 0.25
 """Of a box's area; with less of it left in the image, it is no object any more."""

@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.batches import Batches
 from pipeline.images.given import given
-from pipeline.net import Net
 from pipeline.prepared import SplitName, contents, read_split
 from pipeline.tasks.object_detection.augment import changes
 from pipeline.tasks.object_detection.boxes.read import TASK, read
 from pipeline.tasks.object_detection.settings import Augment
+from pipeline.training.batches import Batches
+from pipeline.training.net import Net
 
 GREY = 128
 """What an image that is not square is filled up with."""

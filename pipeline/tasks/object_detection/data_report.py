@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.evaluation import audit
-from pipeline.evaluation.page import Page
 from pipeline.figures.data import HATCHES
+from pipeline.figures.page import Page
 from pipeline.figures.style import CYCLE, LINES, canvas, shorten
 from pipeline.prepared import SPLITS, Card
 from pipeline.tasks.object_detection.boxes.pictures import boxes_sheet

@@ -12,10 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from pipeline.batches import Batch, Batches
 from pipeline.errors import PipelineError
 from pipeline.files import read_json
-from pipeline.net import DESCRIPTION, WEIGHTS, Net, fill
 from pipeline.task import Forward
 from pipeline.tasks.object_detection.boxes.read import Boxes
 from pipeline.tasks.object_detection.data import GREY, scales
@@ -29,6 +27,8 @@ from pipeline.tasks.object_detection.settings import (
     TTFNet,
 )
 from pipeline.tasks.object_detection.weights import take
+from pipeline.training.batches import Batch, Batches
+from pipeline.training.net import DESCRIPTION, WEIGHTS, Net, fill
 
 LOWEST = 0.05
 """Score below which a peak is no box at all, whatever the threshold is."""
@@ -164,7 +164,7 @@ def build(settings: TTFNet | TorchVision, facts: Facts) -> tuple[nn.Module, None
 
 
 def load(folder: Path) -> tuple[nn.Module, None]:
-    """Read what `pipeline.net.save` wrote: a network in eval mode, on the CPU.
+    """Read what `pipeline.training.net.save` wrote: a network in eval mode, on the CPU.
 
     Raises:
         PipelineError: the weights are damaged or of another network.

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 from pipeline.evaluation.intervals import rounded
-from pipeline.hardware import Hardware
-from pipeline.net import Net
 from pipeline.settings import Evaluate, Repeat
 from pipeline.tasks.object_detection.evaluation import matches, parts, trials
 from pipeline.tasks.object_detection.evaluation.study import Study, numbers_of, opened
+from pipeline.training.hardware import Hardware
+from pipeline.training.net import Net
 
 
 def study(

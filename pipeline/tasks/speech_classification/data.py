@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.batches import Batches, Ragged
 from pipeline.classification.labels import column
 from pipeline.errors import PipelineError
-from pipeline.net import Net, file_bytes
 from pipeline.prepared import SplitName, contents, first_row, read_split
 from pipeline.sounds.wav import read_wav
+from pipeline.training.batches import Batches, Ragged
+from pipeline.training.net import Net, file_bytes
 
 TASK = "speech_classification"
 

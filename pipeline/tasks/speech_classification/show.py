@@ -18,14 +18,14 @@ from pipeline.classification.evaluation.study import Study, open_study
 from pipeline.classification.evaluation.subject import Corruption, Kind, Sizes, Subject
 from pipeline.classification.examples import Raw
 from pipeline.evaluation.features import Inputs, Point, hooks
-from pipeline.evaluation.page import Page
 from pipeline.figures import evidence
+from pipeline.figures.page import Page
 from pipeline.figures.sheets import Caption, spectrogram_sheet
 from pipeline.figures.style import shorten
-from pipeline.net import logits_of
 from pipeline.sounds import damage, wav
 from pipeline.tasks.speech_classification.data_report import seconds_of
 from pipeline.tasks.speech_classification.model import SpeechClassifier, standardise
+from pipeline.training.net import logits_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.batches import Batches, Ragged
 from pipeline.classification.labels import column
-from pipeline.net import Net
 from pipeline.prepared import SplitName, first_row, read_split
+from pipeline.training.batches import Batches, Ragged
+from pipeline.training.net import Net
 
 TASK = "text_classification"
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline import pretrained
 from pipeline.classification.model import answer as answer
 from pipeline.classification.model import loss as loss
 from pipeline.classification.model import score as score
 from pipeline.errors import PipelineError
-from pipeline.pretrained import TRUSTED
 from pipeline.tasks.text_classification.settings import Facts, Model
+from pipeline.training import pretrained
+from pipeline.training.pretrained import TRUSTED
 
 KEY = "transformer.name"
 

@@ -15,13 +15,13 @@ from pipeline.classification.evaluation.repetition import repeat
 from pipeline.classification.evaluation.study import Study, open_study
 from pipeline.classification.evaluation.subject import Corruption, Kind, Sizes
 from pipeline.evaluation.features import Inputs, Point, depths
-from pipeline.evaluation.page import Page
 from pipeline.figures import depth as figures
 from pipeline.figures import evidence
+from pipeline.figures.page import Page
 from pipeline.figures.sheets import text_sheet
-from pipeline.net import logits_of
 from pipeline.tasks.text_classification.data_report import read, words
 from pipeline.texts import damage
+from pipeline.training.net import logits_of
 
 LONGEST = 24
 """Tokens of a sentence whose attention is drawn, at most: more can't be read."""

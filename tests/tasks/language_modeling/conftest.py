@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import net as nets
 from pipeline.task import find
 from pipeline.tasks.language_modeling.settings import Facts
 from pipeline.texts import bpe
+from pipeline.training import net as nets
 from tests.models.presets import preset
 
 TASK = find(name="language_modeling")

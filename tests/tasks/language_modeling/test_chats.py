@@ -12,14 +12,14 @@ import pytest
 import torch
 import yaml
 
-from pipeline import net as nets
 from pipeline import prepared
-from pipeline.batches import Batch
 from pipeline.errors import PipelineError
 from pipeline.tasks.language_modeling import model as models
 from pipeline.tasks.language_modeling.data import _blocks, documents, encode, example, load
 from pipeline.tasks.language_modeling.prepare import prepare
 from pipeline.texts.chats import Frame, parts
+from pipeline.training import net as nets
+from pipeline.training.batches import Batch
 from tests.conftest import copy_of_the_repository, run
 from tests.data.sources import source
 from tests.tasks.language_modeling.conftest import (

@@ -12,11 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import net as nets
 from pipeline import prepared
 from pipeline.tasks.language_modeling.data import documents, encode, load, raw
 from pipeline.tasks.language_modeling.prepare import prepare
 from pipeline.texts import bpe
+from pipeline.training import net as nets
 from tests.data.sources import complaint, source
 from tests.tasks.language_modeling.conftest import TASK, TEXTS, scratch
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline import net as nets
-from pipeline.batches import Batch
 from pipeline.errors import PipelineError
 from pipeline.tasks.language_modeling import model as models
 from pipeline.tasks.language_modeling.data import documents, encode
 from pipeline.texts import gguf as files
+from pipeline.training import net as nets
+from pipeline.training.batches import Batch
 from tests.tasks.language_modeling.conftest import TASK, TEXTS, adapted, scratch, stir
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline import net as nets
 from pipeline.errors import PipelineError
 from pipeline.tasks.language_modeling import model as models
 from pipeline.tasks.language_modeling.data import _blocks, encode
 from pipeline.tasks.language_modeling.writing import stream
+from pipeline.training import net as nets
 from tests.data.sources import complaint
 from tests.tasks.language_modeling.conftest import (
     TASK,

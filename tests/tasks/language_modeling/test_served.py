@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import net as nets
 from pipeline.settings import Tracking
+from pipeline.training import net as nets
 from tests.tasks.language_modeling.conftest import TASK, adapted, stir
 from tests.tracking.answers import fresh, log, logged
 

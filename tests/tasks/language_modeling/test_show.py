@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.evaluation.page import Page
+from pipeline.figures.page import Page
 from pipeline.tasks.language_modeling.data import documents
 from pipeline.tasks.language_modeling.evaluation import depths, heads, memory, words
 from pipeline.tasks.language_modeling.evaluation.study import Study, numbers, per_byte, score

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline import net as nets
 from pipeline.tasks.language_modeling.data import encode
 from pipeline.tasks.language_modeling.model import answer
 from pipeline.tasks.language_modeling.network.decoder import _nucleus
 from pipeline.tasks.language_modeling.writing import stream
+from pipeline.training import net as nets
 from tests.tasks.language_modeling.conftest import TASK, scratch
 
 

@@ -7,16 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import net as nets
 from pipeline import prepared
 from pipeline.errors import PipelineError
 from pipeline.images.mnist import mnist5k
-from pipeline.net import Net
 from pipeline.task import find
 from pipeline.tasks.object_detection import data
 from pipeline.tasks.object_detection import prepare as prepare_boxes
 from pipeline.tasks.object_detection.boxes import scenes
 from pipeline.tasks.object_detection.boxes.read import TASK, boxes_of, read
+from pipeline.training import net as nets
+from pipeline.training.net import Net
 from tests.data.sources import boxes_source
 from tests.models.presets import preset
 

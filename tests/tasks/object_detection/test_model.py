@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import net as nets
-from pipeline.batches import Batch
 from pipeline.errors import PipelineError
 from pipeline.task import find
 from pipeline.tasks.object_detection import model as detector
 from pipeline.tasks.object_detection.augment import changes
 from pipeline.tasks.object_detection.settings import Augment, Facts
+from pipeline.training import net as nets
+from pipeline.training.batches import Batch
 from tests.models.presets import preset
 
 FACTS = Facts(classes=["a", "b", "c"], channels=1, sizes=[10.0, 20.0])

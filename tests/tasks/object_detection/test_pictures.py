@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import net as nets
 from pipeline.errors import PipelineError
 from pipeline.figures.style import save
 from pipeline.task import find
@@ -18,6 +17,7 @@ from pipeline.tasks.object_detection.boxes.pictures import LEAST, picture
 from pipeline.tasks.object_detection.boxes.read import Boxes
 from pipeline.tasks.object_detection.evaluation.metrics import average_precision, coco_results
 from pipeline.tasks.object_detection.settings import Facts
+from pipeline.training import net as nets
 from tests.conftest import ROOT
 from tests.models.presets import preset
 

@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipeline import net as nets
-from pipeline.evaluation.page import Page
+from pipeline.figures.page import Page
 from pipeline.figures.style import look
 from pipeline.task import find
 from pipeline.tasks.object_detection import model as detector
 from pipeline.tasks.object_detection.boxes.read import read
 from pipeline.tasks.object_detection.evaluation import matches
+from pipeline.training import net as nets
 from tests.tasks.test_contract import House, settings
 
 

@@ -6,12 +6,12 @@ import re
 import pytest
 import torch
 
-from pipeline import net as nets
-from pipeline.batches import Batch
 from pipeline.errors import PipelineError
 from pipeline.task import find
 from pipeline.tasks.object_detection import model as detector
 from pipeline.tasks.object_detection.settings import Facts
+from pipeline.training import net as nets
+from pipeline.training.batches import Batch
 from tests.models.presets import names, preset
 from tests.tasks import test_contract as contract
 from tests.tasks.test_contract import (

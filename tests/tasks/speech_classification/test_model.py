@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pipeline import net as nets
 from pipeline.errors import PipelineError
 from pipeline.task import find
 from pipeline.tasks.speech_classification import model as rnn
 from pipeline.tasks.speech_classification.settings import Facts
+from pipeline.training import net as nets
 from tests.models.presets import names, preset
 
 RATE = 8000

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import net as nets
 from pipeline.settings import Tracking
 from pipeline.task import find
 from pipeline.tasks.speech_classification.data import sound
 from pipeline.tasks.speech_classification.settings import Facts, Model
+from pipeline.training import net as nets
 from tests.tracking.answers import fresh, log, logged
 
 

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from pipeline import prepared
 from pipeline.errors import PipelineError
-from pipeline.net import Net
 from pipeline.sources import package_file
 from pipeline.task import find
 from pipeline.tasks.text_classification import data as text
 from pipeline.tasks.text_classification.prepare import prepare as prepare_text
+from pipeline.training.net import Net
 from tests.data.sources import complaint, fingerprint, text_source
 from tests.models.presets import preset
 

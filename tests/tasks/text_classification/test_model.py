@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pipeline import net as nets
 from pipeline.errors import PipelineError
 from pipeline.task import find
 from pipeline.tasks.text_classification import model as transformer
 from pipeline.tasks.text_classification.settings import Facts
+from pipeline.training import net as nets
 from tests.models.presets import fused_attention, names, preset
 from tests.tasks.text_classification.conftest import inputs, settings
 

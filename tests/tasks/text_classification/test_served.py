@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import net as nets
 from pipeline.settings import Tracking
 from pipeline.task import find
 from pipeline.tasks.text_classification.data import encode
 from pipeline.tasks.text_classification.settings import Facts, Model
+from pipeline.training import net as nets
 from tests.tracking.answers import fresh, log, logged
 
 

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.page import Page
+from pipeline.figures.page import Page
 from pipeline.figures.style import CYCLE, LINES, MARKERS, canvas
-from pipeline.hardware import Hardware
-from pipeline.net import Net
 from pipeline.tasks.language_modeling.data import documents
 from pipeline.tasks.language_modeling.evaluation.study import BATCH, Study, decoder
 from pipeline.texts.chats import Document
+from pipeline.training.hardware import Hardware
+from pipeline.training.net import Net
 
 RIDGE = 1e-3
 """Of a read-out, as a share of the mean variance of what it reads."""

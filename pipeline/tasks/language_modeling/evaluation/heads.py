@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.evaluation.page import Page
+from pipeline.figures.page import Page
 from pipeline.figures.style import canvas
 from pipeline.tasks.language_modeling.evaluation.study import Study, decoder
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.evaluation.intervals import Floats, Interval, bootstrap
-from pipeline.evaluation.page import Page
+from pipeline.figures.page import Page
 from pipeline.tasks.language_modeling.evaluation.study import Study, per_byte
 from pipeline.texts.chats import Document, before_last_answer, learnt, plain
 from pipeline.texts.tables import movie_reviews

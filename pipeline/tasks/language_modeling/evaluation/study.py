@@ -12,11 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import net as nets
 from pipeline.errors import PipelineError
 from pipeline.evaluation.intervals import Floats, Integers, bootstrap
-from pipeline.hardware import Hardware
-from pipeline.net import Net
 from pipeline.prepared import SplitName, read_split
 from pipeline.settings import Evaluate
 from pipeline.tasks.language_modeling.data import TASK, documents, encode, raw
@@ -25,6 +22,9 @@ from pipeline.tasks.language_modeling.network.adapters import LowRank
 from pipeline.tasks.language_modeling.network.decoder import LanguageModel
 from pipeline.tasks.language_modeling.settings import Parts
 from pipeline.texts.chats import Document, before_last_answer, plain
+from pipeline.training import net as nets
+from pipeline.training.hardware import Hardware
+from pipeline.training.net import Net
 
 BATCH = 8
 """Documents that are read at once."""

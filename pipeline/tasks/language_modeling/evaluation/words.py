@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from pipeline.evaluation.intervals import Integers, bootstrap
-from pipeline.evaluation.page import Page
 from pipeline.figures.curves import Reliability, reliability_diagram
+from pipeline.figures.page import Page
 from pipeline.figures.style import BLUE, MUTED, ORANGE, canvas
 from pipeline.figures.tokens import Passage, surprise
-from pipeline.net import Net
 from pipeline.tasks.language_modeling.evaluation.study import Study, per_byte
 from pipeline.texts import damage
 from pipeline.texts.chats import ANSWERS, Document
+from pipeline.training.net import Net
 
 SHOWN, EXCERPT = 2, 110
 BINS = 15

@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 
-from pipeline import pretrained
 from pipeline.errors import PipelineError
-from pipeline.pretrained import TRUSTED
 from pipeline.tasks.language_modeling.network.adapters import merged
 from pipeline.tasks.language_modeling.network.decoder import LanguageModel
 from pipeline.tasks.language_modeling.settings import Decoder
 from pipeline.texts.chats import Frame
+from pipeline.training import pretrained
+from pipeline.training.pretrained import TRUSTED
 
 KEY = "language_model.model"
 

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.evaluation.learning import learning
-from pipeline.evaluation.page import Page
 from pipeline.figures.curves import Reliability, reliability_diagram
 from pipeline.figures.matrices import confusion_matrix
+from pipeline.figures.page import Page
 from pipeline.tasks.object_detection.boxes import pictures
 from pipeline.tasks.object_detection.boxes.read import Boxes
 from pipeline.tasks.object_detection.evaluation import figures, matches

@@ -12,10 +12,10 @@ from pipeline.evaluation.features import forward, hooks, untrained
 from pipeline.evaluation.intervals import share
 from pipeline.evaluation.probes import probe
 from pipeline.figures.depth import Measured
-from pipeline.hardware import Hardware
-from pipeline.net import Net
 from pipeline.tasks.object_detection.boxes.read import Boxes, Split
 from pipeline.tasks.object_detection.data import inputs, scales
+from pipeline.training.hardware import Hardware
+from pipeline.training.net import Net
 
 AT_ONCE = 100
 AROUND = 2

@@ -10,8 +10,6 @@ import numpy as np
 import torch
 
 from pipeline.errors import PipelineError
-from pipeline.hardware import Hardware
-from pipeline.net import Net
 from pipeline.prepared import SplitName
 from pipeline.settings import Evaluate
 from pipeline.tasks.object_detection.boxes.read import Boxes, Image, Split, read
@@ -21,6 +19,8 @@ from pipeline.tasks.object_detection.evaluation.matches import Matches
 from pipeline.tasks.object_detection.evaluation.metrics import Precision, average_precision
 from pipeline.tasks.object_detection.model import Output, decode
 from pipeline.tasks.object_detection.settings import Parts
+from pipeline.training.hardware import Hardware
+from pipeline.training.net import Net
 
 SIZES = ("small", "medium", "large")
 

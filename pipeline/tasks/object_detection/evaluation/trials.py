@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation.page import Page
 from pipeline.figures.curves import robustness_curves
 from pipeline.figures.depth import probe_curves
+from pipeline.figures.page import Page
 from pipeline.images.damage import blur, noise
 from pipeline.tasks.object_detection.boxes.read import Split
 from pipeline.tasks.object_detection.evaluation import baselines, matches

@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from pipeline import interrupts, modules
-from pipeline.adamw import AdamW
-from pipeline.batches import Batch, Batches, mix
-from pipeline.checkpoint import Checkpoints
+from pipeline import interrupts
 from pipeline.errors import PipelineError
-from pipeline.hardware import Hardware, explain_failure, peak_memory
 from pipeline.settings import Optimizer, Training
 from pipeline.task import ModelModule
+from pipeline.training import modules
+from pipeline.training.adamw import AdamW
+from pipeline.training.batches import Batch, Batches, mix
+from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.hardware import Hardware, explain_failure, peak_memory
 
 Log = Callable[[dict[str, float], int], None]
 """Takes metrics by name and the optimizer step they belong to."""
@@ -155,7 +156,7 @@ class Loop:
                     raise
                 self.end_epoch(scores, seconds, first_step)
                 self.save()
-        self.take_best_weights()
+        modules.load(self.model, self.best_weights)
         if hasattr(self.task, "settle"):
             self.model.eval()
             with torch.inference_mode():
@@ -329,10 +330,6 @@ class Loop:
         self.best_weights = state["best"]
         self.bar.update(self.progress.step)
         print(f"Resuming after step {self.progress.step} of {self.total}")
-
-    def take_best_weights(self) -> None:
-        """Leave the model as the best epoch left it."""
-        modules.load(self.model, self.best_weights)
 
 
 def schedule(step: int, total: int, kind: str, warmup: float) -> float:

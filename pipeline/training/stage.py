@@ -10,14 +10,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pipeline import net as nets
-from pipeline.batches import Batches
 from pipeline.files import new_directory, new_file
 from pipeline.prepared import SplitName, read_card
 from pipeline.settings import Train
 from pipeline.stage import APART, Context, stage
 from pipeline.task import Task, find
-from pipeline.training import Loop
+from pipeline.training import net as nets
+from pipeline.training.batches import Batches
+from pipeline.training.loop import Loop
 
 
 def training(name: str) -> Callable[[], None]:
@@ -122,7 +122,7 @@ def _written(net: nets.Net, context: Context) -> nets.Net:
 
 def shipped(task: Task, folder: Path) -> Path:
     """The part of this package that a served model needs, copied into a folder."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
 
     def ignored(place: str, names: list[str]) -> set[str]:
         folders = Path(place).relative_to(package).parts

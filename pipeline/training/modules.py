@@ -6,11 +6,11 @@ import torch
 from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
 
-from pipeline.batches import Batches
 from pipeline.checks import finite
-from pipeline.hardware import Hardware
 from pipeline.settings import Training
 from pipeline.task import Forward, ModelModule
+from pipeline.training.batches import Batches
+from pipeline.training.hardware import Hardware
 
 SPARSE_FROM = 10_000
 """Rows from which on an embedding's gradient is sparse: a batch has a few hundred of them."""

@@ -1,0 +1,1 @@
+"""What trains a network, of whatever task, and what it trains with."""
