@@ -81,6 +81,7 @@ def test_every_measurement_gives_its_rows(name):
     assert name != "mnist" or bool(os.environ.get("MNIST")) != rows[0].verdict.startswith("skip")
 
 
+@pytest.mark.slow
 def test_cifar_is_read_from_torchvisions_folder_and_trained_on(tmp_path, monkeypatch):
     from torchvision.datasets import CIFAR10
 

@@ -120,7 +120,7 @@ def check_nothing_is_half_written(killed: Evaluation, *whole: dict[str, dict[str
 @pytest.mark.parametrize(
     ("model", "parts", "places"),
     [
-        pytest.param("cnn", BARE, BRIEF, id="brief"),
+        pytest.param("rnn", BARE, BRIEF, id="brief"),
         *(pytest.param(m, SMALL, list(PLACES), id=m, marks=pytest.mark.slow) for m in STAGES),
     ],
 )

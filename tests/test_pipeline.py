@@ -26,6 +26,7 @@ TRAINING = {
     "detector": "train_detector", "language_model": "train_language_model",
 }  # fmt: skip
 HEADLINE = {model: find(model=model).about.headline for model in TRAINING}
+BRIEF = {"probe_train": 30, "probe_test": 20, "pictured": 10, "damaged": 10, "suspected": 4}
 CNN_STEPS = list(range(1, 11))  # of its 10 epochs, whose end is a point, each has one whole batch
 
 
@@ -37,6 +38,10 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = params.read_text().replace("profile: full", "profile: tiny")
     # SmolLM2 takes minutes to read the test documents
     params.write_text(text.replace("language_model: smollm2", "language_model: scratch"))
+    sizes = folder / "conf/evaluate.yaml"
+    conf = yaml.safe_load(sizes.read_text())
+    conf["parts"] |= BRIEF
+    sizes.write_text(yaml.safe_dump(conf, sort_keys=False))
     done = run(folder, "dvc", "repro")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     run(folder, "git", "add", "-A")

@@ -430,15 +430,9 @@ class TestDVC:
             time.sleep(0.005)
         raise AssertionError(dvc.communicate()[0])
 
+    @pytest.mark.slow
     @pytest.mark.timeout(1200)
-    @pytest.mark.parametrize(
-        "stage",
-        [
-            "train_cnn",
-            pytest.param("train_rnn", marks=pytest.mark.slow),
-            pytest.param("finetune_transformer", marks=pytest.mark.slow),
-        ],
-    )
+    @pytest.mark.parametrize("stage", ["train_cnn", "train_rnn", "finetune_transformer"])
     def test_killed_and_run_again_it_leaves_the_lock_of_an_uninterrupted_run(
         self, stage, repository, lock
     ):

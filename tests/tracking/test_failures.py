@@ -223,7 +223,8 @@ print("seen:", [one.name for one in store.client.search_experiments()], file=sys
 
 
 class TestSqlite:
-    @pytest.mark.parametrize("seconds", [6, pytest.param(60, marks=pytest.mark.slow)])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("seconds", [6, 60])
     def test_locked_for_longer_than_a_request_waits_it_gets_every_point_once(
         self,
         seconds: float,

@@ -312,7 +312,7 @@ def test_the_store_ends_with_what_was_logged(sequences: Callable[[], Sequences])
     play(
         sequences,
         settings=hypothesis.settings(
-            max_examples=60, stateful_step_count=20, derandomize=True, database=None
+            max_examples=40, stateful_step_count=20, derandomize=True, database=None
         ),
     )
 

@@ -101,7 +101,7 @@ def test_whatever_the_store_does_the_weights_are_the_same_and_it_gets_the_curve_
 
     stage = train(
         nursery, folder, f"tracking.experiment={experiment}", "tracking.flush_seconds=1",
-        kill="pipeline.training.loop:Loop.end_epoch:after:2:STOP",  # until what follows has happened
+        kill="pipeline.training.loop:Loop.end_epoch:after:2:STOP",  # until what follows happened
         MLFLOW_TRACKING_URI=trouble.uri, MLFLOW_HTTP_REQUEST_TIMEOUT="1",
     )  # fmt: skip
     try:
