@@ -132,7 +132,7 @@ EACH = list(PLACES)
 @pytest.mark.parametrize(
     ("model", "places"),
     [
-        ("cnn", EACH[:4]),
+        ("rnn", EACH[:4]),
         ("transformer", EACH[4:7]),
         ("rnn", EACH[7:]),
         *(pytest.param(model, EACH, marks=pytest.mark.slow) for model in STAGES),

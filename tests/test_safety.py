@@ -33,7 +33,7 @@ SOURCES = [
     path for folder in ("pipeline", "stages") for path in (conf_files.ROOT / folder).rglob("*.py")
 ]
 FUZZ = settings(
-    max_examples=40, deadline=None, derandomize=True,
+    max_examples=25, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 

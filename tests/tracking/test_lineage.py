@@ -341,6 +341,7 @@ def test_the_stages_are_those_of_dvc_yaml_each_foreach_and_matrix_expanded(tmp_p
     assert graph.found() == {"names": [], "stages": {}, "unchanged": [], "final": True}
 
 
+@pytest.mark.slow
 def test_a_stage_is_unchanged_while_dvc_lock_has_its_values_and_sources(project: Path) -> None:
     (project / "rows").write_text("4")
     (project / "params.yaml").write_text("train_cnn:\n  lr: 0.01\n")

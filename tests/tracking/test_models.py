@@ -49,6 +49,7 @@ def image_model() -> Net:
     )
 
 
+@pytest.mark.slow
 def test_an_image_model_takes_png_and_jpeg_bytes_and_arrays_in_a_fresh_process(
     workspace: Path, settings: Tracking, client: Any, tmp_path: Path
 ) -> None:

@@ -102,6 +102,7 @@ END = "run.end()\n"
 WAIT = "sys.stdin.readline()\n"
 
 
+@pytest.mark.slow
 def test_one_process_sends_for_all_stages_and_when_it_is_killed_another_takes_over(
     workspace: Path, client: Any, experiment: str
 ) -> None:
