@@ -7,7 +7,7 @@ equal files give equal bytes.
 import base64
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,29 +67,19 @@ def collect(sources: Sources, beside: Path) -> dict[str, Any]:
     """What the templates show; paths of images are relative to the folder `beside`."""
     shown = [_model(name, folder, sources, beside) for name, folder in sources.data.items()]
     sets = [_data(folder, sources.data_plots, beside) for folder in sources.data.values()]
-    texts: dict[str, list[str]] = {}
-    # The fullest row first: where others lack a column, its place is that of the whole.
-    for model in sorted(shown, key=lambda model: -len(model["columns"])):
-        for heading, text in model["columns"].items():
-            texts.setdefault(heading, []).append(text)
     return {
         "models": shown,
         "sets": sets,
-        "columns": {heading: _are_numbers(found) for heading, found in texts.items()},
         "notes": {name: text for model in shown for name, text in model["notes"].items()},
     }
 
 
 def _numbers(table: dict[str, Any]) -> list[bool]:
-    """Which columns of a table hold numbers."""
+    """Which columns of a table hold numbers: each text in them begins with one."""
     return [
-        _are_numbers(row[place] for row in table["rows"]) for place in range(len(table["columns"]))
+        all(row[place].lstrip("+−±")[:1].isdigit() for row in table["rows"])
+        for place in range(len(table["columns"]))
     ]
-
-
-def _are_numbers(texts: Iterable[str]) -> bool:
-    """Whether each text begins with a number, so that a column of them is aligned as numbers."""
-    return all(text.lstrip("+−±")[:1].isdigit() for text in texts)
 
 
 def _model(name: str, folder: Path, sources: Sources, beside: Path) -> dict[str, Any]:
@@ -102,21 +92,23 @@ def _model(name: str, folder: Path, sources: Sources, beside: Path) -> dict[str,
         measure = Measure(about.headline, about.unit)
         value = numbers[about.headline]
         repeated = seeds(sources.metrics, name, measure.name, value, sources.seeds)
-        rival = headline(numbers, about)
-        columns = {
-            f"Test {measure.name}": measure.value(value),
-            "95% interval": measure.interval(numbers),
-        }
-        if rival:
-            columns["Best simple rule"] = f"{rival.baseline}: {measure.value(rival.value)}"
-            columns[f"Gain{measure.points}"] = measure.difference(rival.gain)
+        rule = gain = ""
+        if rival := headline(numbers, about):
+            rule = f"{rival.baseline}: {measure.value(rival.value)}"
+            gain = f"{measure.difference(rival.gain)}{measure.points}"
         return {
             "name": name,
             "title": f"{about.title} on {card['name']}",
             "measure": measure,
             "numbers": numbers,
             "headline": rival,
-            "columns": columns | dict(summary["columns"]),
+            "row": {
+                "Test": f"{measure.value(value)} {measure.words}",
+                "95% interval": measure.interval(numbers),
+                "Best simple rule": rule,
+                "Gain": gain,
+                "Besides": "; ".join(f"{name} {text}" for name, text in summary["columns"]),
+            },
             "notes": summary["notes"],
             "facts": summary["facts"],
             "tables": [{**table, "numbers": _numbers(table)} for table in summary["tables"]],

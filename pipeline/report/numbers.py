@@ -23,9 +23,14 @@ class Measure(NamedTuple):
     unit: Literal["share", "number"]
 
     @property
+    def words(self) -> str:
+        """The name as it stands in a sentence."""
+        return self.name.replace("_", " ")
+
+    @property
     def points(self) -> str:
-        """What to add to the name of a difference."""
-        return " in points" if self.unit == "share" else ""
+        """What to add to a difference."""
+        return " points" if self.unit == "share" else ""
 
     def value(self, value: float) -> str:
         """A value: a share in percent."""
