@@ -66,7 +66,12 @@ def sync() -> int:
 def drop(uri: str) -> int:
     """Delete the journals of dead processes for a store that will not come back."""
     folder = root() / ".tracking"
-    found = [journal for journal, begin in leftovers(folder) if begin.uri == clean(uri)]
+    found = [
+        journal for journal, begin in journals(folder)
+        if begin.uri == clean(uri) and not journal.is_live(begin)
+        # or an earlier one was killed while it deleted
+        and (not journal.is_complete() or not journal.path.exists())
+    ]  # fmt: skip
     for journal in found:
         shutil.rmtree(journal.folder)
         print(f"{journal.folder} is deleted")

@@ -150,7 +150,8 @@ class Sender:
             else:
                 self._complete[journal.id] = begin, size
                 self._replays.pop((journal.id, begin.start), None)
-                journal.tidy()
+                if journal.path.exists() or not journal.is_live(begin):
+                    journal.tidy()
         return found
 
     def _send(self, journal: Journal, begin: Begin) -> None:

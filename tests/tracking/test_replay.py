@@ -280,8 +280,13 @@ def test_what_stands_for_a_dvc_process_is_dropped_with_its_last_journal(
         run.end()
 
 
+@pytest.mark.parametrize("deleted_by", ["the sender", "drop"])
 def test_a_journal_that_a_kill_left_half_deleted_is_not_pending_and_is_deleted(
-    start: Start, client: Any, settings: Tracking, monkeypatch: pytest.MonkeyPatch
+    deleted_by: str,
+    start: Start,
+    client: Any,
+    settings: Tracking,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     run, journal = start()
     run.end()
@@ -289,11 +294,16 @@ def test_a_journal_that_a_kill_left_half_deleted_is_not_pending_and_is_deleted(
     for path in (journal.path, journal.folder / "state.json"):
         path.unlink()
     place = journal.folder.parent
-    monkeypatch.setattr(Journal, "is_live", lambda self, _: False)
-    assert leftovers(place) == []
     begin = journal.begin()
     assert begin
     Sender(place, begin.uri).step()
+    assert journal.folder.exists()  # this stage lives: somebody has deleted the file by hand
+    monkeypatch.setattr(Journal, "is_live", lambda self, _: False)
+    assert leftovers(place) == []
+    if deleted_by == "drop":
+        assert main(["drop", begin.uri]) == 0
+    else:
+        Sender(place, begin.uri).step()
     assert not journal.folder.exists()
     assert len(runs(client, settings.experiment)) == 1
 
