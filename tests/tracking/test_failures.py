@@ -126,7 +126,9 @@ class TestServer:
 
         with Flaky(server.port) as flaky:
             monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{flaky.port}")
-            run = tracking.start("train_cnn", settings, {"lr": 0.1}, {})
+            # by chance many requests in a row fail, with longer and longer pauses between them
+            patient = settings.model_copy(update={"flush_seconds": 120.0})
+            run = tracking.start("train_cnn", patient, {"lr": 0.1}, {})
             for step, value in curve(300):
                 run.metrics({"train/loss": value}, step=step)
                 time.sleep(0.005)

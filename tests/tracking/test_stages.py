@@ -224,4 +224,4 @@ def test_a_better_model_becomes_champion_unless_promotion_is_off(
     evaluate("better")
     assert aliases() == {"candidate": 2, "champion": 2}
     tags = client.get_model_version("image-classifier", "2").tags
-    assert tags["decision"].startswith("version 2 follows 1 as champion: on ")
+    assert tags["decision"].startswith("version 2 follows 1 as champion: 2 does better on ")
