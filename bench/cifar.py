@@ -55,9 +55,9 @@ def prepared(source: Path, folder: Path, held_out: int = 500) -> Path:
     import pyarrow as pa
     from torchvision.datasets import CIFAR10
 
-    from pipeline.classification.labels import distinct
     from pipeline.images import png
     from pipeline.prepared import Prepared, dataset, file_identities, media, write
+    from pipeline.sources import distinct
     from pipeline.tasks.image_classification.prepare import pixel_statistics
     from pipeline.tasks.image_classification.settings import Facts
 

@@ -1,10 +1,17 @@
-"""Files that sources are read from: of installed packages, and of folders that users name."""
+"""What sources are read from, packages and folders, and how rows get into splits without leaks."""
 
+import hashlib
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.errors import PipelineError
 from pipeline.files import in_dvc_cache, lies_in
+
+Index = NDArray[np.int64]
 
 
 def package_file(package: str, path: str) -> Path:
@@ -54,3 +61,50 @@ def visible(folder: Path, root: Path, key: str) -> list[Path]:
             raise PipelineError(f"{key}: {str(path)!a} has unprintable characters; rename it")
         refuse_leaving(path, root, key)
     return paths
+
+
+def distinct(keys: Iterable[bytes], labels: Index) -> tuple[Index, dict[str, int]]:
+    """Rows to keep so that no example is there twice, and how many were dropped and why.
+
+    Of equal examples with one label the first stays; of equal examples with different labels none
+    does, for none of the labels can be trusted.
+    """
+    first: dict[bytes, int] = {}
+    conflicting: set[int] = set()
+    same_as = np.empty(len(labels), dtype=np.int64)
+    for row, key in enumerate(keys):
+        same_as[row] = first.setdefault(hashlib.blake2b(key, digest_size=16).digest(), row)
+        if labels[row] != labels[same_as[row]]:
+            conflicting.add(int(same_as[row]))
+    conflict = np.isin(same_as, np.fromiter(conflicting, np.int64))
+    kept = ~conflict & (same_as == np.arange(len(labels)))
+    dropped = {"repeats": int((~kept & ~conflict).sum()), "conflicts": int(conflict.sum())}
+    return np.flatnonzero(kept), dropped
+
+
+def partition(
+    labels: Index, classes: Sequence[str], shares: dict[str, float], seed: int, where: str
+) -> dict[str, Index]:
+    """Shuffle the rows and cut them into `train` and the named shares, class by class.
+
+    Every class gets at least one row in every split.
+
+    Raises:
+        PipelineError: a class has fewer rows than there are splits.
+    """
+    random = np.random.default_rng(seed)
+    parts: dict[str, list[Index]] = {"train": [], **{split: [] for split in shares}}
+    for number, name in enumerate(classes):
+        rows = random.permutation(np.flatnonzero(labels == number))
+        if len(rows) < len(parts):
+            raise PipelineError(
+                f"{where}: {name!r} has {len(rows)} distinct examples, too few for the splits "
+                f"{', '.join(parts)}; add examples or remove it"
+            )
+        start = 0
+        for still, (split, share) in zip(range(len(shares), 0, -1), shares.items(), strict=True):
+            size = min(max(1, int(len(rows) * share + 0.5)), len(rows) - start - still)
+            parts[split].append(rows[start : start + size])
+            start += size
+        parts["train"].append(rows[start:])
+    return {split: random.permutation(np.concatenate(rows)) for split, rows in parts.items()}

@@ -12,28 +12,43 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from pipeline.task import find
+from pipeline.task import tasks
 from tests.conftest import copy_of_the_repository, run
 
-STAGES = {
-    "prepare@image", "prepare@text", "prepare@audio", "prepare@boxes", "prepare@language",
-    "train_cnn", "finetune_transformer", "train_rnn", "train_detector", "train_language_model",
-    "evaluate@cnn", "evaluate@transformer", "evaluate@rnn", "evaluate@detector",
-    "evaluate@language_model", "report",
-}  # fmt: skip
-TRAINING = {
-    "cnn": "train_cnn", "transformer": "finetune_transformer", "rnn": "train_rnn",
-    "detector": "train_detector", "language_model": "train_language_model",
-}  # fmt: skip
-HEADLINE = {model: find(model=model).about.headline for model in TRAINING}
+ABOUT = {task.about.model: task.about for task in tasks()}
+FIGURES = {
+    "cnn": {"maps", "filters", "patches", "reliability"},
+    "transformer": {"attention", "words", "reliability"},
+    "rnn": {"evidence", "reliability"},
+    "detector": {"answers", "curves", "errors"},
+}
 SIZES = {"probe_train": 30, "probe_test": 20, "pictured": 10, "damaged": 10, "suspected": 4}
 LEFT_OUT = ("baselines", "similarity", "slices", "suspects", "exploration")
 """Parts of the evaluation that take long: the contract of a task draws each of them."""
 CNN_STEPS = list(range(1, 11))  # of its 10 epochs, whose end is a point, each has one whole batch
 
+WHOLE = pytest.mark.parametrize("models", ["all"], indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module", params=[pytest.param("all", marks=pytest.mark.slow), "two"])
+def models(request: pytest.FixtureRequest) -> list[str]:
+    """Whose stages the pipeline of these tests has run: starting all of them takes minutes."""
+    return {"all": [*ABOUT], "two": ["cnn", "rnn"]}[request.param]
+
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stages(models: list[str]) -> set[str]:
+    """The stages of these models."""
+    found = {
+        stage
+        for about in (ABOUT[model] for model in models)
+        for stage in (f"prepare@{about.data}", about.stage, f"evaluate@{about.model}")
+    }
+    return found | ({"report"} if len(models) == len(ABOUT) else set())
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory, stages: set[str]) -> Path:
     """A repository in which the tiny pipeline ran once."""
     folder = copy_of_the_repository(tmp_path_factory.mktemp("repository"))
     params = folder / "params.yaml"
@@ -44,7 +59,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     conf = yaml.safe_load(sizes.read_text())
     conf["parts"] |= {**SIZES, **dict.fromkeys(LEFT_OUT, False)}
     sizes.write_text(yaml.safe_dump(conf, sort_keys=False))
-    done = run(folder, "dvc", "repro")
+    done = run(folder, "dvc", "repro", *sorted(stages))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     run(folder, "git", "add", "-A")
     run(folder, "git", "commit", "-qm", "results")
@@ -70,65 +85,58 @@ def sync(repository: Path, **environment: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def would_run(repository: Path) -> set[str]:
-    """The stages whose own inputs changed; those behind them follow if their outputs change.
+def would_run(repository: Path, stages: set[str]) -> set[str]:
+    """Those whose own inputs changed; those behind them follow if their outputs change.
 
     As `dvc repro --dry` says, of whose second most is its start.
     """
     from dvc.repo import Repo
 
     with contextlib.chdir(repository), Repo() as repo:
-        return {stage.addressing for stage in repo.reproduce(dry=True)}
+        return {stage.addressing for stage in repo.reproduce(sorted(stages), dry=True)}
 
 
-def test_every_stage_is_a_finished_run_below_one_parent(runs):
-    assert set(runs) >= STAGES | {"parent"}
+def test_every_stage_is_a_finished_run_below_one_parent(runs, models, stages):
+    assert set(runs) >= stages | {"parent"}
     parent = runs["parent"]
     assert parent.info.status == "FINISHED"
-    for name in STAGES:
+    for name in stages:
         assert runs[name].info.status == "FINISHED", name
         assert runs[name].data.tags["mlflow.parentRunId"] == parent.info.run_id, name
     tested = {
         f"{model}/{key}": value
-        for model in TRAINING
+        for model in models
         for key, value in runs[f"evaluate@{model}"].data.metrics.items()
         if key.startswith("test/")
     }
-    assert {f"{model}/test/{headline}" for model, headline in HEADLINE.items()} <= set(tested)
+    assert {f"{model}/test/{ABOUT[model].headline}" for model in models} <= set(tested)
     assert parent.data.metrics == pytest.approx(tested, nan_ok=True)
 
 
-@pytest.mark.parametrize(
-    ("model", "own"),
-    [
-        ("cnn", {"maps.png", "filters.png", "patches.png", "reliability.png"}),
-        ("transformer", {"attention.png", "words.png", "reliability.png"}),
-        ("rnn", {"evidence.png", "reliability.png"}),
-        ("detector", {"answers.png", "curves.png", "errors.png"}),
-    ],
-)
-def test_an_evaluation_has_the_figures_and_tables_that_dvc_has(runs, repository, model, own):
+def test_an_evaluation_has_the_figures_and_tables_that_dvc_has(runs, repository, models):
     client = MlflowClient(f"sqlite:///{repository}/mlflow.db")
-    artifacts = client.list_artifacts(runs[f"evaluate@{model}"].info.run_id, model)
-    names = {Path(found.path).name for found in artifacts}
-    assert names == {file.name for file in (repository / "plots" / model).iterdir()}
-    figures = ("learning_curves", "confusion", "mistakes", "probes", "robustness")
-    assert {f"{name}.png" for name in figures} | own <= names
+    for model in set(models) & set(FIGURES):
+        artifacts = client.list_artifacts(runs[f"evaluate@{model}"].info.run_id, model)
+        names = {Path(found.path).name for found in artifacts}
+        assert names == {file.name for file in (repository / "plots" / model).iterdir()}
+        figures = {"learning_curves", "confusion", "mistakes", "probes", "robustness"}
+        assert {f"{name}.png" for name in figures | FIGURES[model]} <= names, model
 
 
-def test_the_store_took_everything_and_has_a_champion_of_each_task(runs, repository):
+def test_the_store_took_everything_and_has_a_champion_of_each_task(runs, repository, models):
     refused = {name: run.data.tags["refused"] for name, run in runs.items()
                if "refused" in run.data.tags}  # fmt: skip
     assert refused == {}
     client = MlflowClient(f"sqlite:///{repository}/mlflow.db")
-    for task, model in (("image", "cnn"), ("text", "transformer"), ("audio", "rnn")):
+    for about in (ABOUT[model] for model in models):
+        headline = f"test/{about.headline}"
         for alias in ("champion", "candidate"):
-            version = client.get_model_version_by_alias(f"{task}-classifier", alias)
-            evaluated = runs[f"evaluate@{model}"]
+            version = client.get_model_version_by_alias(about.registered, alias)
+            evaluated = runs[f"evaluate@{about.model}"]
             assert version.tags["evaluated_by"] == evaluated.info.run_id
-            assert version.tags["trained_by"] == runs[TRAINING[model]].info.run_id
-            assert float(version.tags["test/accuracy"]) == pytest.approx(
-                evaluated.data.metrics["test/accuracy"], rel=1e-5
+            assert version.tags["trained_by"] == runs[about.stage].info.run_id
+            assert float(version.tags[headline]) == pytest.approx(
+                evaluated.data.metrics[headline], rel=1e-5
             )
 
 
@@ -159,6 +167,8 @@ def test_runs_show_the_data_set_that_they_read(runs, repository):
         ("train_rnn", "audio", "training", speech),
         ("evaluate@cnn", "image", "testing", {"image": "binary", "label": "long"}),
     ):
+        if name not in runs:
+            continue
         (read,) = runs[name].inputs.dataset_inputs
         assert read.dataset.name == f"data/{task}"
         assert len(read.dataset.digest) == 32
@@ -171,26 +181,25 @@ def test_runs_show_the_data_set_that_they_read(runs, repository):
     assert source["licence"]
 
 
-def test_training_runs_hold_metrics_per_step_and_epoch_and_the_test_metrics(runs, repository):
+def test_training_runs_hold_metrics_per_step_and_epoch_and_the_test_metrics(
+    runs, repository, models
+):
     client = MlflowClient(f"sqlite:///{repository}/mlflow.db")
-    for model, stage in TRAINING.items():
-        one = runs[stage]
+    for about in (ABOUT[model] for model in models):
+        one, headline = runs[about.stage], about.headline
         losses = client.get_metric_history(one.info.run_id, "train/loss")
-        assert losses, stage
+        assert losses, about.stage
         assert len({(point.step) for point in losses}) == len(losses)
         metrics = one.data.metrics
-        assert {"validation/loss", f"validation/{HEADLINE[model]}", "time/epoch_seconds"} <= set(
-            metrics
-        )
-        expected = json.loads((repository / f"metrics/{model}.json").read_text())
-        headline = HEADLINE[model]
+        assert {"validation/loss", f"validation/{headline}", "time/epoch_seconds"} <= set(metrics)
+        expected = json.loads((repository / f"metrics/{about.model}.json").read_text())
         assert metrics[f"test/{headline}"] == pytest.approx(expected[headline])
 
 
 def test_dvc_shows_metrics_plots_and_params(repository):
     metrics = json.loads(run(repository, "dvc", "metrics", "show", "--json").stdout)
     files = metrics[""]["data"]
-    assert set(files) == {f"metrics/{model}.json" for model in TRAINING}
+    assert set(files) == {f"metrics/{model}.json" for model in ABOUT}
     assert 0 <= files["metrics/cnn.json"]["data"]["accuracy"] <= 1
     shown = run(repository, "dvc", "plots", "show", "--json", "-o", str(repository / "dvc_plots"))
     assert shown.returncode == 0, shown.stderr
@@ -199,12 +208,13 @@ def test_dvc_shows_metrics_plots_and_params(repository):
     assert "profile" in run(repository, "dvc", "params", "diff", "HEAD~1").stdout
 
 
-def test_a_second_repro_runs_nothing(repository):
-    assert would_run(repository) == set()
+def test_a_second_repro_runs_nothing(repository, stages):
+    assert would_run(repository, stages) == set()
 
 
 SPEECH = "pipeline/tasks/speech_classification"
-TRAINED = {*TRAINING.values(), *(f"evaluate@{model}" for model in TRAINING)}
+EVALUATED = {f"evaluate@{model}" for model in ABOUT}
+TRAINED = EVALUATED | {about.stage for about in ABOUT.values()}
 
 
 @pytest.mark.parametrize(
@@ -213,7 +223,7 @@ TRAINED = {*TRAINING.values(), *(f"evaluate@{model}" for model in TRAINING)}
         ("conf/cnn/convnet.yaml", "dropout: ", "dropout: 0.0", {"train_cnn"}),
         ("conf/rnn/gru.yaml", "dropout: ", "dropout: 0.0", {"train_rnn"}),
         ("conf/text/rotten_tomatoes.yaml", "test: ", "test: 0.3", {"prepare@text"}),
-        ("conf/evaluate.yaml", "mistakes: ", "mistakes: 3", {s for s in STAGES if "eval" in s}),
+        ("conf/evaluate.yaml", "mistakes: ", "mistakes: 3", EVALUATED),
         ("pipeline/report/__init__.py", "\"\"\"", "\"\"\"Edited. ", {"report"}),
         ("conf/cnn/simple.yaml", "name: ", "name: simple # edited", set()),
         ("conf/tracking/mlflow.yaml", "promote: ", "promote: false", set()),
@@ -226,30 +236,31 @@ TRAINED = {*TRAINING.values(), *(f"evaluate@{model}" for model in TRAINING)}
         ("pipeline/training/modules.py", '"""', '"""Edited. ', TRAINED),
     ],
 )  # fmt: skip
-def test_an_edit_concerns_exactly_what_depends_on_it(repository, file, old, new, expected):
+def test_an_edit_concerns_exactly_what_depends_on_it(repository, stages, file, old, new, expected):
     path = repository / file
     before = path.read_text()
     pattern = re.escape(old) + (r"\S+" if old.endswith(": ") else "")
     try:
         path.write_text(re.sub(pattern, lambda _: new, before, count=1))
         assert path.read_text() != before
-        assert would_run(repository) == expected
+        assert would_run(repository, stages) == expected & stages
     finally:
         path.write_text(before)
 
 
-def test_a_change_of_the_users_own_data_concerns_what_prepares_it(repository):
+def test_a_change_of_the_users_own_data_concerns_what_prepares_it(repository, stages):
     own = repository / "raw/clips/yes/anna_1.wav"
     own.parent.mkdir(parents=True)
     own.touch()
     try:
-        assert would_run(repository) == {s for s in STAGES if s.startswith("prepare")}
+        assert would_run(repository, stages) == {s for s in stages if s.startswith("prepare")}
         assert run(repository, "git", "status", "--porcelain", "raw").stdout == ""
     finally:
         shutil.rmtree(repository / "raw/clips")
 
 
 @pytest.mark.slow
+@WHOLE
 def test_an_edited_preset_reruns_that_models_branch_and_no_other(repository):
     path = repository / "conf/cnn/convnet.yaml"
     before = path.read_text()
@@ -272,6 +283,7 @@ def test_outputs_are_left_out_of_git(repository):
 
 
 @pytest.mark.slow
+@WHOLE
 def test_the_same_again_leaves_the_lock_as_it_is(repository):
     before = (repository / "dvc.lock").read_bytes()
     again = run(repository, "dvc", "repro", "-f", PYTHONHASHSEED="7", LC_ALL="C", TZ="Asia/Tokyo")
@@ -285,6 +297,8 @@ def newest_run(repository: Path, stage: str) -> Run:
     return client.search_runs(experiments, f"tags.`dvc.stage` = '{stage}'", max_results=1)[0]
 
 
+@pytest.mark.slow
+@WHOLE
 def test_an_experiment_in_a_temporary_copy_uses_its_values_and_the_workspaces_store(repository):
     lock = (repository / "dvc.lock").read_bytes()
     weights = (repository / "models/cnn/model.safetensors").read_bytes()
@@ -318,6 +332,7 @@ def steps(client: MlflowClient, one: Run) -> list[int]:
 
 
 @pytest.mark.slow
+@WHOLE
 def test_queued_experiments_run_in_parallel_without_losing_anything(repository):
     # the last two are of one and the same training: one waits for the other
     for number, rate in enumerate(("0.001", "0.002", "0.003", "0.003")):
@@ -357,6 +372,7 @@ def test_queued_experiments_run_in_parallel_without_losing_anything(repository):
 
 
 @pytest.mark.slow
+@WHOLE
 def test_four_workers_of_a_sweep_share_a_fresh_store(repository, tmp_path):
     """The store does not exist yet: all of them want to create it at the same time."""
     rates = ["0.001", "0.002", "0.003", "0.004"]
@@ -366,6 +382,7 @@ def test_four_workers_of_a_sweep_share_a_fresh_store(repository, tmp_path):
         DVC_ROOT=str(tmp_path),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+    sync(repository, DVC_ROOT=str(tmp_path))
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (experiment,) = [one for one in client.search_experiments() if one.name != "Default"]
     assert client.search_runs(["0"]) == []
@@ -377,7 +394,6 @@ def test_four_workers_of_a_sweep_share_a_fresh_store(repository, tmp_path):
         assert "refused" not in one.data.tags
         assert steps(client, one) == CNN_STEPS
     assert len({one.data.metrics["train/loss"] for one in made}) == 4
-    sync(repository, DVC_ROOT=str(tmp_path))
     assert not list((tmp_path / ".tracking").glob("*/journal.jsonl"))
 
 

@@ -156,6 +156,7 @@ def test_killed_at_one_place_after_the_other(model, places, nursery, root, unint
     assert sorted(os.listdir(tmp_path)) == ["curve.csv", "model"]
 
 
+@pytest.mark.slow
 def test_the_killed_training_is_one_run_without_gaps_or_doubled_points(
     nursery, root, uninterrupted, tmp_path
 ):

@@ -53,14 +53,13 @@ def test_twice_is_the_same_also_over_the_leftovers_of_another_run(
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "off"),
     [
         ("rnn", "tracking=off"),
-        *(
-            pytest.param(m, "tracking.enabled=false", marks=pytest.mark.slow)
-            for m in ("cnn", "transformer")
-        ),
+        ("cnn", "tracking.enabled=false"),
+        ("transformer", "tracking.enabled=false"),
     ],
 )
 def test_hash_seed_locale_time_zone_cwd_and_tracking_change_nothing(model, off, nursery, tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.errors import PipelineError
@@ -14,7 +15,10 @@ from pipeline.prepared import SPLITS, Prepared, write
 from pipeline.task import find, tasks
 
 ROOT = Path(__file__).parents[2]
-
+CLASSES = ["a", "b", "c"]
+labels_of_three = st.lists(st.integers(0, 2), min_size=30, max_size=200).filter(
+    lambda labels: min(labels.count(number) for number in range(3)) >= 3
+)
 
 SMALL: dict[str, dict[str, Any]] = {
     "image": {"kind": "mnist5k", "folder": None},

@@ -7,10 +7,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from pipeline.classification.data.examples import Examples
 from pipeline.classification.evaluation.exploration import FILE, exploration
 from pipeline.classification.evaluation.study import Study
 from pipeline.classification.evaluation.subject import Subject
-from pipeline.classification.examples import Examples
 from pipeline.figures.page import Page
 
 HARM = "<script>window.harm=1</script><img src=x onerror='window.harm=2'>"

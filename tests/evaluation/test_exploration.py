@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pipeline.classification.data.examples import Examples, sample_rows
 from pipeline.classification.evaluation import metrics
 from pipeline.classification.evaluation.exploration import (
     FILE,
@@ -16,7 +17,6 @@ from pipeline.classification.evaluation.exploration import (
 )
 from pipeline.classification.evaluation.metrics import probabilities
 from pipeline.classification.evaluation.study import Depths
-from pipeline.classification.examples import Examples, sample_rows
 from pipeline.figures.page import Page
 from tests.evaluation.conftest import DATA, drawn
 from tests.evaluation.explored import Elements, charts, hostile, renamed, write

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
+from pipeline.classification.data.examples import sample_rows
 from pipeline.classification.evaluation import metrics
 from pipeline.classification.evaluation.metrics import probabilities
-from pipeline.classification.examples import sample_rows
 from tests.evaluation.explored import CLASSES, HARM, hostile, write
 
 pytestmark = pytest.mark.browser

@@ -173,6 +173,7 @@ def check_curve(found: list[tuple[int, float]], curve: Path) -> None:
     assert max(step for step, _ in found) == first
 
 
+@pytest.mark.slow
 def test_what_was_logged_is_forced_to_the_disk_at_the_end_of_each_epoch(
     nursery: Nursery, own_workspace: Path
 ) -> None:

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.classification.data.examples import Examples, sample_rows
 from pipeline.classification.evaluation import metrics
 from pipeline.classification.evaluation.baselines import standardise
 from pipeline.classification.evaluation.study import Study
 from pipeline.classification.evaluation.subject import Subject
-from pipeline.classification.examples import Examples, sample_rows
 from pipeline.evaluation.intervals import Integers
 from pipeline.evaluation.probes import one_thread
 from pipeline.figures import interactive

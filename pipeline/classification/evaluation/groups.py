@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.classification.data.examples import Examples
 from pipeline.classification.evaluation.subject import Sizes
-from pipeline.classification.examples import Examples
 from pipeline.evaluation.intervals import Floats, Integers
 from pipeline.evaluation.slices import bands
 

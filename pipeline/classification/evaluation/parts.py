@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.classification.data.examples import sample_rows
 from pipeline.classification.evaluation import baselines, depth, metrics
 from pipeline.classification.evaluation.exploration import exploration
 from pipeline.classification.evaluation.groups import groups
 from pipeline.classification.evaluation.metrics import probabilities
 from pipeline.classification.evaluation.study import Study
 from pipeline.classification.evaluation.suspects import confident_mistakes, suspects
-from pipeline.classification.examples import sample_rows
 from pipeline.evaluation.intervals import bootstrap, share
 from pipeline.evaluation.learning import learning
 from pipeline.evaluation.probes import fit_and_predict

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.classification.data.examples import Examples, read_examples, sample_rows
 from pipeline.classification.evaluation.metrics import scores
 from pipeline.classification.evaluation.study import open_subject
 from pipeline.classification.evaluation.subject import Kind, Subject
-from pipeline.classification.examples import Examples, read_examples, sample_rows
 from pipeline.evaluation.comparison import compare
 from pipeline.evaluation.features import depths
 from pipeline.evaluation.intervals import rounded

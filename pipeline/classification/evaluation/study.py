@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.classification.data.examples import Examples, read_examples, sample_rows
 from pipeline.classification.evaluation.metrics import probabilities
 from pipeline.classification.evaluation.subject import Kind, Subject
-from pipeline.classification.examples import Examples, read_examples, sample_rows
 from pipeline.classification.settings import Parts
 from pipeline.errors import PipelineError
 from pipeline.evaluation.features import untrained

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline.classification.examples import Raw, Read, take
+from pipeline.classification.data.examples import Raw, Read, take
 from pipeline.errors import PipelineError
 from pipeline.evaluation.features import Inputs, Point, capture
 from pipeline.figures.sheets import Caption

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.classification.labels import column
+from pipeline.classification.data.labels import column
 from pipeline.errors import PipelineError
 from pipeline.images import png
 from pipeline.images.given import given

@@ -10,20 +10,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.classification.labels import (
-    Index,
-    cap,
-    check,
-    distinct,
-    labelled_files,
-    numbered,
-    partition,
-)
+from pipeline.classification.data.labels import cap, check, labelled_files, numbered
 from pipeline.errors import PipelineError
 from pipeline.images import png
 from pipeline.images.mnist import MNIST, mnist5k
 from pipeline.prepared import Prepared, dataset, file_identities, media
-from pipeline.sources import refuse_leaving
+from pipeline.sources import Index, distinct, partition, refuse_leaving
 from pipeline.tasks.image_classification.settings import Facts, Source
 
 

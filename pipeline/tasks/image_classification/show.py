@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.classification.data.examples import Raw
 from pipeline.classification.evaluation.parts import PARTS as PARTS
 from pipeline.classification.evaluation.repetition import repeat
 from pipeline.classification.evaluation.study import Study, open_study
 from pipeline.classification.evaluation.subject import Corruption, Kind, Sizes, Subject
-from pipeline.classification.examples import Raw
 from pipeline.evaluation.features import Inputs, Point, depths, forward, hooks, last_linear
 from pipeline.figures import depth as figures
 from pipeline.figures.page import Page

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.classification.labels import distinct, partition
 from pipeline.errors import PipelineError
 from pipeline.images import png
 from pipeline.images.mnist import MNIST, mnist5k
 from pipeline.prepared import SPLITS, Prepared, dataset, file_identities, media
+from pipeline.sources import distinct, partition
 from pipeline.tasks.object_detection.boxes.annotations import Picture, read
 from pipeline.tasks.object_detection.boxes.scenes import compose, photographs
 from pipeline.tasks.object_detection.settings import Facts, Source

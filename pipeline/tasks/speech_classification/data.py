@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.classification.labels import column
+from pipeline.classification.data.labels import column
 from pipeline.errors import PipelineError
 from pipeline.prepared import SplitName, contents, first_row, read_split
 from pipeline.sounds.wav import read_wav

@@ -13,19 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.classification.labels import (
-    Index,
-    cap,
-    check,
-    distinct,
-    labelled_files,
-    numbered,
-    partition,
-)
+from pipeline.classification.data.labels import cap, check, labelled_files, numbered
 from pipeline.errors import PipelineError
 from pipeline.prepared import Prepared, dataset, file_identities, media
 from pipeline.sounds.wav import Samples, read_wav, write_wav
-from pipeline.sources import package_file
+from pipeline.sources import Index, distinct, package_file, partition
 from pipeline.tasks.speech_classification.settings import Facts, Source
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.classification.labels import column
+from pipeline.classification.data.labels import column
 from pipeline.prepared import SplitName, first_row, read_split
 from pipeline.training.batches import Batches, Ragged
 from pipeline.training.net import Net

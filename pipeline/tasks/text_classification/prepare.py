@@ -5,10 +5,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.classification.labels import cap, check, distinct, numbered, partition
+from pipeline.classification.data.labels import cap, check, numbered
 from pipeline.errors import PipelineError
 from pipeline.prepared import Prepared, dataset, text_identities
-from pipeline.sources import refuse_leaving
+from pipeline.sources import distinct, partition, refuse_leaving
 from pipeline.tasks.text_classification.settings import Facts, Source
 from pipeline.texts.tables import movie_reviews, read_csv
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.classification.examples import Examples, Raw, Read, read_examples
+from pipeline.classification.data.examples import Examples, Raw, Read, read_examples
 from pipeline.evaluation import audit
 from pipeline.figures import data as figures
 from pipeline.figures.page import Page
