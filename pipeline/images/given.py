@@ -1,10 +1,11 @@
 """An image as whoever asks a served model gives it."""
 
-import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.errors import PipelineError
+from pipeline.images import png
 from pipeline.training.net import file_bytes
 
 if TYPE_CHECKING:
@@ -22,18 +23,13 @@ def given(raw: Any, channels: int) -> "Picture":
     Raises:
         ValueError: it is none of these.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     if isinstance(raw, bytes | str):
-        content = io.BytesIO(file_bytes(raw))
-        try:  # of other formats, Pillow calls `gs` for PostScript
-            picture: Image.Image = Image.open(content, formats=("PNG", "JPEG"))
-            picture = ImageOps.exif_transpose(picture)  # as in the data; it reads the pixels, too
-        except Exception as error:  # Pillow's readers raise whatever malformed bytes lead them to
-            raise ValueError(
-                f"these bytes are no image that can be read ({type(error).__name__}); PNG and JPEG "
-                "are taken"
-            ) from None
+        try:
+            array = png.pillow(file_bytes(raw), "the image", channels, ("JPEG", "PNG"))
+        except PipelineError as error:
+            raise ValueError(f"{error}; PNG and JPEG are taken") from None
     else:
         array = np.asarray(raw)
         if array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 255:
@@ -45,7 +41,6 @@ def given(raw: Any, channels: int) -> "Picture":
             )
         if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
             array = array.transpose(1, 2, 0)
-        if array.ndim == 3 and array.shape[2] == 1:
-            array = array[:, :, 0]
-        picture = Image.fromarray(array)
-    return picture.convert("L" if channels == 1 else "RGB")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    return Image.fromarray(array).convert("L" if channels == 1 else "RGB")

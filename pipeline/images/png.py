@@ -159,13 +159,19 @@ def read(table: pa.Table, facts: Any, path: Path) -> Bytes:
     return decode(contents(table["image"]), layout, str(path))
 
 
-def pillow(content: bytes | None, where: str, channels: int | None = None) -> Bytes:
-    """Pixels of an image file of one of `FORMATS`: [height, width, channels].
+def pillow(
+    content: bytes | None,
+    where: str,
+    channels: int | None = None,
+    formats: tuple[str, ...] = FORMATS,
+) -> Bytes:
+    """Pixels of an image file: [height, width, channels].
 
     Args:
         content: the file.
         where: named in the error.
         channels: 1 or 3; None keeps grey images grey and makes all others RGB.
+        formats: those that are taken.
 
     Raises:
         PipelineError: the image is missing, corrupt or of another format.
@@ -175,7 +181,7 @@ def pillow(content: bytes | None, where: str, channels: int | None = None) -> By
     if content is None:
         raise PipelineError(f"{where}: has no image bytes; prepare the data set again")
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+        with Image.open(io.BytesIO(content), formats=formats) as opened:
             if opened.mode[0] in "IF":
                 raise ValueError("more than 8 bits per channel")
             image = ImageOps.exif_transpose(opened)

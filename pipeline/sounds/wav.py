@@ -1,7 +1,9 @@
 """WAV files to samples and back."""
 
 import io
+import math
 import wave
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,31 @@ def read_wav(content: bytes | None, where: str) -> tuple[Samples, int]:
     if channels > 1:
         samples = samples.reshape(-1, channels).mean(axis=1).round().astype(np.int16)
     return samples, rate
+
+
+def resample(clips: Sequence[Samples], before: int, after: int) -> list[Samples]:
+    """Each clip at another sample rate (Hz), by scipy's polyphase filter.
+
+    All clips go through it in one row: with gaps longer than the filter, and starts that are
+    multiples of the step, each comes out as it would alone.
+    """
+    if before == after:
+        return list(clips)
+    from scipy.signal import resample_poly
+
+    common = math.gcd(before, after)
+    up, down = after // common, before // common
+    gap = 10 * max(up, down) // up + 1
+    starts = np.cumsum([0, *(-(-(len(clip) + gap) // down) * down for clip in clips)])
+    row = np.zeros(starts[-1])
+    for clip, start in zip(clips, starts[:-1], strict=True):
+        row[start : start + len(clip)] = clip
+    row = resample_poly(row, up, down).round().clip(-32768, 32767).astype(np.int16)
+    places = starts[:-1] // down * up
+    return [
+        row[place : place - (-len(clip) * up // down)]
+        for clip, place in zip(clips, places, strict=True)
+    ]
 
 
 def read(table: pa.Table, _facts: Any, path: Path) -> list[NDArray[np.float32]]:

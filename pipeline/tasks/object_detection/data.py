@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.images.given import given
-from pipeline.prepared import SplitName, contents, read_split
+from pipeline.prepared import SplitName, first_row
 from pipeline.tasks.object_detection.augment import changes
-from pipeline.tasks.object_detection.boxes.read import TASK, read
+from pipeline.tasks.object_detection.boxes.read import read
 from pipeline.tasks.object_detection.settings import Augment
 from pipeline.training.batches import Batches
 from pipeline.training.net import Net
@@ -38,8 +38,8 @@ def load(
 
     Boxes are float32 [batch, most, 4] in the network's pixels, labels int64 [batch, most]; where an
     image has fewer boxes than another its labels are -1, and -2 - label of a box that is ignored. A
-    batch weighs as many as its boxes, an
-    image without any as one. Shuffled batches are changed by `augment`.
+    batch weighs as many as its boxes, an image without any as one. Shuffled batches are changed by
+    `augment`.
 
     Raises:
         PipelineError: the split can't be read.
@@ -103,8 +103,7 @@ def encode(raw: Any, net: Net) -> dict[str, Tensor]:
 
 def example(folder: Path) -> str:
     """The first image of the validation split, a PNG file as base64 text."""
-    _, table = read_split(folder, "validation", TASK)
-    return base64.b64encode(contents(table["image"])[0].as_py()).decode()
+    return base64.b64encode(first_row(folder)["image"]["bytes"]).decode()
 
 
 def fitted_sides(height: int, width: int, size: int) -> tuple[int, int]:

@@ -1,8 +1,6 @@
 """Labelled clips: prepared splits as batches, raw clips as inputs."""
 
 import base64
-import io
-import wave
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from torch import Tensor
 from pipeline.classification.data.labels import column
 from pipeline.errors import PipelineError
 from pipeline.prepared import SplitName, contents, first_row, read_split
-from pipeline.sounds.wav import read_wav
+from pipeline.sounds.wav import read_wav, resample
 from pipeline.training.batches import Batches, Ragged
 from pipeline.training.net import Net, file_bytes
 
@@ -77,7 +75,7 @@ def sound(raw: Any, rate: int) -> NDArray[np.float32]:
     """One clip as float32 samples in -1..1, mono, at `rate` Hz.
 
     Args:
-        raw: a 16-bit WAV file of any rate, its bytes or base64 text; or an array of float (-1..1)
+        raw: a PCM WAV file of any rate, its bytes or base64 text; or an array of float (-1..1)
             or int16 samples at `rate`.
         rate: the model's.
 
@@ -90,15 +88,8 @@ def sound(raw: Any, rate: int) -> NDArray[np.float32]:
             raise ValueError(f"a sound has one dimension and a sample, not {list(array.shape)}")
         scale = 32768 if array.dtype == np.int16 else 1
         return (array / scale).astype(np.float32)
-    with wave.open(io.BytesIO(file_bytes(raw))) as file:
-        if file.getsampwidth() != 2:
-            raise ValueError(f"a WAV file has 16 bits, not {8 * file.getsampwidth()}")
-        frames = np.frombuffer(file.readframes(file.getnframes()), "<i2")
-        samples = frames.reshape(-1, file.getnchannels()).mean(axis=1) / 32768
-        before = file.getframerate()
-    if before != rate:
-        from scipy.signal import resample_poly
-
-        shared = int(np.gcd(rate, before))
-        samples = resample_poly(samples, rate // shared, before // shared)
-    return samples.astype(np.float32)
+    try:
+        samples, before = read_wav(file_bytes(raw), "the clip")
+    except PipelineError as error:
+        raise ValueError(str(error)) from None
+    return resample([samples], before, rate)[0].astype(np.float32) / np.float32(32768)

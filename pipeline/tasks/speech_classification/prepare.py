@@ -1,7 +1,6 @@
 """Spoken digits, synthesised or from folders, cut into splits of different speakers."""
 
 import json
-import math
 import struct
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import pyarrow as pa
 from pipeline.classification.data.labels import cap, check, labelled_files, numbered
 from pipeline.errors import PipelineError
 from pipeline.prepared import Prepared, dataset, file_identities, media
-from pipeline.sounds.wav import Samples, read_wav, write_wav
+from pipeline.sounds.wav import Samples, read_wav, resample, write_wav
 from pipeline.sources import Index, distinct, package_file, partition
 from pipeline.tasks.speech_classification.settings import Facts, Source
 
@@ -86,31 +85,6 @@ def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
     return Prepared(
         {"name": source.name, **about}, facts, dropped, splits, identities, group="speaker"
     )
-
-
-def resample(clips: Sequence[Samples], before: int, after: int) -> list[Samples]:
-    """Each clip at another sample rate (Hz), by scipy's polyphase filter.
-
-    All clips go through it in one row: with gaps longer than the filter, and starts that are
-    multiples of the step, each comes out as it would alone.
-    """
-    if before == after:
-        return list(clips)
-    from scipy.signal import resample_poly
-
-    common = math.gcd(before, after)
-    up, down = after // common, before // common
-    gap = 10 * max(up, down) // up + 1
-    starts = np.cumsum([0, *(-(-(len(clip) + gap) // down) * down for clip in clips)])
-    row = np.zeros(starts[-1])
-    for clip, start in zip(clips, starts[:-1], strict=True):
-        row[start : start + len(clip)] = clip
-    row = resample_poly(row, up, down).round().clip(-32768, 32767).astype(np.int16)
-    places = starts[:-1] // down * up
-    return [
-        row[place : place - (-len(clip) * up // down)]
-        for clip, place in zip(clips, places, strict=True)
-    ]
 
 
 def voices() -> list[tuple[str, str]]:

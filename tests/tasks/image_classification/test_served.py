@@ -10,17 +10,19 @@ from pipeline.tasks.image_classification.data import image
 
 
 def test_bytes_that_are_no_image():
-    with pytest.raises(ValueError, match=r"no image that can be read .*; PNG and JPEG are taken"):
+    with pytest.raises(ValueError, match=r"not an image that can .*; PNG and JPEG are taken"):
         image(b"GIF or so", 1, (28, 28))
 
 
-@pytest.mark.parametrize("kind", ["cut", "bomb", "webp"])
+@pytest.mark.parametrize("kind", ["cut", "bomb", "webp", "16 bits"])
 def test_a_picture_that_can_not_be_read_is_no_image(kind):
     file = io.BytesIO()
     size = (20000, 20000) if kind == "bomb" else (28, 28)
-    Image.new("1", size).save(file, "WEBP" if kind == "webp" else "PNG")
+    Image.new("I;16" if kind == "16 bits" else "1", size).save(
+        file, "WEBP" if kind == "webp" else "PNG"
+    )
     content = file.getvalue()[:45] if kind == "cut" else file.getvalue()
-    with pytest.raises(ValueError, match="these bytes are no image that can be read"):
+    with pytest.raises(ValueError, match="not an image that can be read"):
         image(content, 1, (28, 28))
 
 

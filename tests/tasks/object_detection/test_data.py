@@ -178,5 +178,5 @@ class TestAnyImage:
         assert min(rows, columns) >= 1
 
     def test_bytes_that_are_no_image_are_a_clear_error(self, net):
-        with pytest.raises(ValueError, match="no image that can be read"):
+        with pytest.raises(ValueError, match="not an image that can be read"):
             data.encode([b"GIF or so"], net)

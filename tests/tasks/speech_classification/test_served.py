@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pipeline.settings import Tracking
+from pipeline.sounds.wav import read_wav, resample
 from pipeline.task import find
 from pipeline.tasks.speech_classification.data import sound
 from pipeline.tasks.speech_classification.settings import Facts, Model
@@ -32,6 +33,27 @@ def wav(rate: int, seconds: float = 0.3) -> bytes:
 def test_a_path_is_told_from_base64() -> None:
     with pytest.raises(ValueError, match=r"base64 text here, not 'digits/7\.wav'; of a file"):
         sound("digits/7.wav", 8000)
+
+
+@pytest.mark.parametrize("content", [b"", b"RIFF", wav(8000)[:60], wav(1000)])
+def test_bytes_that_are_no_clip(content) -> None:
+    with pytest.raises(ValueError, match=r"^the clip: "):
+        sound(content, 8000)
+
+
+@pytest.mark.parametrize("width", [1, 3, 4])
+def test_a_clip_is_what_the_preparation_makes_of_it(width) -> None:
+    samples = np.frombuffer(wav(16000)[44:], "<i2")
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setparams((1, width, 16000, 0, "NONE", ""))
+        high = samples.astype("<i4") << 16
+        packed = high.view(np.uint8).reshape(-1, 4)[:, 4 - width :]
+        writer.writeframes((packed + (128 if width == 1 else 0)).astype(np.uint8).tobytes())
+    read, rate = read_wav(file.getvalue(), "x")
+    (prepared,) = resample([read], rate, 8000)
+    assert (sound(file.getvalue(), 8000) * 32768 == prepared).all()
+    assert prepared[200:2000] == pytest.approx(samples[400:4000:2], abs=600)
 
 
 @pytest.mark.slow
