@@ -146,12 +146,14 @@ class DataModule(Protocol):
 
 
 class ModelModule(Protocol):
-    """`model.py`; it may have `save` and `load` too, in place of those of `pipeline.training.net`.
+    """`model.py`; it may have more than is below, and what is not there is not called.
 
-    And `carried(net)`: files by the name that they get in the folder of a model which is served
-    elsewhere, such as frozen weights that `save` does not write. And `settle(module, forward,
-    batches)`: called once after the training with batches of the validation split, it sets buffers
-    that a network's answers decide, such as a threshold.
+    `save(folder, module, tokenizer)` and `load(folder, settings, facts)`, which gives what `build`
+    does in eval mode, stand in place of those of `pipeline.training.net`. `carried(net)` gives
+    files by the name that they get in the folder of a model which is served elsewhere, such as
+    frozen weights that `save` does not write. `settle(module, forward, batches)`, called once after
+    the training with batches of the validation split, sets buffers that a network's answers decide,
+    such as a threshold.
     """
 
     def build(self, settings: Any, facts: Any) -> "tuple[nn.Module, Any]":

@@ -5,10 +5,16 @@ is left: repeats within a split, and rows that are nearly the same.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from pipeline.figures.page import Page
+
+LISTED = 200
+"""Near duplicates that a report lists, at most."""
 
 
 class Duplicate(NamedTuple):
@@ -49,6 +55,29 @@ def near_duplicates(
         ]
     found.sort(key=lambda pair: (-pair.similarity, pair.first, pair.second))
     return found[:most]
+
+
+def list_duplicates(
+    page: "Page", splits: Mapping[str, Any], threshold: float, among: str, what: str = "pairs"
+) -> tuple[str, dict[str, float]]:
+    """List the near duplicates in a table; how many there are, in words and for tracking."""
+    near = near_duplicates(splits, threshold)
+    rows = [
+        {
+            "first": " ".join(map(str, pair.first)),
+            "second": " ".join(map(str, pair.second)),
+            "similarity": pair.similarity,
+        }
+        for pair in near[:LISTED]
+    ]
+    page.table("near_duplicates", rows, ["first", "second", "similarity"])
+    apart = len(across(near))
+    told = (
+        f"{apart} {what} across splits and {len(near) - apart} within one, with a similarity of "
+        f"{threshold} or more {among}; the closest are listed in near_duplicates.csv"
+    )
+    within, between = float(len(near) - apart), float(apart)
+    return told, {"near_duplicates/within": within, "near_duplicates/across": between}
 
 
 def text_features(splits: Mapping[str, Sequence[str]]) -> dict[str, Any]:

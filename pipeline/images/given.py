@@ -1,24 +1,23 @@
 """An image as whoever asks a served model gives it."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
 from pipeline.images import png
 from pipeline.training.net import file_bytes
 
-if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
 
-
-def given(raw: Any, channels: int) -> "Picture":
-    """One image in its own size.
+def given(raw: Any, channels: int, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """One image as uint8 [channels, height, width].
 
     Args:
         raw: a PNG or JPEG file, its bytes or base64 text; or an array of 0 to 255: [height, width],
             [height, width, channels] or [channels, height, width].
         channels: 1 (grey) or 3 (RGB).
+        size: height and width that it is brought to; None leaves it as it is.
 
     Raises:
         ValueError: it is none of these.
@@ -43,4 +42,7 @@ def given(raw: Any, channels: int) -> "Picture":
             array = array.transpose(1, 2, 0)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
-    return Image.fromarray(array).convert("L" if channels == 1 else "RGB")
+    picture = Image.fromarray(array).convert("L" if channels == 1 else "RGB")
+    if size is not None:
+        picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return np.ascontiguousarray(np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1))

@@ -1,1 +1,1 @@
-"""Damage to texts, for tasks that read."""
+"""What reads, writes and damages texts: tables, chats, byte pairs, n-grams, gguf files."""

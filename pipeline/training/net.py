@@ -112,9 +112,9 @@ def load(folder: Path) -> Net:
         )
     with torch.random.fork_rng(devices=[]):
         if hasattr(task.model, "load"):
-            return Net(task, settings, facts, *task.model.load(folder))
+            return Net(task, settings, facts, *task.model.load(folder, settings, facts))
         net = build(task, settings, facts)
-    fill(net.module, weights, again)
+    fill(net.module.state_dict(), weights, again)
     net.module.eval()
     return net
 
@@ -140,8 +140,8 @@ def logits_of(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output["logits"]
 
 
-def fill(model: nn.Module, weights: Path, again: str) -> None:
-    """Read all weights of a network from a safetensors file.
+def fill(wanted: dict[str, Tensor], weights: Path, again: str) -> None:
+    """Read all weights, by name, from a safetensors file.
 
     Raises:
         PipelineError: the file is damaged or of another network; `again` says how to make it.
@@ -153,19 +153,20 @@ def fill(model: nn.Module, weights: Path, again: str) -> None:
         state: dict[str, Tensor] = load_file(weights)
     except SafetensorError as error:
         raise PipelineError(f"{weights} is damaged ({error}); {again}") from error
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    given = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    for name in sorted(wanted.keys() | given.keys()):
-        if wanted.get(name) != given.get(name):
+    for name in sorted(wanted.keys() | state.keys()):
+        given, described = (_shape(one.get(name)) for one in (state, wanted))
+        if given != described:
             raise PipelineError(
-                f"{weights} does not fit {DESCRIPTION}: {name} is {_shape(given.get(name))}, "
-                f"the described model has {_shape(wanted.get(name))}; {again}"
+                f"{weights} does not fit {DESCRIPTION}: {name} is {given}, the described model has "
+                f"{described}; {again}"
             )
-    model.load_state_dict(state)
+    with torch.no_grad():
+        for name, value in state.items():
+            wanted[name].copy_(value)
 
 
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "missing" if shape is None else "×".join(map(str, shape)) or "a number"
+def _shape(tensor: Tensor | None) -> str:
+    return "missing" if tensor is None else "×".join(map(str, tensor.shape)) or "a number"
 
 
 def _reason(error: Exception) -> str:

@@ -10,8 +10,8 @@ from hypothesis.extra import numpy as arrays
 from PIL import EpsImagePlugin, Image
 
 from pipeline.errors import PipelineError
+from pipeline.images import given as served
 from pipeline.images import png
-from pipeline.tasks.image_classification import data
 from tests.data.sources import complaint
 
 images = st.tuples(
@@ -146,7 +146,7 @@ def ghostscript(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         lambda content: png.decode(
             pa.chunked_array([[content]], pa.binary()), png.Layout(8, 8, 1), "x.parquet"
         ),
-        lambda content: data.image(content, 1, (8, 8)),
+        lambda content: served.given(content, 1, (8, 8)),
     ],
     ids=["source", "split", "served"],
 )

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 ROWS = {"train": 8000, "validation": 2000, "test": 2000}
 """The first rows of each split, in which near duplicates are sought, at most."""
-LISTED = 200
 
 
 @dataclass(frozen=True)
@@ -84,33 +83,21 @@ def report(look: Look, folder: Path, card: Card, page: Page) -> dict[str, float]
     )
     _samples(page, look, splits["train"], card)
     features = look.features({name: part.raw[: ROWS[name]] for name, part in splits.items()})
-    near = audit.near_duplicates(features, look.near)
-    pairs = [
-        {
-            "first": f"{pair.first[0]} {pair.first[1]}",
-            "second": f"{pair.second[0]} {pair.second[1]}",
-            "similarity": pair.similarity,
-        }
-        for pair in near[:LISTED]
-    ]
-    page.table("near_duplicates", pairs, ["first", "second", "similarity"])
-    apart, train = audit.across(near), audit.summary(sizes["train"])
+    among = f"among the first {ROWS['train']:,} + {ROWS['validation']:,} + {ROWS['test']:,} rows"
+    told, near = audit.list_duplicates(page, features, look.near, among)
+    train = audit.summary(sizes["train"])
     left_out = ", ".join(f"{count} {name}" for name, count in sorted(card.dropped.items()))
     page.findings |= {
         "Rows in a class": ", ".join(f"{name} {span}" for name, span in spans.items()),
         "Exact duplicates": "none in two splits (the preparation stops at one); left out: "
         f"{left_out}",
-        "Near duplicates": f"{len(apart)} pairs across splits and {len(near) - len(apart)} within "
-        f"one, with a similarity of {look.near} or more among the first {ROWS['train']:,} + "
-        f"{ROWS['validation']:,} + {ROWS['test']:,} rows; the closest are listed in "
-        "near_duplicates.csv",
+        "Near duplicates": told,
         "Sizes in training": f"{train['min']:g} to {train['max']:g} {look.unit}, half of them "
         f"{train['q1']:g} to {train['q3']:g}",
     }
     return {
         **{f"rows/{name}": float(len(part)) for name, part in splits.items()},
-        "near_duplicates/within": float(len(near) - len(apart)),
-        "near_duplicates/across": float(len(apart)),
+        **near,
     }
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.classification.data.labels import column
@@ -86,7 +85,7 @@ def load(
 
 
 def encode(raw: Any, net: Net) -> dict[str, Tensor]:
-    """Images, see `image`, as `images`, uint8 [n, channels, height, width].
+    """Images as `given` takes them, as `images`, uint8 [n, channels, height, width].
 
     Raises:
         ValueError: an image is of another kind.
@@ -96,7 +95,7 @@ def encode(raw: Any, net: Net) -> dict[str, Tensor]:
     if isinstance(raw, np.ndarray) and raw.dtype == np.uint8 and raw.shape[1:] == shape:
         return {"images": torch.from_numpy(raw)}
     size = (facts.height, facts.width)
-    return {"images": torch.from_numpy(np.stack([image(one, facts.channels, size) for one in raw]))}
+    return {"images": torch.from_numpy(np.stack([given(one, facts.channels, size) for one in raw]))}
 
 
 def example(folder: Path) -> str:
@@ -129,24 +128,3 @@ def _on_disk(folder: Path, pixels: Iterable[png.Bytes], shape: tuple[int, ...]) 
     if hasattr(mmap, "MADV_RANDOM"):
         content.madvise(mmap.MADV_RANDOM)  # reading ahead would fetch what no batch wants
     return torch.frombuffer(content, dtype=torch.uint8).view(shape)
-
-
-def image(raw: Any, channels: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """One image as uint8 [channels, height, width], brought to the size the model takes.
-
-    Args:
-        raw: a PNG or JPEG file, its bytes or base64 text; or an array of 0 to 255: [height, width],
-            [height, width, channels] or [channels, height, width].
-        channels: 1 (grey) or 3 (RGB).
-        size: height and width in pixels.
-
-    Raises:
-        ValueError: it is none of these.
-    """
-    from PIL import Image
-
-    picture = given(raw, channels)
-    if picture.size != (size[1], size[0]):
-        picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    pixels = np.asarray(picture, dtype=np.uint8)
-    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -4,7 +4,7 @@ Of a chat the messages of the assistant are learnt and measured; all else is con
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,30 +83,17 @@ def load(
     split: SplitName,
     net: Net,
     *,
-    batch_size: int,
     device: torch.device,
-    seed: int = 0,
     shuffle: bool = False,
-    shard: tuple[int, int] = (0, 1),
     tokens: int | None = None,
+    **how: Any,
 ) -> Batches:
     """Batches of one split, of examples of like length.
 
     With `shuffle`, for training, an example is a row: a document, or one of the blocks that it is
     cut into, and its end is learnt too, or that of each answer; a block in which nothing is learnt
-    is left out. Without, it is a document with all its rows.
-
-    Args:
-        folder: a prepared data set.
-        split: one of its splits.
-        net: whose tokenizer and settings are used.
-        batch_size: examples in a batch.
-        device: where the batches are made.
-        seed: of the order.
-        shuffle: whether this is for training.
-        shard: which of how many processes this is.
-        tokens: with `shuffle`, the first documents are taken that have as many, prompts
-            counted too; null takes all.
+    is left out; the first documents are taken that have as many `tokens`, prompts counted too, or
+    all. Without, it is a document with all its rows. `how` is what `Batches` takes besides.
 
     Raises:
         PipelineError: the split can't be read, or has a chat that the template of the network's
@@ -117,22 +104,20 @@ def load(
     rows = _blocks(texts, net, tokens) if shuffle else documents(texts, net)
     lengths, weights = rows.tokens.offsets.diff(), rows.counted
     if not shuffle:
-        weights = torch.stack([weights[a:b].sum() for a, b in _pairs(rows.first)])
-        lengths = torch.stack([lengths[a:b].max() for a, b in _pairs(rows.first)])
+        weights = torch.stack([weights[a:b].sum() for a, b in pairwise(rows.first.tolist())])
+        lengths = torch.stack([lengths[a:b].max() for a, b in pairwise(rows.first.tolist())])
     where = rows._replace(
         tokens=Ragged(rows.tokens.values.to(device), rows.tokens.offsets),
         targets=rows.targets.to(device),
     )
     return Batches(
-        examples=len(rows.sizes),
-        device=device,
-        collate=where.gather,
-        batch_size=batch_size,
+        len(rows.sizes),
+        device,
+        where.gather,
         shuffle=shuffle,
-        seed=seed,
         lengths=lengths,
         weights=weights.double(),
-        shard=shard,
+        **how,
     )
 
 
@@ -285,15 +270,9 @@ def _row(ids: Integers, after: Integers, at: int, size: int, net: Net) -> tuple[
 def _rows(cut: Sequence[list[tuple[Integers, Integers]]], sizes: Sequence[int]) -> Rows:
     """Rows of each example: its tokens, and what each is measured by."""
     every = [row for rows in cut for row in rows]
-    ends = np.cumsum([0, *(len(ids) for ids, _ in every)])
     return Rows(
-        Ragged(torch.from_numpy(np.concatenate([ids for ids, _ in every])), torch.from_numpy(ends)),
+        Ragged.of([ids for ids, _ in every], torch.device("cpu")),
         torch.from_numpy(np.concatenate([after for _, after in every])),
         torch.from_numpy(np.cumsum([0, *map(len, cut)])),
         torch.tensor(sizes),
     )
-
-
-def _pairs(edges: Tensor) -> Iterator[tuple[int, int]]:
-    values = edges.tolist()
-    return zip(values, islice(values, 1, None), strict=False)

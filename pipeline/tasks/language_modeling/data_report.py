@@ -15,7 +15,7 @@ ROWS = {"train": 4000, "validation": 1000, "test": 1000}
 """The first documents of each split, in which near duplicates are sought, at most."""
 NEAR = 0.8
 """Cosine above which two documents count as nearly the same."""
-SHOWN, LISTED, ENCODED = 8, 200, 500
+SHOWN, ENCODED = 8, 500
 
 
 def data_report(folder: Path, card: Card, page: Page) -> dict[str, float]:
@@ -62,19 +62,15 @@ def data_report(folder: Path, card: Card, page: Page) -> dict[str, float]:
         text="How the first training documents begin. Is this what the model will meet?",
         alt=f"The first lines of {len(first)} documents.",
     )  # fmt: skip
-    near = audit.near_duplicates(
-        audit.text_features({split: part[: ROWS[split]] for split, part in texts.items()}), NEAR
+    features = audit.text_features({split: part[: ROWS[split]] for split, part in texts.items()})
+    among = (
+        f"among the first {ROWS['train']:,} + {ROWS['validation']:,} + {ROWS['test']:,} documents"
     )
-    page.table(
-        "near_duplicates",
-        [{"first": "{} {}".format(*pair.first), "second": "{} {}".format(*pair.second),
-          "similarity": pair.similarity} for pair in near[:LISTED]],
-        ["first", "second", "similarity"],
-    )  # fmt: skip
+    told, near = audit.list_duplicates(page, features, NEAR, among)
     encoding, some = bpe.tokenizer(card.facts.merges), texts["test"][:ENCODED]
     tokens = sum(len(one.ids) for one in encoding.encode_batch(some))
     per_token = sum(sizes["test"][:ENCODED].tolist()) / tokens
-    apart, train = audit.across(near), audit.summary(sizes["train"])
+    train = audit.summary(sizes["train"])
     page.findings["Documents"] = ", ".join(
         f"{len(found):,} in {split} ({found.sum():,} bytes)" for split, found in sizes.items()
     )
@@ -90,16 +86,10 @@ def data_report(folder: Path, card: Card, page: Page) -> dict[str, float]:
         "none in two splits (the preparation stops at one); left out: "
         f"{card.dropped['repeats']} that have the words of another one"
     )
-    page.findings["Near duplicates"] = (
-        f"{len(apart)} pairs across splits and {len(near) - len(apart)} within one, with a "
-        f"similarity of {NEAR} or more among the first {ROWS['train']:,} + "
-        f"{ROWS['validation']:,} + {ROWS['test']:,} documents; the closest are listed in "
-        "near_duplicates.csv"
-    )
+    page.findings["Near duplicates"] = told
     return {
         **{f"rows/{split}": float(len(part)) for split, part in texts.items()},
         **{f"bytes/{split}": float(found.sum()) for split, found in sizes.items()},
         "bytes_per_token": per_token,
-        "near_duplicates/within": float(len(near) - len(apart)),
-        "near_duplicates/across": float(len(apart)),
+        **near,
     }

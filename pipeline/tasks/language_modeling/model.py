@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import PipelineError
-from pipeline.files import read_json
 from pipeline.settings import Training
 from pipeline.sources import package_file
 from pipeline.task import Forward
@@ -29,7 +28,7 @@ from pipeline.texts import bpe, gguf
 from pipeline.texts.chats import Frame
 from pipeline.training import pretrained
 from pipeline.training.batches import Batch, Batches
-from pipeline.training.net import DESCRIPTION, WEIGHTS, Net
+from pipeline.training.net import DESCRIPTION, WEIGHTS, Net, fill
 
 BASE = "base"
 """What the frozen weights are called in the folder of a model that is served elsewhere."""
@@ -158,7 +157,7 @@ def save(folder: Path, module: LanguageModel, tokenizer: Any) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def load(folder: Path) -> tuple[LanguageModel, Any]:
+def load(folder: Path, settings: Any, facts: Facts) -> tuple[LanguageModel, Any]:
     """Read what `save` wrote: a network in eval mode, on the CPU.
 
     The frozen weights are those in the folder, if they are there, or those that the settings name.
@@ -167,13 +166,8 @@ def load(folder: Path) -> tuple[LanguageModel, Any]:
         PipelineError: an adapter is missing, has another shape or does nothing; the weights are
             damaged or not those that the adapters belong to.
     """
-    from pydantic import TypeAdapter
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    from pipeline.tasks.language_modeling.settings import Model
-
-    content = read_json(folder / DESCRIPTION, "train_language_model")
-    settings: Any = TypeAdapter(Model).validate_python(content["settings"])
     if settings.whole:
         module = folders.read(settings, folder)
         return module.eval(), module.tokenizer
@@ -185,30 +179,16 @@ def load(folder: Path) -> tuple[LanguageModel, Any]:
             beside = folder / BASE
             module = _pretrained(settings, beside if beside.is_dir() else _folder(settings))
         case _:
-            module = _scratch(settings, Facts(**content["facts"]))
-    wanted, file = _trained(module), folder / WEIGHTS
-    again = "run `dvc repro train_language_model` to make it"
-    try:
-        with safe_open(file, "pt") as opened:
-            told = (opened.metadata() or {}).get("base_sha256")
-            given = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise PipelineError(f"{file} is damaged ({error}); {again}") from error
+            module = _scratch(settings, facts)
+    file, again = folder / WEIGHTS, "run `dvc repro train_language_model` to make it"
+    fill(_trained(module), file, again)
+    with safe_open(file, "pt") as opened:
+        told = (opened.metadata() or {}).get("base_sha256")
     if told != module.base:
         raise PipelineError(
             f"{file} belongs to frozen weights of sha256 {told}, those that {DESCRIPTION} names "
             f"have {module.base}; {again}"
         )
-    shapes = [{name: value.shape for name, value in one.items()} for one in (wanted, given)]
-    for name in sorted(shapes[0].keys() | shapes[1].keys()):
-        if shapes[0].get(name) != shapes[1].get(name):
-            raise PipelineError(
-                f"{file} does not fit {DESCRIPTION}: {name} is {_shape(shapes[1].get(name))}, the "
-                f"described model has {_shape(shapes[0].get(name))}; {again}"
-            )
-    with torch.no_grad():
-        for name, value in given.items():
-            wanted[name].copy_(value)
     return module.eval(), module.tokenizer
 
 
@@ -220,10 +200,6 @@ def _trained(module: LanguageModel) -> dict[str, Tensor]:
         for name, weight in module.llama.named_parameters()
         if weight.requires_grad
     }
-
-
-def _shape(shape: Any) -> str:
-    return "missing" if shape is None else "×".join(map(str, shape))
 
 
 def loss(module: Forward, batch: Batch, _settings: Training) -> Tensor:

@@ -1,7 +1,6 @@
 """What evaluation measures and draws of a language model."""
 
 import lzma
-from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +10,7 @@ from pipeline.evaluation.comparison import compare
 from pipeline.evaluation.intervals import Floats, bootstrap, rounded
 from pipeline.evaluation.learning import learning
 from pipeline.figures.page import Page
-from pipeline.settings import Evaluate, Repeat
+from pipeline.settings import Repeat
 from pipeline.tasks.language_modeling.evaluation import words
 from pipeline.tasks.language_modeling.evaluation.depths import read_out
 from pipeline.tasks.language_modeling.evaluation.heads import heads
@@ -30,16 +29,7 @@ from pipeline.texts.chats import learnt
 from pipeline.training.hardware import Hardware
 from pipeline.training.net import Net
 
-
-def study(
-    net: Net, settings: Evaluate, hardware: Hardware, curve: Sequence[Mapping[str, str]]
-) -> Study:
-    """A trained network and the test documents.
-
-    Raises:
-        PipelineError: the data set is missing or damaged.
-    """
-    return opened(net, settings, hardware, curve)
+study = opened
 
 
 def repetition(first: Net, second: Net, settings: Repeat, hardware: Hardware) -> dict[str, float]:

@@ -27,19 +27,17 @@ def load(
     split: SplitName,
     net: Net,
     *,
-    batch_size: int,
     device: torch.device,
-    seed: int = 0,
     shuffle: bool = False,
-    shard: tuple[int, int] = (0, 1),
     augment: Augment | None = None,
+    **how: Any,
 ) -> Batches:
     """Batches of one split: see `inputs`; targets are boxes and labels.
 
     Boxes are float32 [batch, most, 4] in the network's pixels, labels int64 [batch, most]; where an
     image has fewer boxes than another its labels are -1, and -2 - label of a box that is ignored. A
     batch weighs as many as its boxes, an image without any as one. Shuffled batches are changed by
-    `augment`.
+    `augment`. `how` is what `Batches` takes besides.
 
     Raises:
         PipelineError: the split can't be read.
@@ -67,15 +65,13 @@ def load(
         return found, (boxes[place], labels[place])
 
     return Batches(
-        examples=len(counts),
-        device=device,
-        collate=collate,
-        batch_size=batch_size,
+        len(counts),
+        device,
+        collate,
         shuffle=shuffle,
-        seed=seed,
         weights=counts.clamp_min(1).float(),
         augment=changes(augment) if augment is not None and shuffle else None,
-        shard=shard,
+        **how,
     )
 
 
@@ -97,8 +93,7 @@ def encode(raw: Any, net: Net) -> dict[str, Tensor]:
     Raises:
         ValueError: an image is of another kind.
     """
-    pixels = [np.asarray(given(one, net.facts.channels), np.uint8) for one in raw]
-    return inputs([one[None] if one.ndim == 2 else one.transpose(2, 0, 1) for one in pixels], net)
+    return inputs([given(one, net.facts.channels) for one in raw], net)
 
 
 def example(folder: Path) -> str:

@@ -15,7 +15,6 @@ from pipeline.tasks.object_detection.boxes.read import Split, read
 ROWS = {"train": 4000, "validation": 1000, "test": 1000}
 """The first images of each split, in which near duplicates are sought, at most."""
 NEAR = 0.97
-LISTED = 200
 SHOWN = 12
 THUMB = 32
 """Pixels a side of what near duplicates are told by."""
@@ -54,19 +53,8 @@ def data_report(folder: Path, card: Card, page: Page) -> dict[str, float]:
     features = {
         split: audit.dense_features(_thumbs(part, ROWS[split])) for split, part in splits.items()
     }
-    near = audit.near_duplicates(features, NEAR)
-    apart = audit.across(near)
-    page.table(
-        "near_duplicates",
-        [
-            {
-                "first": " ".join(map(str, pair.first)),
-                "second": " ".join(map(str, pair.second)),
-                "similarity": pair.similarity,
-            }
-            for pair in near[:LISTED]
-        ],
-        ["first", "second", "similarity"],
+    told, near = audit.list_duplicates(
+        page, features, NEAR, f"at {THUMB}×{THUMB} pixels", "pairs of images"
     )
     roots = np.sqrt(sides["train"].prod(axis=1))
     empty = {split: numbers[split].count(0) for split in SPLITS}
@@ -79,15 +67,12 @@ def data_report(folder: Path, card: Card, page: Page) -> dict[str, float]:
         "Sizes in training": f"root of the area {roots.min():.0f} to {roots.max():.0f} pixels; "
         f"small is below {card.facts.sizes[0]:g}, large from {card.facts.sizes[1]:g} on, a third "
         "of the boxes each",
-        "Near duplicates": f"{len(apart)} pairs of images across splits and "
-        f"{len(near) - len(apart)} within one, with a similarity of {NEAR} or more at "
-        f"{THUMB}×{THUMB} pixels; the closest are listed in near_duplicates.csv",
+        "Near duplicates": told,
     }
     return {
         **{f"rows/{split}": float(len(part.images)) for split, part in splits.items()},
         **{f"boxes/{split}": float(sum(found)) for split, found in numbers.items()},
-        "near_duplicates/within": float(len(near) - len(apart)),
-        "near_duplicates/across": float(len(apart)),
+        **near,
     }
 
 

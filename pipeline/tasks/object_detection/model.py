@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from pipeline.errors import PipelineError
-from pipeline.files import read_json
 from pipeline.task import Forward
 from pipeline.tasks.object_detection.boxes.read import Boxes
 from pipeline.tasks.object_detection.data import GREY, scales
@@ -22,13 +20,12 @@ from pipeline.tasks.object_detection.settings import (
     ABOUT,
     DetectorTraining,
     Facts,
-    Model,
     TorchVision,
     TTFNet,
 )
 from pipeline.tasks.object_detection.weights import take
 from pipeline.training.batches import Batch, Batches
-from pipeline.training.net import DESCRIPTION, WEIGHTS, Net, fill
+from pipeline.training.net import WEIGHTS, Net, fill
 
 LOWEST = 0.05
 """Score below which a peak is no box at all, whatever the threshold is."""
@@ -163,16 +160,14 @@ def build(settings: TTFNet | TorchVision, facts: Facts) -> tuple[nn.Module, None
     return module, None
 
 
-def load(folder: Path) -> tuple[nn.Module, None]:
+def load(folder: Path, settings: TTFNet | TorchVision, facts: Facts) -> tuple[nn.Module, None]:
     """Read what `pipeline.training.net.save` wrote: a network in eval mode, on the CPU.
 
     Raises:
         PipelineError: the weights are damaged or of another network.
     """
-    content = read_json(folder / DESCRIPTION, ABOUT.stage)
-    settings: Any = TypeAdapter(Model).validate_python(content["settings"])
-    module = _network(settings, Facts(**content["facts"]))
-    fill(module, folder / WEIGHTS, f"run `dvc repro {ABOUT.stage}` to make it")
+    module = _network(settings, facts)
+    fill(module.state_dict(), folder / WEIGHTS, f"run `dvc repro {ABOUT.stage}` to make it")
     return module.eval(), None
 
 

@@ -1,24 +1,15 @@
 """What evaluation measures and draws of a detector; the parts themselves are in `evaluation`."""
 
-from collections.abc import Mapping, Sequence
+from functools import partial
 
 from pipeline.evaluation.intervals import rounded
-from pipeline.settings import Evaluate, Repeat
+from pipeline.settings import Repeat
 from pipeline.tasks.object_detection.evaluation import matches, parts, trials
-from pipeline.tasks.object_detection.evaluation.study import Study, numbers_of, opened
+from pipeline.tasks.object_detection.evaluation.study import numbers_of, opened
 from pipeline.training.hardware import Hardware
 from pipeline.training.net import Net
 
-
-def study(
-    net: Net, settings: Evaluate, hardware: Hardware, curve: Sequence[Mapping[str, str]]
-) -> Study:
-    """A trained network and its data set, as the stage's settings name them.
-
-    Raises:
-        PipelineError: the data set is missing or damaged, or has other classes than the network.
-    """
-    return opened(net, settings, hardware, curve, ("train", "test"))
+study = partial(opened, splits=("train", "test"))
 
 
 def repetition(first: Net, second: Net, settings: Repeat, hardware: Hardware) -> dict[str, float]:

@@ -123,7 +123,7 @@ def save(folder: Path, model: Any, tokenizer: Any) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def load(folder: Path) -> tuple[nn.Module, Any]:
+def load(folder: Path, _settings: Model, _facts: Facts) -> tuple[nn.Module, Any]:
     """Read what `save` wrote: the model in eval mode on the CPU, and the tokenizer.
 
     Raises:

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.tasks.image_classification.data import image
+from pipeline.images.given import given
 
 
 def test_bytes_that_are_no_image():
     with pytest.raises(ValueError, match=r"not an image that can .*; PNG and JPEG are taken"):
-        image(b"GIF or so", 1, (28, 28))
+        given(b"GIF or so", 1, (28, 28))
 
 
 @pytest.mark.parametrize("kind", ["cut", "bomb", "webp", "16 bits"])
@@ -23,15 +23,15 @@ def test_a_picture_that_can_not_be_read_is_no_image(kind):
     )
     content = file.getvalue()[:45] if kind == "cut" else file.getvalue()
     with pytest.raises(ValueError, match="not an image that can be read"):
-        image(content, 1, (28, 28))
+        given(content, 1, (28, 28))
 
 
 def test_a_path_is_told_from_base64():
     with pytest.raises(ValueError, match=r"base64 text here, not 'digits/7\.png'; of a file"):
-        image("digits/7.png", 1, (28, 28))
+        given("digits/7.png", 1, (28, 28))
 
 
 def test_an_image_of_another_size_and_mode_is_brought_to_the_models():
     file = io.BytesIO()
     Image.fromarray(np.full((56, 56, 3), 200, np.uint8)).save(file, "PNG")
-    assert (image(file.getvalue(), 1, (28, 28)) == np.full((1, 28, 28), 200)).all()
+    assert (given(file.getvalue(), 1, (28, 28)) == np.full((1, 28, 28), 200)).all()

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pipeline.errors import PipelineError
 from pipeline.evaluation.intervals import Floats, Integers, bootstrap
@@ -41,8 +40,8 @@ class Read(NamedTuple):
     Attributes:
         bits: of each document.
         sizes: its bytes.
-        tokens: the tokens of each without `END`, [documents] of [tokens].
-        nats, surest, right: of each token, see `model.Said`.
+        tokens: those of each that count, [documents] of [tokens].
+        nats, surest, right: of each token, see `decoder.Said`.
         before: tokens that the network saw before each.
     """
 
@@ -125,8 +124,30 @@ class Study:
                 one.share = share
 
     def reads(self, texts: Sequence[Document], net: Net | None = None) -> Read:
-        """Documents, by a network."""
-        return read(net or self.net, texts, self.hardware)
+        """What a network says of every token of some documents."""
+        net, device = net or self.net, self.hardware.device
+        rows = documents(texts, net)
+        long = rows.tokens.offsets[rows.first].diff()
+        found: dict[int, tuple[Any, ...]] = {}
+        for index in long.argsort(stable=True).split(BATCH):
+            inputs, targets = rows.gather(index)
+            ids, wanted = inputs["input_ids"].to(device), targets.tokens.to(device)
+            with torch.inference_mode(), self.hardware.accelerator.autocast():
+                parts = decoder(net).judge(*decoder(net).counted(ids, wanted))
+            counted = targets.tokens >= 0
+            place = counted.nonzero()[:, 1] + 1
+            document = inputs["document"].repeat_interleave(counted.sum(1))
+            counts = document.bincount(minlength=len(index)).tolist()
+            told = [targets.tokens[counted], *parts, place]
+            each = zip(*(part.cpu().split(counts) for part in told), strict=True)
+            for number, values in zip(index.tolist(), each, strict=True):
+                found[number] = tuple(value.numpy() for value in values)
+        tokens, nats, surest, right, before = (
+            [found[number][part] for number in range(len(texts))] for part in range(5)
+        )
+        nats = [part.astype(np.float64) for part in nats]
+        bits = np.array([part.sum() / log(2) for part in nats])
+        return Read(bits, rows.sizes.double().numpy(), tokens, nats, surest, right, before)
 
     @cached_property
     def samples(self) -> list[tuple[str, str, str]]:
@@ -170,41 +191,10 @@ def opened(net: Net, settings: Any, hardware: Hardware, curve: Any) -> Study:
     return Study(net, settings, hardware, curve, raw(table))
 
 
-def read(net: Net, texts: Sequence[Document], hardware: Hardware) -> Read:
-    """What a network says of every token of some documents."""
-    rows = documents(texts, net)
-    long = rows.tokens.offsets[rows.first].diff()
-    found: dict[int, tuple[Any, ...]] = {}
-    for index in long.argsort(stable=True).split(BATCH):
-        inputs, targets = rows.gather(index)
-        counted = targets.tokens >= 0
-        parts = _said(net, inputs, targets.tokens, hardware)
-        place = counted.nonzero()[:, 1] + 1
-        document = inputs["document"].repeat_interleave(counted.sum(1))
-        counts = document.bincount(minlength=len(index)).tolist()
-        told = [targets.tokens[counted], *parts, place]
-        each = zip(*(part.cpu().split(counts) for part in told), strict=True)
-        for number, values in zip(index.tolist(), each, strict=True):
-            found[number] = tuple(value.numpy() for value in values)
-    tokens, nats, surest, right, before = (
-        [found[number][part] for number in range(len(texts))] for part in range(5)
-    )
-    nats = [part.astype(np.float64) for part in nats]
-    bits = np.array([part.sum() / log(2) for part in nats])
-    return Read(bits, rows.sizes.double().numpy(), tokens, nats, surest, right, before)
-
-
 def decoder(net: Net) -> LanguageModel:
     """The network itself."""
     model: Any = net.module
     return model
-
-
-def _said(net: Net, inputs: dict[str, Tensor], targets: Tensor, hardware: Hardware) -> Any:
-    device = hardware.device
-    with torch.inference_mode(), hardware.accelerator.autocast():
-        states, told = decoder(net).counted(inputs["input_ids"].to(device), targets.to(device))
-        return decoder(net).judge(states, told)
 
 
 def per_byte(pairs: Floats) -> Floats:

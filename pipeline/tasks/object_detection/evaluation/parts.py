@@ -11,7 +11,6 @@ from pipeline.figures.curves import Reliability, reliability_diagram
 from pipeline.figures.matrices import confusion_matrix
 from pipeline.figures.page import Page
 from pipeline.tasks.object_detection.boxes import pictures
-from pipeline.tasks.object_detection.boxes.read import Boxes
 from pipeline.tasks.object_detection.evaluation import figures, matches
 from pipeline.tasks.object_detection.evaluation.metrics import coco_results
 from pipeline.tasks.object_detection.evaluation.study import SIZES, Study, numbers_of
@@ -30,7 +29,7 @@ def learnt(page: Page, study: Study) -> None:
 def answers(page: Page, study: Study) -> None:
     """The first test images, and the worst."""
     test, threshold = study.test, study.threshold
-    shown = [_above(boxes, threshold) for boxes in study.found]
+    shown = [boxes.where(boxes.scores >= threshold) for boxes in study.found]
     rows = range(min(DRAWN, len(test.images)))
     heat = [
         one.float().sigmoid().amax(0).cpu().numpy()
@@ -192,8 +191,3 @@ def scores(page: Page, study: Study) -> None:
     table = {"score": quality, "found": count, "true": [len(b.labels) for b in study.test.boxes]}
     pq.write_table(pa.table(table), page.folder / "predictions.parquet")
     (page.folder / "coco.json").write_text(json.dumps(coco_results(study.found)), encoding="utf-8")
-
-
-def _above(boxes: Boxes, threshold: float) -> Boxes:
-    kept = boxes.scores >= threshold
-    return boxes.where(kept)

@@ -83,8 +83,7 @@ class Study:
 
     def detect(self, images: Sequence[Image]) -> list[Boxes]:
         """The boxes found in images."""
-        parts = [decode(output) for output in self.outputs(images)]
-        return [boxes for part in parts for boxes in part]
+        return [boxes for output in self.outputs(images) for boxes in decode(output)]
 
     def outputs(self, images: Sequence[Image]) -> list[Output]:
         """What the network says of images, a batch at a time."""

@@ -9,7 +9,6 @@ from pipeline.figures.curves import robustness_curves
 from pipeline.figures.depth import probe_curves
 from pipeline.figures.page import Page
 from pipeline.images.damage import blur, noise
-from pipeline.tasks.object_detection.boxes.read import Split
 from pipeline.tasks.object_detection.evaluation import baselines, matches
 from pipeline.tasks.object_detection.evaluation.probes import probe_cells
 from pipeline.tasks.object_detection.evaluation.study import Study
@@ -35,13 +34,8 @@ def probes(page: Page, study: Study) -> None:
     """What a linear probe reads off a single cell of a heat map's network."""
     if not isinstance(study.net.settings, TTFNet):
         return
-    train, test = (
-        Split(split.images[:most], split.boxes[:most])
-        for split, most in (
-            (study.train, study.parts.probe_train),
-            (study.test, study.parts.probe_test),
-        )
-    )
+    train = study.train.first(study.parts.probe_train)
+    test = study.test.first(study.parts.probe_test)
     found = probe_cells(study.net, train, test, study.hardware, study.settings.seed)
     if found is None:
         return
@@ -109,9 +103,7 @@ def simple(page: Page, study: Study) -> None:
     rows = []
     for rule, (most, find) in rules.items():
         part = test.first(most)
-        found = find(
-            study.train.first(parts.hog_train), part.images, len(study.classes), study.settings.seed
-        )
+        found = find(train, part.images, len(study.classes), study.settings.seed)
         there, ours = study.judge(found, part), study.judge(study.found[:most], part)
         page.numbers |= {
             f"baseline/{rule}/map": there.map,
