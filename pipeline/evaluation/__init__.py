@@ -1,5 +1,4 @@
 """What a trained model is worth: numbers, their uncertainty, and what can be seen in it.
 
-Plain functions, arrays in and arrays out. Nothing here knows which stage calls it, where files
-lie, or that runs are tracked.
+Nothing here knows which stage calls it, which task it is of, or that runs are tracked.
 """

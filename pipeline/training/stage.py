@@ -36,7 +36,10 @@ def training(name: str) -> Callable[[], None]:
 
 
 def train(task: Task, settings: Train, context: Context) -> float:
-    """Fit the task's model, write it and its learning curve; returns the best validation score."""
+    """Fit the task's model, write it and its learning curve.
+
+    Returns the best validation score, of one that should fall its negative: a sweep raises it.
+    """
     if context.checkpoints is None:
         raise ValueError("train() is for stages whose settings derive from Train")
     run, hardware, data = context.run, context.hardware, Path(settings.data)

@@ -1,7 +1,6 @@
 """A detector of centres and those of torchvision; their loss, scores and answers."""
 
 import math
-from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -228,7 +227,7 @@ def score(module: Forward, batches: Batches, settings: DetectorTraining) -> dict
     for batch in batches.epoch(0):
         output = module(**batch.inputs)
         if "heat" in output:
-            total += loss(partial(_given, output), batch, settings) * batch.weight
+            total += loss(lambda said=output, **_: said, batch, settings) * batch.weight
         parts.append(_judged(output, batch))
     found, truth, ignored = ([*chain(*part)] for part in zip(*parts, strict=True))
     whole = float(batches.weights.sum()) if batches.weights is not None else batches.examples
@@ -303,11 +302,6 @@ def _judged(output: Output, batch: Batch) -> tuple[list[Boxes], list[Boxes], lis
             one = Boxes(corners.numpy(), label.numpy(), (label >= 0).float().numpy())
             part.append(one.where(one.labels >= 0))
     return decode(output), true, ignored
-
-
-def _given(output: Output, **_inputs: Tensor) -> Output:
-    """A network that has answered already."""
-    return output
 
 
 def _centres(maps: Tensor) -> tuple[Tensor, Tensor]:
