@@ -1,7 +1,7 @@
 """How many processes train together, and which of them this one is.
 
-torchrun and `accelerate launch` say so in five variables, which count only together. Torch and
-accelerate would also believe a single one that another tool has left, or those of MPI.
+torchrun and `accelerate launch` say so in five variables, which count only together. Others would
+believe a single one that another tool has left.
 """
 
 import os
@@ -10,13 +10,8 @@ import sys
 from pipeline.errors import PipelineError
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-MPI = (
-    *("PMI_RANK", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", *SIZES[1:]),
-    *("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
-    *("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
-)
-"""What accelerate takes in place of the five."""
+MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Of processes that `mpirun` started; they can't find each other by these."""
 _ADVICE = "start them with torchrun, or unset these variables"
 
 
@@ -28,7 +23,7 @@ def shard() -> tuple[int, int]:
     Raises:
         PipelineError: they ask for several processes, which can't find each other.
     """
-    given = {name: os.environ[name] for name in (*LAUNCHED, *MPI) if name in os.environ}
+    given = {name: os.environ[name] for name in (*LAUNCHED, *MPI_SIZES) if name in os.environ}
     missing = [name for name in LAUNCHED if not given.get(name)]
     if not missing:
         numbers = [given[name] for name in LAUNCHED if name != "MASTER_ADDR"]
@@ -38,7 +33,7 @@ def shard() -> tuple[int, int]:
                 return rank, processes
         values = " ".join(f"{name}={given[name]}" for name in LAUNCHED)
         raise PipelineError(f"{values} (environment) is no process of several; {_ADVICE}")
-    for name in SIZES:
+    for name in ("WORLD_SIZE", *MPI_SIZES):
         if given.get(name, "").isdecimal() and int(given[name]) > 1:
             raise PipelineError(
                 f"{name}={given[name]} (environment) asks for several processes, and there is "

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-LIBRARIES = ("accelerate", "numpy", "torch", "torchvision", "tokenizers", "transformers")
+LIBRARIES = ("numpy", "torch", "torchvision", "tokenizers", "transformers")
 """Libraries whose version may change a result."""
 
 NUMERICS = (

@@ -12,15 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.utils.deterministic
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from pipeline import launcher, machine
 from pipeline.errors import PipelineError
 from pipeline.settings import Stage
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
-_DEVICE = "ACCELERATE_TORCH_DEVICE"
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Hardware:
     """What a process computes on.
 
     Attributes:
-        accelerator: accelerate's handle on device, mixed precision and processes; one per process.
+        device: where models and batches live.
         precision: fp32, bf16 or fp16: the type of matrix products; weights stay fp32.
         device_reason: why this device, for people.
         precision_reason: why this precision.
@@ -37,7 +35,7 @@ class Hardware:
         shard: (rank, processes) of data-parallel training.
     """
 
-    accelerator: Accelerator
+    device: torch.device
     precision: str
     device_reason: str
     precision_reason: str
@@ -46,15 +44,14 @@ class Hardware:
     shard: tuple[int, int]
 
     @property
-    def device(self) -> torch.device:
-        """Where models and batches live."""
-        device: torch.device = self.accelerator.device
-        return device
-
-    @property
     def leads(self) -> bool:
         """Whether this process is the first of those that train together: it keeps the records."""
         return self.shard[0] == 0
+
+    def autocast(self) -> torch.autocast:
+        """A context in which matrix products are computed in the precision."""
+        half = _HALF.get(self.precision)
+        return torch.autocast(self.device.type, half, enabled=half is not None)
 
     def reseed(self, seed: int) -> None:
         """Seed the generators that a model draws from: the CPU's and the device's.
@@ -89,20 +86,23 @@ def configure(settings: Stage) -> Hardware:
 
     device, device_reason = _pick_device(settings.device)
     precision, precision_reason = _pick_precision(settings.precision, device)
-    # A sweep runs several jobs in one process; accelerate would keep the first one's device.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    for name in [name for name in os.environ if name.startswith(("ACCELERATE_USE_", _DEVICE))]:
-        del os.environ[name]  # the config decides
-    if device.index is not None:
-        os.environ[_DEVICE] = str(device)
-    accelerator = Accelerator(
-        cpu=device.type == "cpu",
-        mixed_precision={"fp32": "no"}.get(precision, precision),
-    )
-    print(f"Using device: {accelerator.device} because {device_reason}")
+    if shard[1] > 1:
+        device = _joined(device)
+    print(f"Using device: {device} because {device_reason}")
     print(f"Using precision: {precision} because {precision_reason}")
     reasons = device_reason, precision_reason
-    return Hardware(accelerator, precision, *reasons, threads, settings.deterministic, shard)
+    return Hardware(device, precision, *reasons, threads, settings.deterministic, shard)
+
+
+def _joined(device: torch.device) -> torch.device:
+    """Meet the other processes; returns this one's own device of the kind."""
+    if device.type != "cpu" and device == torch.device(device.type):  # without an index
+        device = torch.device(device.type, int(os.environ["LOCAL_RANK"]))
+        torch.get_device_module(device).set_device(device)
+    backend = torch.distributed.get_default_backend_for_device(device)
+    if not torch.distributed.is_initialized():  # a sweep runs several jobs in one process
+        torch.distributed.init_process_group(backend)
+    return device
 
 
 def _keep_freed_memory() -> None:

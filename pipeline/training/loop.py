@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -109,16 +109,15 @@ class Loop:
                 f"split has {len(self.train)}; lower training.accumulate or training.batch_size"
             )
         self.total = min(settings.epochs * self.steps_per_epoch, self.max_steps or sys.maxsize)
-        self.accelerator = hardware.accelerator
 
-        # Not wrapped by accelerate: its optimizer and clipping look for other packages on the disk
-        # at every step, and its unwrapping imports torch's compiler.
         self.model.to(hardware.device)
         self.rank, self.processes = hardware.shard
         alone, on_cpu = self.processes == 1, hardware.device.type == "cpu"
         modules.sparse_gradients(self.model, on_cpu and alone and not settings.compile)
         self.wrapped: nn.Module = self.model if alone else DistributedDataParallel(self.model)
-        self.scaler = self.accelerator.scaler
+        half = hardware.precision == "fp16"
+        # AdamW has what it calls, and is none of torch's optimizers
+        self.scaler: Any = torch.amp.GradScaler(hardware.device.type) if half else None
         if settings.compile:
             self.wrapped = cast(nn.Module, torch.compile(self.wrapped, mode=settings.compile))
         self.forward = modules.in_precision(self.wrapped, hardware)
@@ -194,7 +193,7 @@ class Loop:
 
     def step(self, batches: Iterator[Batch]) -> Tensor:
         """One optimizer step over `accumulate` batches; returns its mean loss, on the device."""
-        step, accelerator = self.progress.step, self.accelerator
+        step = self.progress.step
         self.adamw.lr = self.learning_rate(step)
         parts = [next(batches) for _ in range(self.settings.accumulate)]
         total = sum(batch.whole for batch in parts)
@@ -205,8 +204,8 @@ class Loop:
             # The mean over processes of what this gives is the mean over the step's examples.
             share = batch.weight * self.processes / total
             # Data-parallel processes exchange gradients once per step, not once per batch.
-            last = micro == len(parts) - 1
-            with nullcontext() if last else accelerator.no_sync(self.wrapped):
+            waits = micro < len(parts) - 1 and self.processes > 1
+            with cast(Any, self.wrapped).no_sync() if waits else nullcontext():
                 loss = self.task.loss(self.forward, batch, self.settings)
                 loss = loss if share == 1 else loss * share
                 (self.scaler.scale(loss) if self.scaler else loss).backward()
@@ -240,7 +239,10 @@ class Loop:
     def read_losses(self) -> None:
         """Fetch the losses of the last steps; the one place that waits for the device."""
         if self.pending:
-            losses = self.accelerator.reduce(torch.stack(self.pending), "mean")
+            losses = torch.stack(self.pending)
+            if self.processes > 1:
+                torch.distributed.all_reduce(losses)
+                losses /= self.processes
             self.progress.losses += losses.tolist()
             self.pending.clear()
 

@@ -3,8 +3,8 @@
 from typing import Any
 
 import torch
-from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from pipeline.checks import finite
 from pipeline.settings import Training
@@ -22,11 +22,16 @@ def in_precision(model: nn.Module, hardware: Hardware) -> Forward:
     """The model's forward pass in the hardware's precision; half precision comes out as float32."""
 
     def forward(*args: Any, **inputs: Any) -> Any:
-        with hardware.accelerator.autocast():
+        with hardware.autocast():
             output = model(*args, **inputs)
-        return convert_to_fp32(output)
+        return tree_map(_in_float32, output)
 
     return forward
+
+
+def _in_float32(value: Any) -> Any:
+    half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+    return value.float() if half else value
 
 
 def score(

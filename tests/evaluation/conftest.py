@@ -88,9 +88,7 @@ def _study(folder: Path, encoder: Path) -> Study:
         data=str(folder), weights="models", model=folder.name, seed=0, batch_size=64, mistakes=6,
         parts=parts,
     )  # fmt: skip
-    cpu: Any = SimpleNamespace(
-        device=torch.device("cpu"), accelerator=SimpleNamespace(autocast=nullcontext)
-    )
+    cpu: Any = SimpleNamespace(device=torch.device("cpu"), autocast=nullcontext)
     study: Study = task.show.study(nets.build(task, model, facts), asked, cpu, [])
     _train(study, STEPS[folder.name])
     return study

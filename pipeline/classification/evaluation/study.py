@@ -142,7 +142,7 @@ def open_subject(kind: Kind, net: Net, settings: Evaluate | Repeat, hardware: Ha
             f"{', '.join(classes)}; train the model on this data first"
         )
     net.module.to(hardware.device)
-    return Subject(net, kind, hardware.device, settings.batch_size, hardware.accelerator.autocast)
+    return Subject(net, kind, hardware.device, settings.batch_size, hardware.autocast)
 
 
 def _examples(data: Path, split: SplitName, subject: Subject) -> Examples:

@@ -68,7 +68,7 @@ def _by_depth(
         states = told[layer]
         if layer < layers:
             states = _fitted(seen[layer], seen[layers])(states)
-        with torch.inference_mode(), hardware.accelerator.autocast():
+        with torch.inference_mode(), hardware.autocast():
             found[layer] = (
                 float(decoder(net).judge(states, targets).nats.double().sum()) / log(2) / size
             )
@@ -98,7 +98,7 @@ def _states(
     for index in torch.arange(len(texts)).split(BATCH):
         inputs, targets = rows.gather(index)
         ids, tokens = (part.to(hardware.device) for part in (inputs["input_ids"], targets.tokens))
-        with torch.inference_mode(), hardware.accelerator.autocast():
+        with torch.inference_mode(), hardware.autocast():
             states = decoder(net).states(ids, output_hidden_states=True).hidden_states
         for layer in chosen:
             found[layer].append(states[layer][tokens >= 0].float())

@@ -132,7 +132,7 @@ class Study:
         for index in long.argsort(stable=True).split(BATCH):
             inputs, targets = rows.gather(index)
             ids, wanted = inputs["input_ids"].to(device), targets.tokens.to(device)
-            with torch.inference_mode(), self.hardware.accelerator.autocast():
+            with torch.inference_mode(), self.hardware.autocast():
                 parts = decoder(net).judge(*decoder(net).counted(ids, wanted))
             counted = targets.tokens >= 0
             place = counted.nonzero()[:, 1] + 1
@@ -167,7 +167,7 @@ class Study:
         net, device = net or self.net, self.hardware.device
         asked = [one if isinstance(one, str) else {"messages": one} for one in beginnings]
         inputs = {name: value.to(device) for name, value in encode(asked, net).items()}
-        with torch.inference_mode(), self.hardware.accelerator.autocast():
+        with torch.inference_mode(), self.hardware.autocast():
             return [one["text"] for one in answer(net.module(**inputs), net)]
 
     def split(self, split: SplitName, most: int) -> list[Document]:

@@ -100,7 +100,7 @@ def _cells(
         here = points[(points[:, 0] >= start) & (points[:, 0] < start + AT_ONCE)]
         with hooks((one, keep(name)) for name, one in wanted.items()):
             device = {name: value.to(hardware.device) for name, value in batch.items()}
-            with hardware.accelerator.autocast():
+            with hardware.autocast():
                 forward(module, device)
         pixels = pad(batch["images"].float(), (AROUND,) * 4, mode="replicate")
         size = net.settings.size

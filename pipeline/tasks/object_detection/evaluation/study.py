@@ -91,7 +91,7 @@ class Study:
         for start in range(0, len(images), size):
             batch = inputs(list(images[start : start + size]), self.net)
             batch = {name: value.to(self.hardware.device) for name, value in batch.items()}
-            with torch.inference_mode(), self.hardware.accelerator.autocast():
+            with torch.inference_mode(), self.hardware.autocast():
                 found.append(self.net.module(**batch))
         return found
 
