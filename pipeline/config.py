@@ -215,9 +215,10 @@ def _output(path: str) -> str:
 
 def _forced(override: str) -> str:
     """Set a value whether or not conf/ has the key, so that the schema speaks of unknown ones."""
-    key = override.partition("=")[0]
-    plain = key[:1] not in "+~" and not key.startswith("hydra") and not conf_files.is_group(key)
-    return f"++{override}" if plain else override
+    bare = override.lstrip("+")
+    key = bare.partition("=")[0]
+    plain = key[:1] != "~" and not key.startswith("hydra") and not conf_files.is_group(key)
+    return f"++{bare}" if plain else override
 
 
 def _steps(key: str) -> list[str]:

@@ -68,6 +68,11 @@ class TestValues:
         assert (settings.optimizer.lr, settings.cnn.name) == (0.5, "simple")
         assert settings.profile.max_steps is not None
 
+    @pytest.mark.parametrize("plus", ["+", "++"])
+    def test_a_plus_does_not_matter(self, compose, plus):
+        (settings,) = compose(f"{plus}optimizer.lr=0.5", f"{plus}training.clip_norm=2")
+        assert (settings.optimizer.lr, settings.training.clip_norm) == (0.5, 2)
+
     def test_a_plain_value_under_a_groups_name_chooses_the_file(self, compose):
         (settings,) = compose(params=changed("train_cnn.cnn", "layers"))
         assert settings.cnn.name == "layers"
@@ -291,6 +296,8 @@ class TestErrors:
             ("cnn.name=os.system", "cnn.name (command line) is 'os.system'; it may be 'simple'"),
             ("optimizer.lr=[1", "command line:"),
             ("+surprise=1", "surprise (command line) is not a setting"),
+            ("+optimizer.lrr=1", "optimizer.lrr (command line) is not a setting; did you mean lr?"),
+            ("+training.epochs=0", "training.epochs (command line) is 0: Input should be greater"),
             (
                 "seed=???",
                 "seed (command line) has no value; set common.seed in params.yaml or seed",
