@@ -1,7 +1,6 @@
 """What `conf/` and `params.yaml` hold: sections, groups, and where a value was set."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from hydra.core.override_parser.types import Glob
 
 from pipeline import yaml_files
 from pipeline.errors import PipelineError
+from pipeline.nested import flat
 from pipeline.schema import suggest
 from pipeline.settings import Stage
 
@@ -47,7 +47,12 @@ def overrides(stage: str) -> list[str]:
             )
     found: dict[str, str] = {}
     for section in ("common", stage):
-        for key, value in _leaves(params.get(section) or {}, section):
+        values = params.get(section) or {}
+        if not isinstance(values, dict):
+            raise PipelineError(
+                f"{section} ({yaml_files.where(PARAMS, [section])}) must be a mapping"
+            )
+        for key, value in flat(values).items():
             try:
                 if not may_choose(key, value):
                     raise TypeError(no_choice(key, value))
@@ -143,14 +148,3 @@ def literal(value: Any) -> str:
     # In a quoted string only quotes, and the backslashes right before one, are escaped.
     text = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + (r"\'" if m[2] else ""), value)
     return f"'{text}'"
-
-
-def _leaves(section: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if not isinstance(section, dict):
-        raise PipelineError(f"{name} ({yaml_files.where(PARAMS, [name])}) must be a mapping")
-    for key, value in section.items():
-        if isinstance(value, dict) and value:
-            for below, leaf in _leaves(value, str(key)):
-                yield f"{key}.{below}", leaf
-        else:
-            yield str(key), value
