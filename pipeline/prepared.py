@@ -152,21 +152,14 @@ def write(folder: Path, task: str, prepared: Prepared, seed: int) -> None:
     facts = _as_json(prepared.facts, task)
     datasets.disable_progress_bars()
     described = {}
-    with new_directory(folder, "dataset.json") as temporary:
+    with new_directory(folder, CARD) as temporary:
         for split in SPLITS:
             path = temporary / f"{split}.parquet"
             prepared.splits[split].to_parquet(path)
             described[split] = {"rows": len(tables[split]), "sha256": digest(path, "sha256")}
-        card = {
-            "task": task,
-            **prepared.about,
-            "seed": seed,
-            "dropped": prepared.dropped,
-            "facts": facts,
-            "splits": described,
-        }
-        Card.model_validate(card)
-        write_json(temporary / CARD, card)
+        told = {"seed": seed, "dropped": prepared.dropped, "facts": facts, "splits": described}
+        card = Card.model_validate({"task": task, **prepared.about, **told})
+        write_json(temporary / CARD, card.model_dump())
 
 
 def read_card(folder: Path, task: str | None = None) -> Card:
@@ -255,7 +248,8 @@ def rows(
     try:
         yield from file.iter_batches(batch_size=4096, columns=columns)
     except (pa.ArrowException, OSError) as error:
-        raise PipelineError(f"{path} can't be read ({_line(error)}); prepare it again") from error
+        again = f"run `dvc repro -f {_stage(path.parent.name)}`"
+        raise PipelineError(f"{path} can't be read ({_line(error)}); {again}") from error
 
 
 def _as_json(facts: BaseModel, task: str) -> Any:
