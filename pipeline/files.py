@@ -203,7 +203,8 @@ def explained(path: Path, needs: int | None = None) -> Iterator[None]:
     except Exception as error:
         if full := _full(error):
             reason, remedy = full
-            free = shutil.disk_usage(_existing(path)).free
+            there = next(one for one in [path, *path.absolute().parents] if one.exists())
+            free = shutil.disk_usage(there).free
             need = f"about {needs:,} bytes needed" if needs else "more needed"
             raise PipelineError(
                 f"{path} can't be written: {reason} ({free:,} bytes free, {need}); "
@@ -270,7 +271,3 @@ def _full(error: BaseException | None) -> tuple[str, str] | None:
             return FULL[number]
         error = error.__cause__ or error.__context__
     return None
-
-
-def _existing(path: Path) -> Path:
-    return next(parent for parent in [path, *path.absolute().parents] if parent.exists())
