@@ -1,11 +1,10 @@
 """What `conf/` and `params.yaml` hold: sections, groups, and where a value was set."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.core.override_parser.types import Glob
+from hydra.core.override_parser.types import Glob, Quote, QuotedString
 
 from pipeline import yaml_files
 from pipeline.errors import PipelineError
@@ -121,10 +120,8 @@ def origin(path: list[str], stage: str, argv: list[str], chosen: dict[str, Any])
     if path and isinstance(chosen.get(path[0]), str):
         files.append((CONF / path[0] / f"{chosen[path[0]]}.yaml", path[1:]))
     files += [(CONF / f"{stage}.yaml", path), (CONF / "base.yaml", path)]
-    for file, inner in files:
-        if inner and (where := yaml_files.line(file, inner)):
-            return key, f"{yaml_files.name(file)}:{where}"
-    return key, yaml_files.name(files[0][0])
+    file, inner = next((one for one in files if yaml_files.line(*one)), files[0])
+    return key, yaml_files.where(file, inner)
 
 
 def literal(value: Any) -> str:
@@ -145,6 +142,4 @@ def literal(value: Any) -> str:
         return repr(value)
     if not isinstance(value, str):
         raise TypeError(f"is {value!r}; write a string, number, boolean, list or null")
-    # In a quoted string only quotes, and the backslashes right before one, are escaped.
-    text = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + (r"\'" if m[2] else ""), value)
-    return f"'{text}'"
+    return QuotedString(value, Quote.single).with_quotes()

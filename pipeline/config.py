@@ -11,6 +11,7 @@ import re
 import sys
 import typing
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -249,10 +250,7 @@ def _present(values: Any, path: tuple[int | str, ...]) -> list[str]:
     """The steps of a pydantic location that exist in the config (union tags do not)."""
     found: list[str] = []
     for step in path:
-        if isinstance(values, dict) and step in values:
+        with suppress(LookupError, TypeError):  # of a value that has no such step
             values = values[step]
             found.append(str(step))
-        elif isinstance(values, list) and isinstance(step, int):
-            found.append(str(step))
-            values = values[step]
     return found
