@@ -101,11 +101,7 @@ def new_directory(path: Path, holds: str, needs: int | None = None) -> Iterator[
 def refuse_foreign(path: Path, kind: Literal["folder", "file"], mark: str) -> None:
     """Make sure that what is at `path` may be replaced: nothing, an earlier output or a DVC link.
 
-    Args:
-        path: where an output will be.
-        kind: what it will be.
-        mark: what every such output has: a folder a file of this name, a file these words near its
-            start.
+    `kind` and `mark` are those of `settings.Output`.
 
     Raises:
         PipelineError: anything else is there, or no name can be given to what is there.

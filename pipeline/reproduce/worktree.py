@@ -27,10 +27,6 @@ def free(tree: Path, path: str | Path) -> Path:
 
     A link at the path itself is removed, not followed, so what is written there next stays there.
 
-    Args:
-        tree: the worktree.
-        path: relative to it.
-
     Returns:
         The path without `..` and links; nothing is there, and its folder is.
 

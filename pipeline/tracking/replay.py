@@ -180,7 +180,7 @@ class Replay:
         self._refused(self.store.log(self.run_id, params=new))
 
     def target(self, name: str) -> str | None:
-        """Id of the run that an operation goes to; see `Run.metrics`."""
+        """Id of the run that an operation goes to; see `Run.metrics` and `Run.artifact`."""
         kind, _, value = name.partition(":")
         if kind == "self":
             return self.run_id
