@@ -1,15 +1,14 @@
 """What `conf/` and `params.yaml` hold: sections, groups, and where a value was set."""
 
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.core.override_parser.types import Glob
+from hydra.core.override_parser.types import Glob, Quote, QuotedString
 
 from pipeline import yaml_files
 from pipeline.errors import PipelineError
+from pipeline.nested import flat
 from pipeline.schema import suggest
 from pipeline.settings import Stage
 
@@ -47,7 +46,12 @@ def overrides(stage: str) -> list[str]:
             )
     found: dict[str, str] = {}
     for section in ("common", stage):
-        for key, value in _leaves(params.get(section) or {}, section):
+        values = params.get(section) or {}
+        if not isinstance(values, dict):
+            raise PipelineError(
+                f"{section} ({yaml_files.where(PARAMS, [section])}) must be a mapping"
+            )
+        for key, value in flat(values).items():
             try:
                 if not may_choose(key, value):
                     raise TypeError(no_choice(key, value))
@@ -116,10 +120,8 @@ def origin(path: list[str], stage: str, argv: list[str], chosen: dict[str, Any])
     if path and isinstance(chosen.get(path[0]), str):
         files.append((CONF / path[0] / f"{chosen[path[0]]}.yaml", path[1:]))
     files += [(CONF / f"{stage}.yaml", path), (CONF / "base.yaml", path)]
-    for file, inner in files:
-        if inner and (where := yaml_files.line(file, inner)):
-            return key, f"{yaml_files.name(file)}:{where}"
-    return key, yaml_files.name(files[0][0])
+    file, inner = next((one for one in files if yaml_files.line(*one)), files[0])
+    return key, yaml_files.where(file, inner)
 
 
 def literal(value: Any) -> str:
@@ -140,17 +142,4 @@ def literal(value: Any) -> str:
         return repr(value)
     if not isinstance(value, str):
         raise TypeError(f"is {value!r}; write a string, number, boolean, list or null")
-    # In a quoted string only quotes, and the backslashes right before one, are escaped.
-    text = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + (r"\'" if m[2] else ""), value)
-    return f"'{text}'"
-
-
-def _leaves(section: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if not isinstance(section, dict):
-        raise PipelineError(f"{name} ({yaml_files.where(PARAMS, [name])}) must be a mapping")
-    for key, value in section.items():
-        if isinstance(value, dict) and value:
-            for below, leaf in _leaves(value, str(key)):
-                yield f"{key}.{below}", leaf
-        else:
-            yield str(key), value
+    return QuotedString(value, Quote.single).with_quotes()

@@ -11,6 +11,7 @@ import re
 import sys
 import typing
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -215,9 +216,10 @@ def _output(path: str) -> str:
 
 def _forced(override: str) -> str:
     """Set a value whether or not conf/ has the key, so that the schema speaks of unknown ones."""
-    key = override.partition("=")[0]
-    plain = key[:1] not in "+~" and not key.startswith("hydra") and not conf_files.is_group(key)
-    return f"++{override}" if plain else override
+    bare = override.lstrip("+")
+    key = bare.partition("=")[0]
+    plain = key[:1] != "~" and not key.startswith("hydra") and not conf_files.is_group(key)
+    return f"++{bare}" if plain else override
 
 
 def _steps(key: str) -> list[str]:
@@ -248,10 +250,7 @@ def _present(values: Any, path: tuple[int | str, ...]) -> list[str]:
     """The steps of a pydantic location that exist in the config (union tags do not)."""
     found: list[str] = []
     for step in path:
-        if isinstance(values, dict) and step in values:
+        with suppress(LookupError, TypeError):  # of a value that has no such step
             values = values[step]
             found.append(str(step))
-        elif isinstance(values, list) and isinstance(step, int):
-            found.append(str(step))
-            values = values[step]
     return found

@@ -101,11 +101,7 @@ def new_directory(path: Path, holds: str, needs: int | None = None) -> Iterator[
 def refuse_foreign(path: Path, kind: Literal["folder", "file"], mark: str) -> None:
     """Make sure that what is at `path` may be replaced: nothing, an earlier output or a DVC link.
 
-    Args:
-        path: where an output will be.
-        kind: what it will be.
-        mark: what every such output has: a folder a file of this name, a file these words near its
-            start.
+    `kind` and `mark` are those of `settings.Output`.
 
     Raises:
         PipelineError: anything else is there, or no name can be given to what is there.
@@ -203,7 +199,8 @@ def explained(path: Path, needs: int | None = None) -> Iterator[None]:
     except Exception as error:
         if full := _full(error):
             reason, remedy = full
-            free = shutil.disk_usage(_existing(path)).free
+            there = next(one for one in [path, *path.absolute().parents] if one.exists())
+            free = shutil.disk_usage(there).free
             need = f"about {needs:,} bytes needed" if needs else "more needed"
             raise PipelineError(
                 f"{path} can't be written: {reason} ({free:,} bytes free, {need}); "
@@ -270,7 +267,3 @@ def _full(error: BaseException | None) -> tuple[str, str] | None:
             return FULL[number]
         error = error.__cause__ or error.__context__
     return None
-
-
-def _existing(path: Path) -> Path:
-    return next(parent for parent in [path, *path.absolute().parents] if parent.exists())

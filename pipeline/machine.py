@@ -19,15 +19,8 @@ LIBRARIES = ("numpy", "torch", "torchvision", "tokenizers", "transformers")
 """Libraries whose version may change a result."""
 
 NUMERICS = (
-    "device_name",
-    "cuda",
-    "cudnn",
-    "cpu_capability",
-    "threads",
-    "processes",
-    "precision",
-    "deterministic",
-    "libraries",
+    *("device_name", "cuda", "cudnn", "cpu_capability", "threads"),
+    *("processes", "precision", "deterministic", "libraries"),
 )
 """Facts of the device card that may change a result's bits."""
 

@@ -129,13 +129,7 @@ def dataset(table: pa.Table, features: dict[str, Any], rows: NDArray[np.int64]) 
 
 
 def write(folder: Path, task: str, prepared: Prepared, seed: int) -> None:
-    """Write a prepared data set: all of it, or nothing.
-
-    Args:
-        folder: takes the place of an earlier folder.
-        task: name of the task.
-        prepared: what its `prepare` made.
-        seed: what the splits were drawn with.
+    """Write a prepared data set in the place of an earlier one: all of it, or nothing.
 
     Raises:
         PipelineError: a split is empty; an example or a group is in two splits; JSON can't hold the
@@ -152,21 +146,14 @@ def write(folder: Path, task: str, prepared: Prepared, seed: int) -> None:
     facts = _as_json(prepared.facts, task)
     datasets.disable_progress_bars()
     described = {}
-    with new_directory(folder, "dataset.json") as temporary:
+    with new_directory(folder, CARD) as temporary:
         for split in SPLITS:
             path = temporary / f"{split}.parquet"
             prepared.splits[split].to_parquet(path)
             described[split] = {"rows": len(tables[split]), "sha256": digest(path, "sha256")}
-        card = {
-            "task": task,
-            **prepared.about,
-            "seed": seed,
-            "dropped": prepared.dropped,
-            "facts": facts,
-            "splits": described,
-        }
-        Card.model_validate(card)
-        write_json(temporary / CARD, card)
+        told = {"seed": seed, "dropped": prepared.dropped, "facts": facts, "splits": described}
+        card = Card.model_validate({"task": task, **prepared.about, **told})
+        write_json(temporary / CARD, card.model_dump())
 
 
 def read_card(folder: Path, task: str | None = None) -> Card:
@@ -198,7 +185,7 @@ def read_card(folder: Path, task: str | None = None) -> Card:
 def read_split(folder: Path, split: SplitName, task: str) -> tuple[Card, pa.Table]:
     """The card, and the rows of one split as they were written.
 
-    Arguments and errors are those of `open_split`.
+    Errors are those of `open_split`.
     """
     card, file = open_split(folder, split, task)
     return card, pa.Table.from_batches(rows(folder / f"{split}.parquet", file), file.schema_arrow)
@@ -212,12 +199,7 @@ def first_row(folder: Path) -> dict[str, Any]:
 
 
 def open_split(folder: Path, split: SplitName, task: str) -> tuple[Card, pq.ParquetFile]:
-    """The card, and the file of one split, checked but unread.
-
-    Args:
-        folder: a prepared data set.
-        split: one of `SPLITS`.
-        task: whose data the caller can read.
+    """The card, and the file of one split, checked but unread; `task` is whose data it has to be.
 
     Raises:
         PipelineError: a file is missing, is not the one the card describes (truncated, edited), or
@@ -255,7 +237,8 @@ def rows(
     try:
         yield from file.iter_batches(batch_size=4096, columns=columns)
     except (pa.ArrowException, OSError) as error:
-        raise PipelineError(f"{path} can't be read ({_line(error)}); prepare it again") from error
+        again = f"run `dvc repro -f {_stage(path.parent.name)}`"
+        raise PipelineError(f"{path} can't be read ({_line(error)}); {again}") from error
 
 
 def _as_json(facts: BaseModel, task: str) -> Any:

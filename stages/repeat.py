@@ -80,7 +80,7 @@ def _train(settings: Repeat, conceal: Callable[[str], str]) -> None:
         "profile.max_steps": settings.profile.max_steps,
         "tracking.enabled": settings.tracking.enabled,
     }
-    overrides = [f"{key}={'null' if value is None else value}" for key, value in values.items()]
+    overrides = [f"{key}={conf_files.literal(value)}" for key, value in values.items()]
     process = subprocess.Popen(
         [sys.executable, "-m", f"stages.{name}", *overrides, *map(conceal, settings.overrides)],
         cwd=conf_files.ROOT,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline import conf_files, config
@@ -26,11 +26,12 @@ def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         file.write_text(text if text is not None else yaml.safe_dump(params or PARAMS))
         monkeypatch.setattr(conf_files, "PARAMS", file)
         monkeypatch.setattr(sys, "argv", ["train_cnn", *argv])
-        monkeypatch.chdir(conf_files.ROOT)
         composed: list[TrainCNN] = []
         config.main("train_cnn", TrainCNN, lambda settings, _: composed.append(settings))
         return composed
 
+    monkeypatch.setattr(conf_files, "ROOT", tmp_path)  # where sweeps go
+    monkeypatch.chdir(tmp_path)  # for afterwards: `main` goes there itself
     return run
 
 
@@ -68,6 +69,11 @@ class TestValues:
         assert (settings.optimizer.lr, settings.cnn.name) == (0.5, "simple")
         assert settings.profile.max_steps is not None
 
+    @pytest.mark.parametrize("plus", ["+", "++"])
+    def test_a_plus_does_not_matter(self, compose, plus):
+        (settings,) = compose(f"{plus}optimizer.lr=0.5", f"{plus}training.clip_norm=2")
+        assert (settings.optimizer.lr, settings.training.clip_norm) == (0.5, 2)
+
     def test_a_plain_value_under_a_groups_name_chooses_the_file(self, compose):
         (settings,) = compose(params=changed("train_cnn.cnn", "layers"))
         assert settings.cnn.name == "layers"
@@ -93,7 +99,7 @@ class TestValues:
 
     def test_the_working_directory_does_not_matter(self, compose, tmp_path, monkeypatch):
         (here,) = compose()
-        monkeypatch.chdir(tmp_path)
+        monkeypatch.chdir(tmp_path.parent)
         (there,) = compose()
         assert here == there
 
@@ -291,6 +297,8 @@ class TestErrors:
             ("cnn.name=os.system", "cnn.name (command line) is 'os.system'; it may be 'simple'"),
             ("optimizer.lr=[1", "command line:"),
             ("+surprise=1", "surprise (command line) is not a setting"),
+            ("+optimizer.lrr=1", "optimizer.lrr (command line) is not a setting; did you mean lr?"),
+            ("+training.epochs=0", "training.epochs (command line) is 0: Input should be greater"),
             (
                 "seed=???",
                 "seed (command line) has no value; set common.seed in params.yaml or seed",
@@ -345,6 +353,7 @@ plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) |
 
 
 @given(plain | st.lists(plain, max_size=4))
+@example("a\\\n")
 def test_every_value_survives_hydras_override_grammar(value: Any):
     if "${" in str(value):
         return

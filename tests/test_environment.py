@@ -219,5 +219,5 @@ def test_a_repeated_training_is_given_references(compose, monkeypatch):
     monkeypatch.setattr(repeat.subprocess, "Popen", start)
     with pytest.raises(PipelineError):
         repeat._train(settings, said.conceal)
-    assert "data=${oc.env:PLACE}" in started[0]
+    assert "data='${oc.env:PLACE}'" in started[0]
     assert SECRET not in " ".join(started[0])

@@ -119,42 +119,28 @@ def _bring_inputs(
         where = Path(config[key])
         if _pulled(tree, where) and find(tree / where / file, md5):
             print(f"{where}: DVC has it")
-        else:
-            maker = run.tags.get(f"input.{name}.run_id", "")
-            _make(maker, where, file, md5, reader, config, tree, folder)
+            continue
+        run_id = run.tags.get(f"input.{name}.run_id", "")
+        if run_id in ("", "not found"):
+            raise PipelineError(
+                f"{where} with {file} of md5 {md5} is neither in the workspace nor in DVC's cache, "
+                "and the run that made it is not on this store; `dvc pull` it first"
+            )
+        print(f"{where}: is made again")
+        with again(reader.read(run_id), reader, folder) as made:
+            source = made.tree / made.config["output"]
+            if not find(source / file, md5):
+                raise PipelineError(
+                    f"{where}, made again by repeating run {run_id}, is not what the run read "
+                    f"(md5 of {file}: {md5}); `dvc pull` the original first"
+                )
+            shutil.copytree(source, free(tree, where))
+            if "curve" in made.config and "curve" in config:  # an evaluation draws its model's
+                config["curve"] = _own_path(config["curve"], "curve", tree)
+                shutil.copyfile(made.tree / made.config["curve"], free(tree, config["curve"]))
     outputs = OUTPUTS.get(run.stage, TRAINED)
     others = {key: value for key, value in config.items() if key not in outputs}
     config |= _others_led(others, tree)
-
-
-def _make(
-    run_id: str,
-    where: Path,
-    file: str,
-    md5: str,
-    reader: Reader,
-    config: dict[str, Any],
-    tree: Path,
-    folder: Path,
-) -> None:
-    """Make an input again, by repeating the run that made it."""
-    if not run_id or run_id == "not found":
-        raise PipelineError(
-            f"{where} with {file} of md5 {md5} is neither in the workspace nor in DVC's cache, "
-            "and the run that made it is not on this store; `dvc pull` it first"
-        )
-    print(f"{where}: is made again")
-    with again(reader.read(run_id), reader, folder) as made:
-        source = made.tree / made.config["output"]
-        if not find(source / file, md5):
-            raise PipelineError(
-                f"{where}, made again by repeating run {run_id}, is not what the run read "
-                f"(md5 of {file}: {md5}); `dvc pull` the original first"
-            )
-        shutil.copytree(source, free(tree, where))
-        if "curve" in made.config and "curve" in config:  # an evaluation draws its model's
-            config["curve"] = _own_path(config["curve"], "curve", tree)
-            shutil.copyfile(made.tree / made.config["curve"], free(tree, config["curve"]))
 
 
 def _others_led(value: Any, tree: Path) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.files import digest
+from pipeline.nested import differences
 from pipeline.tracking import root
 from pipeline.tracking.reader import Reader, Recorded, Series
 
@@ -207,18 +208,13 @@ def _tensors(before: Path, after: Path) -> dict[str, float | None]:
 def _differences(before: Recorded, after: Recorded) -> list[str]:
     """What the results depend on and the two runs say differently."""
     from pipeline.machine import NUMERICS
-    from pipeline.tracking.operations import flat
 
     ours, theirs = (
-        flat({name: run.card.get(name) for name in NUMERICS})
+        {name: run.card.get(name) for name in NUMERICS}
         | {name: md5 for name, md5 in run.tags.items() if re.fullmatch(r"input\..+\.md5", name)}
         for run in (before, after)
     )
-    found = [
-        f"{name}: {ours.get(name)} → {theirs.get(name)}"
-        for name in sorted(ours.keys() | theirs.keys())
-        if ours.get(name) != theirs.get(name)
-    ]
+    found = [f"{name}: {old} → {new}" for name, old, new in differences(ours, theirs)]
     if not before.card.get("deterministic", True):
         found.append("the run allowed operations that don't repeat (common.deterministic=false)")
     return found

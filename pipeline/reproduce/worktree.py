@@ -27,10 +27,6 @@ def free(tree: Path, path: str | Path) -> Path:
 
     A link at the path itself is removed, not followed, so what is written there next stays there.
 
-    Args:
-        tree: the worktree.
-        path: relative to it.
-
     Returns:
         The path without `..` and links; nothing is there, and its folder is.
 
@@ -58,7 +54,8 @@ def apply_changes(run: Recorded, top: Path, prefix: str) -> list[str]:
     """Apply the run's uncommitted changes; returns what can't be restored."""
     reasons = []
     if run.diff:
-        lines = list(unmasked(_lines(run.diff), lambda name: _blob(top, name)))
+        blob = ("cat-file", "blob")
+        lines = list(unmasked(_lines(run.diff), lambda name: _lines(git(top, *blob, name))))
         patch = "\n".join(lines).encode("utf-8", "surrogateescape")
         apply = ("apply", "--whitespace=nowarn", "--no-ignore-whitespace")
         try:
@@ -82,10 +79,6 @@ def apply_changes(run: Recorded, top: Path, prefix: str) -> list[str]:
         names = ", ".join(run.untracked[:5]) + (", …" if len(run.untracked) > 5 else "")
         reasons.append(f"files that git did not know were not recorded: {names}")
     return reasons
-
-
-def _blob(folder: Path, name: str) -> list[str]:
-    return _lines(git(folder, "cat-file", "blob", name))
 
 
 def _lines(content: bytes) -> list[str]:

@@ -16,7 +16,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.models.model import MLMODEL_FILE_NAME
 
 from pipeline.evaluation.comparison import compare_files
-from pipeline.tracking.operations import Begin, Model, Register, flat
+from pipeline.nested import flat
+from pipeline.tracking.operations import Begin, Model, Register
 from pipeline.tracking.store import Store
 
 if TYPE_CHECKING:

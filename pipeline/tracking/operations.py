@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import yaml
 from typing_extensions import override
 
+from pipeline.nested import flat
+
 if TYPE_CHECKING:
     from pipeline.tracking.replay import Replay
 
@@ -282,14 +284,3 @@ OPERATIONS: dict[str, type[Operation]] = {
 def text(value: Any) -> str:
     """A tag's or param's value."""
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, with dotted keys; lists stay values."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found

@@ -19,8 +19,9 @@ from typing import Any
 import yaml
 
 from pipeline.files import digest
+from pipeline.nested import differences
 from pipeline.tracking.masking import clean, clean_diff, masked
-from pipeline.tracking.operations import flat, text
+from pipeline.tracking.operations import text
 
 DIFF_BYTES = 100_000_000
 SECONDS = 25  # for all of it; the sender does not wait much longer
@@ -183,14 +184,8 @@ def _changes(ask: Ask, folder: Path) -> list[str]:
         before = yaml.safe_load(ask("cat-file", "blob", "HEAD:./params.yaml"))
     except (OSError, yaml.YAMLError, RefusedError):
         return []
-    new, old = (
-        flat(masked(values)) if isinstance(values, dict) else {} for values in (now, before)
-    )
-    return [
-        f"{key}={text(new.get(key))}"
-        for key in sorted(new.keys() | old.keys())
-        if new.get(key) != old.get(key)
-    ]
+    new, old = (masked(values) if isinstance(values, dict) else {} for values in (now, before))
+    return [f"{key}={text(value)}" for key, _, value in differences(old, new)]
 
 
 def _line(answer: bytes) -> str:

@@ -12,9 +12,10 @@ from typing import Any
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
+from pipeline.nested import flat
 from pipeline.tracking.journal import Journal, State, journals, read
 from pipeline.tracking.masking import clean
-from pipeline.tracking.operations import Begin, Metrics, Operation, Tags, flat, text
+from pipeline.tracking.operations import Begin, Metrics, Operation, Tags, text
 from pipeline.tracking.store import PARAM, RunGoneError, Store
 
 BATCH = 10.0, 100_000  # seconds and bytes of metrics that are sent together while the stage runs
@@ -179,7 +180,7 @@ class Replay:
         self._refused(self.store.log(self.run_id, params=new))
 
     def target(self, name: str) -> str | None:
-        """Id of the run that an operation goes to; see `Run.metrics`."""
+        """Id of the run that an operation goes to; see `Run.metrics` and `Run.artifact`."""
         kind, _, value = name.partition(":")
         if kind == "self":
             return self.run_id

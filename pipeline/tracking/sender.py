@@ -1,15 +1,8 @@
 """The process that sends: `python -m pipeline.tracking.sender <journal folder>`.
 
-Each stage starts one, niced. It notes what the stage runs from (git, before the user edits on) and
-then, if nobody sends for this workspace and store yet, it takes the lock and is the sender:
-
-* It sends all journals of the store, the oldest first, and looks again until nobody can add more.
-* A thread of its own samples the machine for each stage that runs, whatever the store does.
-* It closes runs of stages that died, and the run of a dvc process when that is gone.
-* When it dies, the system releases the lock, and the next stage or epoch starts another.
-
-The stage never waits for it except at its end. It is a process because a thread would hold the
-GIL while it imports mlflow (a second), and small training steps would wait for it.
+Each stage starts one, and one of them sends for all: see docs/tracking.md. The stage waits for it
+only at its end. It is a process because a thread would hold the GIL while it imports mlflow (a
+second), and small training steps would wait for it.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The MLflow store, made safe for several processes. Only sender processes come here."""
+"""The MLflow store, made safe for several processes. Senders write to it, `Reader` reads."""
 
 import json
 import os

@@ -21,6 +21,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from pipeline.files import digest, explained, new_file, write_json
+from pipeline.nested import differences
 
 KEEP = 2
 """States kept: the newest may turn out damaged."""
@@ -159,18 +160,9 @@ def _say_why_new(root: Path, stage: str, identity: dict[str, Any]) -> None:
             continue  # under way, or done meanwhile
         changed = [
             f"{name}: {str(old)[:20]} → {str(new)[:20]}"
-            for name, old, new in _differences(before, identity)
+            for name, old, new in differences(before, identity)
         ]
         print(
             f"A saved state in {other.parent} is of another run ({'; '.join(changed[:3])}) and is "
             "left alone; starting anew"
         )
-
-
-def _differences(before: Any, after: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(before, dict) and isinstance(after, dict):
-        for key in sorted(before.keys() | after.keys()):
-            inner = f"{name}.{key}" if name else key
-            yield from _differences(before.get(key), after.get(key), inner)
-    elif before != after:
-        yield name, before, after

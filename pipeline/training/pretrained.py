@@ -23,16 +23,10 @@ HUB_FILES += ["generation_config.json", "chat_template.jinja"]
 
 
 def refuse_incomplete(folder: Path, key: str, advice: str, weights: bool = True) -> None:
-    """Make sure that a folder has a config, and weights that are no pickle.
-
-    Args:
-        folder: as `save_pretrained` writes it.
-        key: the setting that names it, for the message.
-        advice: what helps.
-        weights: whether they are needed.
+    """Make sure that a folder has a config, and weights that are no pickle, if they are needed.
 
     Raises:
-        PipelineError: it has not.
+        PipelineError: it has not; `key` is the setting that names the folder, `advice` what helps.
     """
     if not (folder / "config.json").is_file():
         raise PipelineError(f"{key}: {folder}/config.json is missing; {advice}")
@@ -45,14 +39,9 @@ def refuse_incomplete(folder: Path, key: str, advice: str, weights: bool = True)
 def download(name: str, revision: str | None, key: str, instead: str) -> Path:
     """The Hub's files in the local cache, fetched if they are not there yet.
 
-    Args:
-        name: on the Hub.
-        revision: commit or branch.
-        key: the setting that has the name, for the message.
-        instead: a choice that needs no network.
-
     Raises:
-        PipelineError: there is no such network, or the Hub can't be reached.
+        PipelineError: there is no such network, or the Hub can't be reached; `key` is the setting
+            that has the name, `instead` a choice that needs no Hub.
     """
     import httpx2
     from huggingface_hub import snapshot_download
@@ -114,11 +103,6 @@ def opened(folder: Path, kind: str, group: str) -> Iterator[Any]:
     """Transformers without its notices and bars; its errors over `folder` become one line.
 
     Imported here: 0.6 s, and 1.5 s more with the first model.
-
-    Args:
-        folder: what is read or written.
-        kind: what it has to be, for the message.
-        group: of the settings that chose it.
     """
     import transformers
     from safetensors import SafetensorError

@@ -2,12 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from pipeline.errors import PipelineError
 from pipeline.task import tasks
+from stages import repeat
 from tests.conftest import ROOT, copy_of_the_repository, run
+from tests.stages.test_places import composed
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +46,21 @@ def test_another_seed_is_trained_compared_and_removed(call, places, folder, besi
         (around / beside).unlink()
         around.rmdir()
     assert not around.exists()
+
+
+@pytest.mark.parametrize("path", ["a, b", "it's", "[a", "a=b", "a\\"])
+def test_any_path_reaches_the_training_as_it_is(monkeypatch, path):
+    started: list[str] = []
+
+    def start(command: list[str], **_: Any) -> Any:
+        started.extend(command)
+        raise PipelineError("enough")
+
+    settings = composed("repeat").model_copy(update={"data": path})
+    monkeypatch.setattr(repeat.subprocess, "Popen", start)
+    with pytest.raises(PipelineError, match="enough"):
+        repeat._train(settings, str)
+    assert composed("train_cnn", *started[3:]).data == path
 
 
 def test_the_models_own_seed_is_refused(call, places):
