@@ -46,8 +46,8 @@ class Card(_Model):
     name: str
     source: str
     """Where the examples come from."""
-    licence: str
-    citation: str
+    licence: str = "not stated"
+    citation: str = "not stated"
     seed: int
     """Seed of the splits."""
     dropped: dict[str, Count]
@@ -67,7 +67,7 @@ class Prepared(NamedTuple):
     """What a task's `prepare` makes of a source.
 
     Attributes:
-        about: `name`, `source`, `licence` and `citation` of the card.
+        about: `name` and `source` of the card; `licence` and `citation`, if they are known.
         facts: the task's `Facts`.
         dropped: see `Card`.
         splits: a `datasets.Dataset` for each of `SPLITS`.

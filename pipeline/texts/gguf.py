@@ -59,8 +59,8 @@ class Base(NamedTuple):
     frame: Frame
 
 
-def read(path: Path, sha256: str) -> Base:
-    """Read a file that has this digest.
+def read(path: Path, sha256: str, key: str) -> Base:
+    """Read a file that has this digest; the settings `key` name both.
 
     Raises:
         PipelineError: the file is missing, another one, or of a kind that is not known here.
@@ -69,19 +69,19 @@ def read(path: Path, sha256: str) -> Base:
         content = path.read_bytes()
     except OSError as error:
         raise PipelineError(
-            f"language_model.file: {path} can't be read ({error.strerror}); correct the setting"
+            f"{key}.file: {path} can't be read ({error.strerror}); correct the setting"
         ) from error
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise PipelineError(
-            f"language_model.sha256: {path} has sha256 {found}, expected {sha256}; the file is "
+            f"{key}.sha256: {path} has sha256 {found}, expected {sha256}; the file is "
             "damaged or not the one you chose, install it again"
         )
     try:
         return _parsed(content)
     except (LookupError, ValueError, struct.error) as error:
         raise PipelineError(
-            f"language_model.file: {path} is no Llama in Q4_1, Q8_0, F16 or F32 with a tokenizer "
+            f"{key}.file: {path} is no Llama in Q4_1, Q8_0, F16 or F32 with a tokenizer "
             f"over bytes ({type(error).__name__}: {error}); choose another file"
         ) from error
 

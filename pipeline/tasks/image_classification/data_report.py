@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.classification.data.report import Look, report
+from pipeline.classification.data.data_report import Look, report
 from pipeline.evaluation import audit
 from pipeline.figures.sheets import image_sheet
 from pipeline.images import png

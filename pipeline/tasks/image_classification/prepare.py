@@ -29,7 +29,7 @@ def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
 
     where = f"image source {source.name}"
     own_test = 0
-    about = {"name": source.name, "licence": "not stated", "citation": "not stated"}
+    about = {"name": source.name}
     if source.kind == "mnist5k":
         images, labels = mnist5k()
         images = images[..., None]

@@ -18,6 +18,7 @@ from pipeline.tasks.language_modeling.network import folders
 from pipeline.tasks.language_modeling.network.adapters import Frozen, Norm, adapt
 from pipeline.tasks.language_modeling.network.decoder import LanguageModel, said
 from pipeline.tasks.language_modeling.settings import (
+    ABOUT,
     Adapted,
     Facts,
     Pretrained,
@@ -78,7 +79,7 @@ def _adapted(settings: Adapted, file: Path) -> LanguageModel:
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    base = gguf.read(file, settings.sha256)
+    base = gguf.read(file, settings.sha256, ABOUT.model)
     config = LlamaConfig(**base.config, attn_implementation="sdpa")  # type: ignore[call-arg]
     folders.check_context(settings, config, settings.file)
     with torch.device("meta"):

@@ -42,8 +42,7 @@ def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
         if source.folder is None:
             raise PipelineError("language.folder is null; name a folder with texts")
         found = _folder(Path(source.folder))
-        name = Path(source.folder).name
-        about = {"source": f"folder {name}", "licence": "not stated", "citation": "not stated"}
+        about = {"source": f"folder {Path(source.folder).name}"}
     if len(found) < len(SPLITS):
         raise PipelineError(
             f"language.folder: {source.folder} has {len(found)} documents; each split needs one"

@@ -99,8 +99,6 @@ def _annotated(source: Source, seed: int, limit: int | None) -> Prepared:
     about = {
         "name": source.name,
         "source": f"folder {Path(source.folder or '').name}, annotated as of {source.kind}",
-        "licence": "not stated",
-        "citation": "not stated",
     }
     facts = Facts(classes=classes, channels=channels, sizes=sizes)
     tables = {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.classification.data.report import Look, report
+from pipeline.classification.data.data_report import Look, report
 from pipeline.evaluation import audit
 from pipeline.figures.sheets import Caption, spectrogram_sheet
 from pipeline.sounds import wav

@@ -66,8 +66,6 @@ def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
         table, classes, rows = _folder(source, shares, seed)
         about = {
             "source": f"folder {Path(source.folder or '').name}",
-            "licence": "not stated",
-            "citation": "not stated",
         }
     labels, identities = table["label"].to_numpy(), file_identities("audio")
     kept, dropped = distinct(identities(table), labels)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.classification.data.report import Look, report
+from pipeline.classification.data.data_report import Look, report
 from pipeline.evaluation import audit
 from pipeline.figures.sheets import text_sheet
 

@@ -36,7 +36,7 @@ def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
         refuse_leaving(file, file.parent, "text.file")
         rows = [(row["text"], row["label"].strip()) for row in read_csv(file, "text", "label")]
         path = str(file)
-        about = {"source": f"file {file.name}", "licence": "not stated", "citation": "not stated"}
+        about = {"source": f"file {file.name}"}
     if not rows:
         raise PipelineError(f"{path} has no rows; give it examples of every class")
 
