@@ -18,10 +18,11 @@ from pipeline.prepared import read_card
 from pipeline.settings import Train
 from pipeline.task import Task, find
 from pipeline.training import net as nets
+from pipeline.training.adamw import schedule
 from pipeline.training.batches import Batch, Batches
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.hardware import Hardware, card, configure
-from pipeline.training.loop import Loop, schedule
+from pipeline.training.loop import Loop
 from pipeline.training.modules import score
 
 

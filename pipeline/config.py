@@ -218,8 +218,9 @@ def _forced(override: str) -> str:
     """Set a value whether or not conf/ has the key, so that the schema speaks of unknown ones."""
     bare = override.lstrip("+")
     key = bare.partition("=")[0]
-    plain = key[:1] != "~" and not key.startswith("hydra") and not conf_files.is_group(key)
-    return f"++{bare}" if plain else override
+    if key[:1] == "~" or key.startswith("hydra"):
+        return override
+    return bare if conf_files.is_group(key) else f"++{bare}"
 
 
 def _steps(key: str) -> list[str]:

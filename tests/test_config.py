@@ -73,6 +73,8 @@ class TestValues:
     def test_a_plus_does_not_matter(self, compose, plus):
         (settings,) = compose(f"{plus}optimizer.lr=0.5", f"{plus}training.clip_norm=2")
         assert (settings.optimizer.lr, settings.training.clip_norm) == (0.5, 2)
+        (settings,) = compose(f"{plus}cnn=simple", f"{plus}profile=tiny")
+        assert (settings.cnn.name, settings.profile.max_examples) == ("simple", 100)
 
     def test_a_plain_value_under_a_groups_name_chooses_the_file(self, compose):
         (settings,) = compose(params=changed("train_cnn.cnn", "layers"))

@@ -3,6 +3,7 @@
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch.utils.deterministic
 
 from pipeline.errors import PipelineError
 from pipeline.settings import Profile, Stage, Tracking
-from pipeline.training import hardware
+from pipeline.training import hardware, modules
 
 
 def settings(**changes) -> Stage:
@@ -80,7 +81,7 @@ def test_the_seed_decides_every_generator():
 
 STEPS = """
 import resource
-from pipeline.training import hardware
+from pipeline.training import hardware, modules
 from tests.test_hardware import settings
 import torch
 if {configured}:
@@ -146,3 +147,50 @@ def test_auto_takes_the_gpu():
     assert chosen.device.type == "cuda"
     assert card["driver"]
     assert card["cuda"] == torch.version.cuda
+
+
+@pytest.mark.parametrize(
+    ("precision", "kind"),
+    [("fp32", None), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
+)
+def test_matrix_products_are_of_the_precision_and_outputs_are_not(precision, kind):
+    chosen = replace(hardware.configure(settings()), precision=precision)
+    seen = []
+
+    def model(x):
+        seen.append(x @ x)
+        return {"logits": seen[0], "ids": x.long()}
+
+    found = modules.in_precision(model, chosen)(torch.ones(2, 2))
+    assert seen[0].dtype == (kind or torch.float32)
+    assert found["logits"].dtype == torch.float32
+    assert found["ids"].dtype == torch.int64
+
+
+class Module:
+    """What torch has for a kind of device."""
+
+    def __init__(self) -> None:
+        self.current = None
+
+    def device_count(self) -> int:
+        return 2
+
+    def set_device(self, device: torch.device) -> None:
+        self.current = device
+
+
+@pytest.mark.parametrize(("rank", "index"), [("0", 0), ("1", 1), ("3", 1)])
+def test_each_of_several_processes_has_a_device_that_it_sees(rank, index, monkeypatch):
+    module = Module()
+    monkeypatch.setattr(torch, "get_device_module", lambda _device: module)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    device = hardware._joined(torch.device("cuda"))
+    assert device == module.current == torch.device("cuda", index)
+
+
+@pytest.mark.parametrize("name", ["cuda:1", "mps"])
+def test_several_processes_share_no_device(name):
+    with pytest.raises(PipelineError, match=f"device: {name} is one device, and several"):
+        hardware._joined(torch.device(name))

@@ -19,10 +19,11 @@ from pipeline.classification.settings import ClassifierTraining
 from pipeline.errors import PipelineError
 from pipeline.settings import Optimizer, Profile, Stage, Tracking, Training
 from pipeline.training import modules
+from pipeline.training.adamw import schedule
 from pipeline.training.batches import Batches
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.hardware import configure
-from pipeline.training.loop import Loop, schedule
+from pipeline.training.loop import Loop
 from pipeline.training.modules import score
 
 CPU = torch.device("cpu")

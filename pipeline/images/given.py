@@ -33,10 +33,11 @@ def given(raw: Any, channels: int, size: tuple[int, int] | None = None) -> NDArr
         array = np.asarray(raw)
         if array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 255:
             array = array.astype(np.uint8)
-        if array.dtype != np.uint8 or array.ndim not in (2, 3):
+        channelled = array.ndim == 3 and {array.shape[0], array.shape[2]} & {1, 3}
+        if array.dtype != np.uint8 or not array.size or not (array.ndim == 2 or channelled):
             raise ValueError(
-                "an image is PNG or JPEG bytes or an array of 0 to 255 with 2 or 3 dimensions, "
-                f"not {array.dtype} {list(array.shape)}"
+                "an image is PNG or JPEG bytes or an array of 0 to 255 with 2 dimensions or 1 or 3 "
+                f"channels, not {array.dtype} {list(array.shape)}"
             )
         if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
             array = array.transpose(1, 2, 0)

@@ -1,5 +1,6 @@
-"""AdamW by torch's fused kernel, called directly."""
+"""AdamW by torch's fused kernel, called directly, and how its learning rate goes."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -131,3 +132,20 @@ class AdamW:
             for group, values in zip(mine, saved, strict=True):
                 for tensor, value in zip(group, values, strict=True):
                     tensor.copy_(value)
+
+
+def schedule(step: int, total: int, kind: str, warmup: float) -> float:
+    """Factor of the peak learning rate at optimizer step `step`, counted from 0.
+
+    It rises on a line over the first `warmup` share of the steps, then stays (`constant`) or falls
+    to zero on a line (`linear`) or a half cosine (`cosine`; Loshchilov & Hutter 2017).
+    """
+    rise = round(total * warmup)
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    done = (step - rise) / max(1, total - rise)
+    if kind == "linear":
+        return 1 - done
+    if kind == "cosine":
+        return (1 + math.cos(math.pi * done)) / 2
+    return 1.0

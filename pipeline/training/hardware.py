@@ -88,6 +88,8 @@ def configure(settings: Stage) -> Hardware:
     precision, precision_reason = _pick_precision(settings.precision, device)
     if shard[1] > 1:
         device = _joined(device)
+    elif device.type in ("cuda", "xpu"):  # the current device is what `reseed` seeds
+        torch.get_device_module(device).set_device(device.index or 0)
     print(f"Using device: {device} because {device_reason}")
     print(f"Using precision: {precision} because {precision_reason}")
     reasons = device_reason, precision_reason
@@ -95,10 +97,21 @@ def configure(settings: Stage) -> Hardware:
 
 
 def _joined(device: torch.device) -> torch.device:
-    """Meet the other processes; returns this one's own device of the kind."""
-    if device.type != "cpu" and device == torch.device(device.type):  # without an index
-        device = torch.device(device.type, int(os.environ["LOCAL_RANK"]))
-        torch.get_device_module(device).set_device(device)
+    """Meet the other processes; returns this one's own device of the kind.
+
+    Raises:
+        PipelineError: the device is one that several processes can't share.
+    """
+    if device.type == "mps" or device != torch.device(device.type):
+        raise PipelineError(
+            f"device: {device} is one device, and several processes train; set common.device to "
+            f"{'cpu' if device.type == 'mps' else device.type}, or start one process"
+        )
+    if device.type != "cpu":
+        module = torch.get_device_module(device)
+        # where each process sees one device only, that is its first
+        device = torch.device(device.type, int(os.environ["LOCAL_RANK"]) % module.device_count())
+        module.set_device(device)
     backend = torch.distributed.get_default_backend_for_device(device)
     if not torch.distributed.is_initialized():  # a sweep runs several jobs in one process
         torch.distributed.init_process_group(backend)

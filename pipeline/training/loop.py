@@ -23,7 +23,7 @@ from pipeline.errors import PipelineError
 from pipeline.settings import Optimizer, Training
 from pipeline.task import ModelModule
 from pipeline.training import modules
-from pipeline.training.adamw import AdamW
+from pipeline.training.adamw import AdamW, schedule
 from pipeline.training.batches import Batch, Batches, mix
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.hardware import Hardware, explain_failure, peak_memory
@@ -179,17 +179,33 @@ class Loop:
             progress.step += 1
             progress.batch += settings.accumulate
             self.bar.update()
-            if progress.step % settings.log_every == 0 or progress.step == end:
+            if logs := progress.step % settings.log_every == 0 or progress.step == end:
                 self.log_losses()
-            if signal := interrupts.pending():
+            signal, due = self.interruption(logs)
+            if signal:
                 self.save()
                 raise interrupts.Interrupted(
                     signal,
                     f"stopped at step {progress.step} of {self.total}; the state is saved in "
                     f"{self.checkpoints.folder}: the same command continues there",
                 )
-            if time.monotonic() - self.saved_at > settings.save_minutes * 60:
+            if due:
                 self.save()
+
+    def interruption(self, logs: bool) -> list[int]:
+        """The signal that asks this training to end, or 0; whether its state is to be saved.
+
+        Several processes exchange losses for both, so they agree, and where all of them log.
+        """
+        late = time.monotonic() - self.saved_at > self.settings.save_minutes * 60
+        asked = [interrupts.pending() or 0, int(late)]
+        if self.processes == 1:
+            return asked
+        shared = torch.zeros(2, dtype=torch.int64)
+        if logs:
+            shared = torch.tensor(asked, device=self.hardware.device)
+            torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
+        return shared.tolist()
 
     def step(self, batches: Iterator[Batch]) -> Tensor:
         """One optimizer step over `accumulate` batches; returns its mean loss, on the device."""
@@ -332,20 +348,3 @@ class Loop:
         self.best_weights = state["best"]
         self.bar.update(self.progress.step)
         print(f"Resuming after step {self.progress.step} of {self.total}")
-
-
-def schedule(step: int, total: int, kind: str, warmup: float) -> float:
-    """Factor of the peak learning rate at optimizer step `step`, counted from 0.
-
-    It rises on a line over the first `warmup` share of the steps, then stays (`constant`) or falls
-    to zero on a line (`linear`) or a half cosine (`cosine`; Loshchilov & Hutter 2017).
-    """
-    rise = round(total * warmup)
-    if step < rise:
-        return (step + 1) / (rise + 1)
-    done = (step - rise) / max(1, total - rise)
-    if kind == "linear":
-        return 1 - done
-    if kind == "cosine":
-        return (1 + math.cos(math.pi * done)) / 2
-    return 1.0

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from pipeline import machine
 from tests import golden
 from tests.workspace import workspace
 
@@ -26,6 +27,15 @@ def test_every_loss_is_the_golden_one(model, precision, data):
     else:
         tolerance = golden.TOLERANCE[precision]
         assert ran["losses"] == pytest.approx(expected["losses"], rel=tolerance)
+
+
+@pytest.mark.parametrize("precision", golden.TOLERANCE)
+@pytest.mark.parametrize("model", golden.MODELS)
+def test_where_they_are_to_be_equal_to_the_bit_is_told_as_a_run_tells_it(model, precision):
+    recorded = golden.recorded(model)[precision]
+    assert set(recorded["card"]["libraries"]) == set(machine.LIBRARIES)
+    card = recorded["card"]
+    assert machine.digest_of_numerics(card) == recorded["numerics"]
 
 
 def test_the_files_are_written_on_demand_only():

@@ -37,6 +37,8 @@ def imported(module: str) -> set[str]:
         if isinstance(node, ast.ImportFrom) and node.module:
             inner = [f"{node.module}.{alias.name}" for alias in node.names]
             found |= {one if file_of(one) else node.module for one in inner}
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
     return {one for one in found if file_of(one)}
 
 
@@ -84,3 +86,11 @@ def test_a_stage_depends_on_all_that_it_imports(task, dependencies):
             if file and not {file, *file.parents} & {*dependencies[stage]}
         }
         assert missing - NEVERTHELESS == set(), stage
+
+
+def test_the_report_depends_on_what_it_imports_and_on_what_tasks_are_called(dependencies):
+    named = {f"pipeline.tasks.{task.name}.settings" for task in tasks()}
+    for module in reached({"stages.report"}) | named:
+        file = file_of(module)
+        assert file
+        assert {file, *file.parents} & {*dependencies["report"]}, module

@@ -75,8 +75,8 @@ def sound(raw: Any, rate: int) -> NDArray[np.float32]:
     """One clip as float32 samples in -1..1, mono, at `rate` Hz.
 
     Args:
-        raw: a PCM WAV file of any rate, its bytes or base64 text; or an array of float (-1..1)
-            or int16 samples at `rate`.
+        raw: a PCM WAV file of 4,000 to 192,000 Hz, its bytes or base64 text; or an array of float
+            (-1..1) or int16 samples at `rate`.
         rate: the model's.
 
     Raises:
@@ -84,8 +84,10 @@ def sound(raw: Any, rate: int) -> NDArray[np.float32]:
     """
     if not isinstance(raw, bytes | str):
         array = np.asarray(raw)
-        if array.ndim != 1 or not array.size:
-            raise ValueError(f"a sound has one dimension and a sample, not {list(array.shape)}")
+        if array.ndim != 1 or not array.size or array.dtype.kind not in "fiu":
+            raise ValueError(f"a sound is a list of numbers, not {array.dtype} {list(array.shape)}")
+        if not np.isfinite(array).all():
+            raise ValueError("a sound has samples that are no finite numbers")
         scale = 32768 if array.dtype == np.int16 else 1
         return (array / scale).astype(np.float32)
     try:

@@ -35,3 +35,12 @@ def test_an_image_of_another_size_and_mode_is_brought_to_the_models():
     file = io.BytesIO()
     Image.fromarray(np.full((56, 56, 3), 200, np.uint8)).save(file, "PNG")
     assert (given(file.getvalue(), 1, (28, 28)) == np.full((1, 28, 28), 200)).all()
+
+
+NO_IMAGES = [np.zeros(shape, np.uint8) for shape in ((5, 5, 5), (0, 5), (9,))]
+
+
+@pytest.mark.parametrize("array", [*NO_IMAGES, [[0.5]], "x"], ids=str)
+def test_an_array_that_is_no_image(array):
+    with pytest.raises(ValueError, match=r"an image is PNG or JPEG|base64"):
+        given(array, 1, (4, 4))

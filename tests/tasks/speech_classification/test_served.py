@@ -41,6 +41,12 @@ def test_bytes_that_are_no_clip(content) -> None:
         sound(content, 8000)
 
 
+@pytest.mark.parametrize("raw", [["a"], [None], [{}], [], [[0.1]], [float("nan")], [1j]], ids=str)
+def test_values_that_are_no_samples(raw) -> None:
+    with pytest.raises(ValueError, match=r"^a sound "):
+        sound(raw, 8000)
+
+
 @pytest.mark.parametrize("width", [1, 3, 4])
 def test_a_clip_is_what_the_preparation_makes_of_it(width) -> None:
     samples = np.frombuffer(wav(16000)[44:], "<i2")
