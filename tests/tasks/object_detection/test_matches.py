@@ -1,7 +1,5 @@
 """What is measured of boxes, against counts by hand and against COCO's."""
 
-import time
-
 import numpy as np
 import pytest
 
@@ -112,10 +110,8 @@ def test_a_better_detector_is_told_from_a_worse_and_from_itself():
     assert matches.difference(first, first, 0).p_value == 1
 
 
-def test_the_interval_of_a_thousand_images_takes_seconds():
+def test_the_interval_of_a_thousand_images_is_around_the_value_and_narrow():
     found, truth = crowd(1000)
-    started = time.process_time()
     value = average_precision(found, truth, 10).map
     low, high = matches.interval(matches.match(found, truth), value, 0)
     assert low < value < high < low + 0.1
-    assert time.process_time() - started < 10
