@@ -1,6 +1,7 @@
 """What several test modules share."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ import pytest
 
 from bench.measure import ROOT as ROOT
 from bench.measure import copy_of_the_repository as copy_of_the_repository
+from pipeline import conf_files, config
+from pipeline.settings import Profile, Stage, Tracking
 
 
 @pytest.fixture
@@ -56,6 +59,39 @@ def schemas() -> dict[str, Any]:
         "report": Report,
         **{task.about.stage: task.settings.Train for task in tasks()},
     }
+
+
+def composed(stage: str, *argv: str) -> list[tuple[Any, config.Written]]:
+    """What the body of a stage is given for a command line, once for each job of a sweep."""
+    found: list[tuple[Any, config.Written]] = []
+    schema = schemas()[stage]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(Path.cwd())  # where the tests are, afterwards
+        patch.setattr(sys, "argv", [stage, *argv])
+        config.main(stage, schema, lambda *given: found.append(given))
+    return found
+
+
+@pytest.fixture
+def own_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of conf/, used in the place of the project's, and one of params.yaml beside it."""
+    shutil.copytree(conf_files.CONF, tmp_path / "conf")
+    shutil.copy(conf_files.PARAMS, tmp_path)
+    for name, value in {"CONF": "conf", "PARAMS": "params.yaml", "ROOT": "."}.items():
+        monkeypatch.setattr(conf_files, name, tmp_path / value)
+    return tmp_path / "conf"
+
+
+def stage_settings(**changes: Any) -> Stage:
+    """Settings of a stage that computes on the CPU and keeps no records."""
+    values = {
+        "seed": 0, "device": "cpu", "precision": "fp32", "threads": 1, "deterministic": True,
+        "profile": Profile(max_examples=None, max_steps=None),
+        "tracking": Tracking(
+            enabled=False, experiment="x", flush_seconds=1, system_seconds=1, promote=False
+        ),
+    }  # fmt: skip
+    return Stage(**{**values, **changes})
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:

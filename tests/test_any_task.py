@@ -25,15 +25,7 @@ from pipeline.figures.style import look
 from pipeline.files import refuse_foreign, write_json
 from pipeline.report.numbers import headline, seeds
 from pipeline.reproduce import restore
-from pipeline.settings import (
-    Evaluate,
-    Optimizer,
-    Profile,
-    Settings,
-    Stage,
-    Tracking,
-    Training,
-)
+from pipeline.settings import Evaluate, Optimizer, Settings, Training
 from pipeline.stage import _digest_of_code
 from pipeline.task import About, Task, tasks, with_parts
 from pipeline.tracking.masking import masked
@@ -47,7 +39,7 @@ from pipeline.training.hardware import configure
 from pipeline.training.loop import Loop
 from pipeline.training.stage import shipped, training
 from stages import evaluate, prepare, repeat
-from tests.conftest import ROOT, run
+from tests.conftest import ROOT, run, stage_settings
 from tests.test_your_own_task import ADDED, blocks, merged
 
 ABOUT = About(
@@ -96,20 +88,7 @@ def test_a_monitor_that_is_no_score_is_said(tmp_path):
         epochs=1, batch_size=4, accumulate=1, schedule="constant", warmup=0.0, clip_norm=None,
         patience=None, monitor="r3", log_every=1, save_minutes=60, compile=None,
     )  # fmt: skip
-    tracking = Tracking(
-        enabled=False, experiment="x", flush_seconds=1, system_seconds=1, promote=False
-    )
-    hardware = configure(
-        Stage(
-            seed=0,
-            device="cpu",
-            precision="fp32",
-            threads=1,
-            deterministic=True,
-            profile=Profile(max_examples=None, max_steps=None),
-            tracking=tracking,
-        )
-    )
+    hardware = configure(stage_settings())
     values = torch.randn(4, 2)
     batches = Batches(4, torch.device("cpu"), lambda i: ({"input": values[i]}, values[i]), 4)
     task: Any = SimpleNamespace(

@@ -1,7 +1,6 @@
 """What a variable of the environment holds is used, and stands in nothing that is written."""
 
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from pipeline import conf_files, config
+from pipeline import conf_files
 from pipeline.environment import resolved
 from pipeline.errors import PipelineError
 from pipeline.settings import Train
@@ -21,27 +20,20 @@ from pipeline.tracking import Run
 from pipeline.tracking import run as tracking_run
 from pipeline.training.net import Net
 from pipeline.training.stage import _written
-from tests.conftest import schemas
+from tests.conftest import composed
 
 CARD = type("Card", (), {"digest": "0", "task": "image_classification"})
 SECRET = "se/kret-91c4"
 
 
 @pytest.fixture
-def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def compose(own_conf: Path, monkeypatch: pytest.MonkeyPatch):
     """Compose a stage's config with PLACE, SEED and MODEL in the environment."""
-    shutil.copytree(conf_files.CONF, tmp_path / "conf")
-    shutil.copy(conf_files.PARAMS, tmp_path)
-    for name, value in {"CONF": "conf", "PARAMS": "params.yaml", "ROOT": "."}.items():
-        monkeypatch.setattr(conf_files, name, tmp_path / value)
     for name, value in {"PLACE": SECRET, "SEED": "12", "MODEL": "cnn"}.items():
         monkeypatch.setenv(name, value)
 
-    def run(*argv: str, name: str = "train_cnn", schema: Any = TrainCNN) -> list[Any]:
-        monkeypatch.setattr(sys, "argv", [name, *argv])
-        composed: list[Any] = []
-        config.main(name, schema, lambda *given: composed.append(given))
-        return composed
+    def run(*argv: str, stage: str = "train_cnn") -> list[Any]:
+        return composed(stage, *argv)
 
     return run
 
@@ -91,9 +83,7 @@ class TestConfig:
         assert said.config["curve"] == "${data}/curve.csv"
 
     def test_a_reference_that_is_chosen_by_a_variable_stays_one(self, compose):
-        ((settings, said),) = compose(
-            "model=${oc.env:MODEL}", name="evaluate", schema=schemas()["evaluate"]
-        )
+        ((settings, said),) = compose("model=${oc.env:MODEL}", stage="evaluate")
         assert settings.data == "data/image"
         assert said.config["model"] == "${oc.env:MODEL}"
         assert said.config["data"] == "data/${task:${model},data}"
@@ -195,9 +185,7 @@ class TestStage:
 
 def test_the_model_is_described_by_the_reference(compose):
     task = find(model="transformer")
-    ((settings, said),) = compose(
-        "transformer.name='${oc.env:PLACE}/base'", name=task.about.stage, schema=task.settings.Train
-    )
+    ((settings, said),) = compose("transformer.name='${oc.env:PLACE}/base'", stage=task.about.stage)
     net = Net(task, settings.transformer, None, torch.nn.Identity())
     assert net.settings.name == f"{SECRET}/base"
     assert _written(net, Context(Run(), said)).settings.name == "${oc.env:PLACE}/base"
@@ -214,7 +202,7 @@ def test_a_repeated_training_is_given_references(compose, monkeypatch):
 
     ((settings, said),) = compose(
         "model=cnn", "again=1", "data=${oc.env:PLACE}", "overrides=['curve=${oc.env:PLACE}.csv']",
-        name="repeat", schema=schemas()["repeat"],
+        stage="repeat",
     )  # fmt: skip
     monkeypatch.setattr(repeat.subprocess, "Popen", start)
     with pytest.raises(PipelineError):

@@ -9,8 +9,7 @@ from pipeline import launcher, tracking
 from pipeline.errors import PipelineError
 from pipeline.stage import stage
 from pipeline.training import hardware
-from tests.conftest import schemas
-from tests.test_hardware import settings
+from tests.conftest import schemas, stage_settings
 
 WHOLE = {
     "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
@@ -36,7 +35,7 @@ def _alone(monkeypatch):
 def test_what_another_tool_left_is_ignored_with_one_line(stray, monkeypatch, capsys):
     for name, value in stray.items():
         monkeypatch.setenv(name, value)
-    chosen = hardware.configure(settings())
+    chosen = hardware.configure(stage_settings())
     assert chosen.shard == (0, 1)
     assert chosen.leads
     assert not os.environ.keys() & stray.keys()
@@ -79,7 +78,7 @@ def test_several_processes_that_can_not_meet_are_one_line(asked, said, monkeypat
     for name, value in asked.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(PipelineError, match="torchrun") as error:
-        hardware.configure(settings())
+        hardware.configure(stage_settings())
     assert said in str(error.value)
 
 

@@ -9,6 +9,7 @@ import shutil
 import sys
 import wave
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import conf_files, config, prepared
+from pipeline import conf_files, prepared
 from pipeline.errors import PipelineError
 from pipeline.files import digest, write_json
 from pipeline.task import find
 from pipeline.training import net
+from tests.conftest import composed
 from tests.data.sources import audio_source, complaint, image_folder, image_source, text_source
 from tests.models.presets import preset
 
@@ -96,21 +98,9 @@ class TestCode:
 
 
 @pytest.fixture
-def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
-    """Compose a stage's config from params.yaml and conf/ as files of the test's own."""
-    shutil.copytree(conf_files.CONF, tmp_path / "conf")
-    shutil.copy(conf_files.PARAMS, tmp_path)
-    for name, value in {"CONF": "conf", "PARAMS": "params.yaml", "ROOT": "."}.items():
-        monkeypatch.setattr(conf_files, name, tmp_path / value)
-
-    def run(*argv: str, stage: str = "train_cnn", schema: Any = None) -> list[Any]:
-        monkeypatch.setattr(sys, "argv", [stage, *argv])
-        composed: list[Any] = []
-        chosen = schema or find(model="cnn").settings.Train
-        config.main(stage, chosen, lambda settings, _: composed.append(settings))
-        return composed
-
-    return run
+def compose(own_conf: Path) -> Callable[..., list[Any]]:
+    """Compose train_cnn's config from params.yaml and conf/ as files of the test's own."""
+    return partial(composed, "train_cnn")
 
 
 def outcome(call: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> str:

@@ -17,7 +17,7 @@ from pipeline import interrupts
 from pipeline.classification import model as classifier
 from pipeline.classification.settings import ClassifierTraining
 from pipeline.errors import PipelineError
-from pipeline.settings import Optimizer, Profile, Stage, Tracking, Training
+from pipeline.settings import Optimizer, Training
 from pipeline.training import modules
 from pipeline.training.adamw import schedule
 from pipeline.training.batches import Batches
@@ -25,6 +25,7 @@ from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.hardware import configure
 from pipeline.training.loop import Loop
 from pipeline.training.modules import score
+from tests.conftest import stage_settings
 
 CPU = torch.device("cpu")
 TRAINING = ClassifierTraining(
@@ -33,15 +34,7 @@ TRAINING = ClassifierTraining(
     compile=None,
 )  # fmt: skip
 OPTIMIZER = Optimizer(lr=0.05, weight_decay=0.01, betas=[0.9, 0.99])
-
-
-STAGE = Stage(
-    seed=0, device="cpu", precision="fp32", threads=1, deterministic=True,
-    profile=Profile(max_examples=None, max_steps=None),
-    tracking=Tracking(
-        enabled=False, experiment="x", flush_seconds=1, system_seconds=1, promote=False
-    ),
-)  # fmt: skip
+STAGE = stage_settings()
 
 
 @pytest.fixture(scope="module")

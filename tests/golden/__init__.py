@@ -13,13 +13,14 @@ import torch
 
 from pipeline.machine import NUMERICS
 from pipeline.prepared import read_card
-from pipeline.settings import Optimizer, Profile, Stage, Tracking
+from pipeline.settings import Optimizer
 from pipeline.task import Task, find, tasks
 from pipeline.training import net as nets
 from pipeline.training.batches import Batches
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.hardware import card, configure
 from pipeline.training.loop import Loop
+from tests.conftest import stage_settings
 from tests.models.presets import preset
 
 FOLDER = Path(__file__).parent
@@ -58,7 +59,7 @@ def train(model: str, precision: str, data: Path) -> dict[str, Any]:
         data: folder of the prepared data sets of `tests.workspace`.
     """
     before = torch.get_num_threads()
-    hardware = configure(_settings(precision))
+    hardware = configure(stage_settings(precision=precision))
     try:
         losses: list[float] = []
         task = find(model=model)
@@ -88,16 +89,6 @@ def train(model: str, precision: str, data: Path) -> dict[str, Any]:
         torch.set_deterministic_debug_mode("default")
     depends = {name: facts[name] for name in NUMERICS}
     return {"losses": losses, "numerics": facts["numerics"], "card": depends}
-
-
-def _settings(precision: str) -> Stage:
-    return Stage(
-        seed=0, device="cpu", precision=precision, threads=1, deterministic=True,
-        profile=Profile(max_examples=None, max_steps=None),
-        tracking=Tracking(
-            enabled=False, experiment="x", flush_seconds=1, system_seconds=1, promote=False
-        ),
-    )  # fmt: skip
 
 
 def _build(task: Task, data: Path) -> tuple[nets.Net, list[Batches]]:

@@ -3,7 +3,6 @@
 import os
 import socket
 import stat
-import sys
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -11,13 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import conf_files, config, settings
+from pipeline import conf_files, settings
 from pipeline.errors import PipelineError
 from pipeline.files import new_directory, new_file
 from pipeline.schema import places
 from pipeline.settings import Input, Output, Stage
 from pipeline.stage import check_places
-from tests.conftest import schemas
+from tests.conftest import composed
 
 NEEDED = {
     "prepare": ["modality=text"],
@@ -28,14 +27,10 @@ STAGES = sorted(path.stem for path in (conf_files.ROOT / "stages").glob("[!_]*.p
 
 
 @cache
-def composed(stage: str, *overrides: str) -> Stage:
+def chosen_by(stage: str, *overrides: str) -> Stage:
     """The settings that a command line of a stage leads to."""
-    found: list[Stage] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(Path.cwd())  # where the tests are, afterwards
-        patch.setattr(sys, "argv", [stage, *NEEDED.get(stage, []), *overrides])
-        config.main(stage, schemas()[stage], lambda settings, written: found.append(settings))
-    return found[0]
+    ((settings, _),) = composed(stage, *NEEDED.get(stage, []), *overrides)
+    return settings
 
 
 def file(path: Path) -> None:
@@ -100,7 +95,7 @@ def refusal(chosen: Stage) -> str:
 class TestOutputs:
     @pytest.mark.parametrize("stage", STAGES)
     def test_what_is_not_the_stages_own_is_never_replaced(self, stage, tmp_path):
-        chosen = composed(stage)
+        chosen = chosen_by(stage)
         for key, _, mark in places(chosen, Output):
             for number, make in enumerate(FOREIGN):
                 path = tmp_path / f"{key}-{number}" / "out"
@@ -123,11 +118,11 @@ class TestOutputs:
         values = yaml.safe_load((conf_files.CONF / f"{stage}.yaml").read_text())
         named = {key for key, value in values.items() if str(value).startswith("${output:")}
         assert named
-        assert {key for key, _, _ in places(composed(stage), Output)} == named
+        assert {key for key, _, _ in places(chosen_by(stage), Output)} == named
 
     @pytest.mark.parametrize("stage", STAGES)
     def test_a_stage_refuses_before_it_computes(self, stage, call, tmp_path):
-        key, _, mark = next(places(composed(stage), Output))
+        key, _, mark = next(places(chosen_by(stage), Output))
         precious = tmp_path / "precious"
         (file if mark.kind == "folder" else folder)(precious)
         before = seen(tmp_path)
@@ -137,7 +132,7 @@ class TestOutputs:
 
     def test_what_is_empty_or_an_earlier_output_may_be_replaced(self, tmp_path):
         for stage in STAGES:
-            chosen = composed(stage)
+            chosen = chosen_by(stage)
             for key, _, mark in places(chosen, Output):
                 path = tmp_path / stage / key
                 path.parent.mkdir(exist_ok=True)
@@ -151,15 +146,15 @@ class TestOutputs:
 
     def test_what_stages_wrote_is_known_as_an_earlier_output(self, prepared, trained, tmp_path):
         data = f"output={prepared}/image", f"plots={prepared}/plots/image"
-        check_places(composed("prepare", "modality=image", *data))
+        check_places(chosen_by("prepare", "modality=image", *data))
         check_places(
-            composed(
+            chosen_by(
                 "train_cnn", f"data={prepared}/image", f"output={trained}/cnn",
                 f"curve={trained}/curve.csv",
             )
         )  # fmt: skip
         for name in ("cnn", "rnn", "transformer"):  # git has them
-            check_places(composed("evaluate", f"metrics={conf_files.ROOT}/metrics/{name}.json"))
+            check_places(chosen_by("evaluate", f"metrics={conf_files.ROOT}/metrics/{name}.json"))
 
     @pytest.mark.parametrize(
         ("stage", "values", "fault"),
@@ -175,7 +170,7 @@ class TestOutputs:
     def test_nothing_else_that_the_stage_names_lies_in_them(
         self, stage, values, fault, tmp_path, monkeypatch
     ):
-        chosen = composed(stage).model_copy(update=values)
+        chosen = chosen_by(stage).model_copy(update=values)
         monkeypatch.chdir(tmp_path)
         (tmp_path / "x").mkdir()
         (tmp_path / "own/data").mkdir(parents=True)
@@ -192,7 +187,7 @@ class TestOutputs:
         (tmp_path / "data/image").mkdir(parents=True)
         (tmp_path / "link").symlink_to("data")
         for inside in ("data/image/m", "link/image/deep/m"):
-            chosen = composed("train_cnn").model_copy(update={key: inside})
+            chosen = chosen_by("train_cnn").model_copy(update={key: inside})
             assert f"{key}: {inside} is in data/image" in refusal(chosen)
 
 
@@ -200,7 +195,7 @@ class TestInputs:
     @pytest.mark.parametrize("stage", STAGES)
     def test_a_device_fifo_or_socket_is_refused_also_in_a_folder(self, stage, tmp_path):
         overrides = ["image=folder", "text=csv", "audio=folder"] if stage == "prepare" else []
-        chosen = composed(stage, *overrides)
+        chosen = chosen_by(stage, *overrides)
         keys = [key for key, _, _ in places(chosen, Input)]
         assert keys
         for make in ENDLESS:
@@ -242,7 +237,7 @@ class TestLinksThatDvcMade:
         links = [Path(name) for name in ("models/cnn/model.json", "plots/train_cnn.csv")]
         assert all(link.resolve().is_relative_to(tmp_path / "cache") for link in links)
         before = seen(tmp_path / "cache")
-        check_places(composed("train_cnn"))
+        check_places(chosen_by("train_cnn"))
         with new_directory(Path("models/cnn"), "model.json") as made:
             (made / "model.json").write_text("new")
         with new_file(Path("plots/train_cnn.csv")) as temporary:
@@ -257,7 +252,7 @@ class TestLinksThatDvcMade:
         Path("models/cnn").write_text("was a file")
         linked("models/cnn")
         before = seen(tmp_path / "cache")
-        check_places(composed("train_cnn"))
+        check_places(chosen_by("train_cnn"))
         with new_directory(Path("models/cnn"), "model.json") as made:
             (made / "model.json").write_text("new")
         assert not Path("models/cnn").is_symlink()
@@ -267,4 +262,4 @@ class TestLinksThatDvcMade:
         (tmp_path / "elsewhere").mkdir()
         Path("models").mkdir()
         Path("models/cnn").symlink_to(tmp_path / "elsewhere")
-        assert refusal(composed("train_cnn")).startswith("output: models/cnn is a link to")
+        assert refusal(chosen_by("train_cnn")).startswith("output: models/cnn is a link to")

@@ -11,7 +11,7 @@ from pipeline.errors import PipelineError
 from pipeline.task import tasks
 from stages import repeat
 from tests.conftest import ROOT, copy_of_the_repository, run
-from tests.stages.test_places import composed
+from tests.stages.test_places import chosen_by
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +56,11 @@ def test_any_path_reaches_the_training_as_it_is(monkeypatch, path):
         started.extend(command)
         raise PipelineError("enough")
 
-    settings = composed("repeat").model_copy(update={"data": path})
+    settings = chosen_by("repeat").model_copy(update={"data": path})
     monkeypatch.setattr(repeat.subprocess, "Popen", start)
     with pytest.raises(PipelineError, match="enough"):
         repeat._train(settings, str)
-    assert composed("train_cnn", *started[3:]).data == path
+    assert chosen_by("train_cnn", *started[3:]).data == path
 
 
 def test_the_models_own_seed_is_refused(call, places):

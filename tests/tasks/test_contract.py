@@ -1,7 +1,6 @@
 """What every folder of `pipeline/tasks/` keeps, whatever its task is."""
 
 import json
-import sys
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import config, prepared
+from pipeline import prepared
 from pipeline.checks import measured, refuse_shared_names
 from pipeline.figures.page import Page, fill
 from pipeline.figures.style import look
@@ -20,7 +19,7 @@ from pipeline.training import loop, modules, net
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.hardware import Hardware, configure
 from stages.evaluate import PREDICTIONS, check_predictions
-from tests.conftest import schemas
+from tests.conftest import composed
 
 ROWS, BATCH, STEPS = 32, 8, 6
 BRIEF = {"probe_train": 30, "probe_test": 20, "pictured": 10, "damaged": 10, "suspected": 4}
@@ -32,13 +31,9 @@ class StoppedError(Exception):
 
 def settings(stage: str, *overrides: str) -> Any:
     """What params.yaml and conf/ say for a stage, with some overrides."""
-    found: list[Any] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(Path.cwd())
-        common = ["profile=tiny", "tracking=off", "device=cpu", "precision=fp32", "threads=1"]
-        patch.setattr(sys, "argv", [stage, *common, *overrides])
-        config.main(stage, schemas()[stage], lambda one, _: found.append(one))
-    return found[0]
+    common = ["profile=tiny", "tracking=off", "device=cpu", "precision=fp32", "threads=1"]
+    ((found, _),) = composed(stage, *common, *overrides)
+    return found
 
 
 def small(task: Task, folder: Path) -> list[str]:
