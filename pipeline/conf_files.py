@@ -1,5 +1,6 @@
 """What `conf/` and `params.yaml` hold: sections, groups, and where a value was set."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def overrides(stage: str) -> list[str]:
         for key, value in flat(values).items():
             try:
                 if not may_choose(key, value):
-                    raise TypeError(no_choice(key, value))
+                    raise TypeError(no_choice(key, value, choices(key)))
                 found[key] = f"{key}={literal(value)}"
             except TypeError as error:
                 where = yaml_files.where(PARAMS, [section, *key.split(".")])
@@ -62,7 +63,7 @@ def overrides(stage: str) -> list[str]:
     return list(found.values())
 
 
-def read() -> None:
+def refuse_unreadable() -> None:
     """Look through conf/ before Hydra does.
 
     Raises:
@@ -96,9 +97,9 @@ def may_choose(key: str, value: Any) -> bool:
     return isinstance(value, Glob) or (isinstance(value, str) and "${" not in value)
 
 
-def no_choice(group: str, value: Any) -> str:
-    """The end of the message for a value that names no file of a group."""
-    return f"is {value!r}, and conf/{group} has only: {', '.join(choices(group))}"
+def no_choice(group: str, value: Any, names: Sequence[str]) -> str:
+    """The end of the message for a value that is none of the names of a group's files."""
+    return f"is {value!r}, and conf/{group} has only: {', '.join(names)}"
 
 
 def origin(path: list[str], stage: str, argv: list[str], chosen: dict[str, Any]) -> tuple[str, str]:

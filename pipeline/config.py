@@ -22,7 +22,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -48,10 +48,10 @@ class Written:
     """Puts references in the place of the values in a text."""
 
 
-def main(stage: str, schema: type[S], task: Callable[[S, Written], Any]) -> None:
-    """Compose and check the config of `stage`, then call `task` with it, once per Hydra job.
+def main(stage: str, schema: type[S], body: Callable[[S, Written], Any]) -> None:
+    """Compose and check the config of `stage`, then call `body` with it, once per Hydra job.
 
-    `task` gets the settings, and what of them may be written down.
+    `body` gets the settings, and what of them may be written down.
 
     The working directory becomes the repository's root, so relative paths mean the same from
     everywhere. A PipelineError is printed as one line; the process then exits with status 1.
@@ -62,12 +62,13 @@ def main(stage: str, schema: type[S], task: Callable[[S, Written], Any]) -> None
     os.environ["HYDRA_FULL_ERROR"] = "1"
 
     def job(config: DictConfig) -> Any:
-        make_safe()  # a sweep's job may be in a process of its own
-        taken = Environment()  # anew: a job of a sweep may have a process of its own
+        # again: a sweep's job may have a process of its own
+        make_safe()
+        taken = Environment()
         try:
             settings, references = check(config, stage, schema, command_line, taken)
             written = with_references(settings.model_dump(), references)
-            return task(settings, Written(written, taken.conceal))
+            return body(settings, Written(written, taken.conceal))
         except PipelineError as error:
             message = taken.conceal(str(error))
             if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -79,10 +80,11 @@ def main(stage: str, schema: type[S], task: Callable[[S, Written], Any]) -> None
     hydra_guard.install()
     try:
         _register()
-        conf_files.read()
+        conf_files.refuse_unreadable()
         arguments = sys.argv[1:]
         command_line = hydra_guard.overrides_of(arguments)
         chosen = _without(conf_files.overrides(stage), command_line)
+        # in front of the user's first: argparse takes overrides in one piece only
         at = arguments.index(command_line[0]) if command_line else len(arguments)
         given = [_forced(one) if one in command_line else one for one in arguments[at:]]
         sys.argv[1:] = [*arguments[:at], *map(_forced, chosen), *given]
@@ -154,6 +156,7 @@ def explain(
     choices: dict[str, Any] | None = None,
 ) -> str:
     """One line for what Hydra or OmegaConf raised while composing; `choices` are the groups'."""
+    # a file's own fault comes first; to load them all takes too long while nothing is wrong
     for file in sorted(conf_files.CONF.rglob("*.yaml")):
         try:
             yaml_files.load(file)
@@ -165,28 +168,37 @@ def explain(
     def place(key: str) -> str:
         return "{} ({})".format(*conf_files.origin(_steps(key), stage, argv, choices or {}))
 
-    text, full_key = str(error), getattr(error, "full_key", None)
-    if found := re.search(r"Could not (?:override|append|delete)\D*?'([^']+)'", text):
-        key = found[1]
+    cause = error.__cause__
+    if isinstance(cause, OmegaConfBaseException) and not str(error):  # wrapped without a word
+        error = cause
+    text = str(error)
+    reason = text.partition("\n")[0]
+    if isinstance(error, MissingConfigException):
+        absent = str(error.missing_cfg_file)
+        if error.options is None:  # no group's
+            return f"conf/{absent}.yaml is missing; restore it, or correct what names it ({reason})"
+        *steps, value = absent.split("/", 2 if absent.startswith("hydra/") else 1)
+        group = "/".join(steps)
+        return f"{place(group)} {conf_files.no_choice(group, value, error.options)}"
+    if key := getattr(error, "full_key", None):
+        return f"{place(key)} has no value: {reason}; correct the ${{…}} or what it refers to"
+    # the rest Hydra says in sentences only, in which stands what could not be set
+    if found := re.search(r"Error merging override \+*([^=\s]+)=", text):
+        reason = str(cause).partition("\n")[0]  # its key may be that within a list or mapping
+        return f"{place(found[1])} is malformed: {reason}; correct it"
+    if found := re.search(r"(not override|not delete|must specify)[^']*'([^'=]+)", text):
+        what, key = found.groups()
         if not known(_steps(key), schema):
             return f"{place(key)} {unknown(_steps(key), schema)}"
-        if "delete" in found[0]:
+        if what == "not delete":
             return f"{place(key)} can't be deleted; give it a value"
-        return f"{place(key)} is not in conf/{stage}.yaml nor conf/base.yaml; add it there"
-    if found := re.search(r"Could not find '((?:hydra/)?[^'/]+)/([^']*)'", text):
-        return f"{place(found[1])} {conf_files.no_choice(found[1], found[2])}"
-    if found := re.search(r"In '([^']+)': Could not load '([^']+)'", text):
-        return f"conf/{found[1]}.yaml needs conf/{found[2]}.yaml, which is missing; restore it"
-    if found := re.search(r"You must specify '([^']+)'", text):
-        key, names = found[1], ", ".join(conf_files.choices(found[1]))
-        setting = f"{conf_files.section(key, stage)}.{key}"
-        return f"{place(key)} is not chosen; set {setting} in params.yaml to one of: {names}"
-    if found := re.search(r"Error merging override \+*([^=\s]+)=", text):
-        reason = str(error.__cause__).partition("\n")[0]
-        return f"{place(found[1])} is malformed: {reason}; correct it"
-    if full_key:
-        reason = text.partition("\n")[0]
-        return f"{place(full_key)} has no value: {reason}; correct the ${{…}} or what it refers to"
+        if what == "not override":
+            return f"{place(key)} is not in conf/{stage}.yaml nor conf/base.yaml; add it there"
+        setting, names = f"{conf_files.section(key, stage)}.{key}", conf_files.choices(key)
+        return (
+            f"{place(key)} is not chosen; set {setting} in params.yaml to one of: "
+            f"{', '.join(names)}"
+        )
     ours = isinstance(error, OverrideParseException) or any(one in text for one in argv)
     return f"command line: {text}" if ours else text
 
@@ -243,7 +255,8 @@ def _without(chosen: list[str], argv: list[str]) -> list[str]:
         for one in value.list if isinstance(value, ChoiceSweep) else [value]:
             choice = getattr(one, "text", one)  # of a quoted string
             if not conf_files.may_choose(key, choice):
-                raise PipelineError(f"{key} (command line) {conf_files.no_choice(key, choice)}")
+                fault = conf_files.no_choice(key, choice, conf_files.choices(key))
+                raise PipelineError(f"{key} (command line) {fault}")
     return [one for one in chosen if one.split("=", 1)[0] not in given]
 
 

@@ -69,7 +69,7 @@ def stage(
     """
 
     def decorate(body: Callable[[S, Context], float | None]) -> Callable[[], None]:
-        def task(settings: S, written: config.Written) -> float | None:
+        def interruptible(settings: S, written: config.Written) -> float | None:
             try:
                 with interrupts.handled():
                     return _execute(name, settings, written, body, computes)
@@ -77,7 +77,7 @@ def stage(
                 print(f"{name}: {interrupted}", file=sys.stderr)
                 raise SystemExit(128 + interrupted.number) from None
 
-        return lambda: config.main(name, schema(), task)
+        return lambda: config.main(name, schema(), interruptible)
 
     return decorate
 
@@ -152,11 +152,11 @@ def _execute(
         if isinstance(settings, Train):
             from pipeline.training.checkpoint import checkpoints
 
-            about = read_card(Path(settings.data))
+            data = read_card(Path(settings.data))
             values = settings.model_dump(exclude={"tracking"})
             said = {key: value for key, value in written.config.items() if key in values}
-            code = _digest_of_code(about.task)
-            identity = {"config": said, "data": about.digest, "code": code}
+            code = _digest_of_code(data.task)
+            identity = {"config": said, "data": data.digest, "code": code}
             if said != values:  # what the environment gave decides too, and is not kept
                 text = json.dumps(values, sort_keys=True)
                 identity["values"] = hashlib.sha256(text.encode()).hexdigest()

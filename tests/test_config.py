@@ -1,7 +1,5 @@
 """params.yaml, the command line and the schema give one config, or one clear line."""
 
-import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +9,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline import conf_files, config
-from pipeline.tasks.image_classification.settings import Train as TrainCNN
+from pipeline import conf_files
+from pipeline.settings import Train
+from tests.conftest import composed
 
 PARAMS = yaml.safe_load(conf_files.PARAMS.read_text())
 
@@ -21,27 +20,14 @@ PARAMS = yaml.safe_load(conf_files.PARAMS.read_text())
 def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Compose train_cnn's config from the given params.yaml and command line."""
 
-    def run(*argv: str, params: Any = None, text: str | None = None) -> list[TrainCNN]:
+    def run(*argv: str, params: Any = None, text: str | None = None) -> list[Train]:
         file = tmp_path / "params.yaml"
         file.write_text(text if text is not None else yaml.safe_dump(params or PARAMS))
         monkeypatch.setattr(conf_files, "PARAMS", file)
-        monkeypatch.setattr(sys, "argv", ["train_cnn", *argv])
-        composed: list[TrainCNN] = []
-        config.main("train_cnn", TrainCNN, lambda settings, _: composed.append(settings))
-        return composed
+        return [settings for settings, _ in composed("train_cnn", *argv)]
 
     monkeypatch.setattr(conf_files, "ROOT", tmp_path)  # where sweeps go
-    monkeypatch.chdir(tmp_path)  # for afterwards: `main` goes there itself
     return run
-
-
-@pytest.fixture
-def own_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of conf/, used in its place."""
-    shutil.copytree(conf_files.CONF, tmp_path / "conf")
-    monkeypatch.setattr(conf_files, "CONF", tmp_path / "conf")
-    monkeypatch.setattr(conf_files, "ROOT", tmp_path)
-    return tmp_path / "conf"
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
@@ -258,7 +244,7 @@ class TestErrors:
             ("profile/full", "profile.max_examples ({}) has no", "common.profile (params."),
             ("train_cnn", "common.profile (params.yaml:2) is not in {} nor", "{} is missing in"),
             ("base", "common.profile (params.yaml:2) is not in conf/train_cnn.yaml nor {}; add it",
-             "conf/train_cnn.yaml needs {}, which is missing; restore it"),
+             "{} is missing; restore it, or correct what names it (In 'train_cnn': Could not"),
         ],
     )  # fmt: skip
     def test_an_empty_or_missing_conf_file_is_named(
@@ -319,6 +305,10 @@ class TestErrors:
             ("cnn=3,'simple'", "cnn (command line) is 3, and conf/cnn has only: convnet"),
             ("cnn=simple,layers", "command line: Ambiguous value for argument"),
             ("~cnn", "cnn (command line) has no value; set"),
+            ("~cnn=layers", "cnn (command line) is not chosen; set train_cnn.cnn in params.yaml"),
+            ("hydra/launcher=nothing", "is 'nothing', and conf/hydra/launcher has only: basic"),
+            ("hydra.job.env_copy=${x}", "hydra.job.env_copy (command line) has no value: Interpo"),
+            ('optimizer.betas=["${x"]', "optimizer.betas (command line) is malformed: no viable"),
             ("~optimizer.lr", "optimizer.lr (command line) can't be deleted; give it a value"),
             ("~optimizer.lrr", "optimizer.lrr (command line) is not a setting; did you mean lr?"),
             ("~training.epochs=3", "training.epochs (command line) can't be deleted; give it"),
@@ -338,16 +328,14 @@ class TestErrors:
 
     def test_a_folder_in_the_place_of_params_yaml(self, compose, capsys, monkeypatch, tmp_path):
         monkeypatch.setattr(conf_files, "PARAMS", tmp_path)
-        monkeypatch.setattr(sys, "argv", ["train_cnn"])
         with pytest.raises(SystemExit):
-            config.main("train_cnn", TrainCNN, print)
+            composed("train_cnn")
         assert "can't be read (Is a directory); restore it" in capsys.readouterr().err
 
     def test_a_missing_params_file(self, compose, capsys, monkeypatch, tmp_path):
         monkeypatch.setattr(conf_files, "PARAMS", tmp_path / "nowhere" / "params.yaml")
-        monkeypatch.setattr(sys, "argv", ["train_cnn"])
         with pytest.raises(SystemExit):
-            config.main("train_cnn", TrainCNN, print)
+            composed("train_cnn")
         assert "params.yaml is missing" in capsys.readouterr().err
 
 
