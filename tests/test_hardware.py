@@ -11,19 +11,8 @@ import torch
 import torch.utils.deterministic
 
 from pipeline.errors import PipelineError
-from pipeline.settings import Profile, Stage, Tracking
 from pipeline.training import hardware, modules
-
-
-def settings(**changes) -> Stage:
-    values = {
-        "seed": 0, "device": "cpu", "precision": "fp32", "threads": 1, "deterministic": True,
-        "profile": Profile(max_examples=None, max_steps=None),
-        "tracking": Tracking(
-            enabled=False, experiment="x", flush_seconds=1, system_seconds=1, promote=False
-        ),
-    }  # fmt: skip
-    return Stage(**{**values, **changes})
+from tests.conftest import stage_settings
 
 
 @pytest.fixture(autouse=True)
@@ -35,14 +24,14 @@ def _leave_torch_as_it_was():
 
 
 def test_the_choice_is_printed_with_its_reason(capsys):
-    chosen = hardware.configure(settings())
+    chosen = hardware.configure(stage_settings())
     assert chosen.device == torch.device("cpu")
     assert "Using device: cpu because the config names it" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_auto_falls_back_to_the_cpu_and_says_what_is_missing(capsys):
-    chosen = hardware.configure(settings(device="auto"))
+    chosen = hardware.configure(stage_settings(device="auto"))
     assert chosen.device.type == "cpu"
     assert "no cuda" in chosen.device_reason
 
@@ -52,19 +41,28 @@ def test_an_absent_device_is_an_error_that_says_what_is_there(device):
     with pytest.raises(
         PipelineError, match=rf"device: {device} is not on this machine .*cpu.*auto"
     ):
-        hardware.configure(settings(device=device))
+        hardware.configure(stage_settings(device=device))
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu"])
+def test_a_number_beyond_the_devices_that_are_there_is_refused(kind, monkeypatch):
+    module = getattr(torch, kind)
+    monkeypatch.setattr(module, "is_available", lambda: True)
+    monkeypatch.setattr(module, "device_count", lambda: 2)
+    with pytest.raises(PipelineError, match=f"device: {kind}:2 is not on this machine"):
+        hardware.configure(stage_settings(device=f"{kind}:2"))
 
 
 def test_fp16_on_the_cpu_is_refused():
     with pytest.raises(PipelineError, match="fp16 needs cuda"):
-        hardware.configure(settings(precision="fp16"))
+        hardware.configure(stage_settings(precision="fp16"))
 
 
 def test_auto_precision_is_bf16_only_where_the_cpu_computes_in_it(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    assert hardware.configure(settings(precision="auto")).precision == "bf16"
+    assert hardware.configure(stage_settings(precision="auto")).precision == "bf16"
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    assert hardware.configure(settings(precision="auto")).precision == "fp32"
+    assert hardware.configure(stage_settings(precision="auto")).precision == "fp32"
 
 
 def test_the_seed_decides_every_generator():
@@ -74,7 +72,7 @@ def test_the_seed_decides_every_generator():
 
     draws = []
     for _ in range(2):
-        hardware.configure(settings(seed=11))
+        hardware.configure(stage_settings(seed=11))
         draws.append((random.random(), np.random.rand(), torch.rand(3).tolist()))
     assert draws[0] == draws[1]
 
@@ -82,10 +80,10 @@ def test_the_seed_decides_every_generator():
 STEPS = """
 import resource
 from pipeline.training import hardware, modules
-from tests.test_hardware import settings
+from tests.conftest import stage_settings
 import torch
 if {configured}:
-    hardware.configure(settings())
+    hardware.configure(stage_settings())
 net = torch.nn.Sequential(torch.nn.Conv2d(1, 16, 3), torch.nn.ReLU(), torch.nn.Conv2d(16, 16, 3))
 images = torch.rand(256, 1, 28, 28)
 for step in range(12):
@@ -110,12 +108,12 @@ def test_a_step_takes_the_memory_that_the_step_before_freed():
 
 
 def test_fresh_tensors_are_not_filled():
-    hardware.configure(settings(deterministic=True))
+    hardware.configure(stage_settings(deterministic=True))
     assert not torch.utils.deterministic.fill_uninitialized_memory
 
 
 def test_the_card_states_what_the_result_depends_on():
-    card = hardware.card(hardware.configure(settings()))
+    card = hardware.card(hardware.configure(stage_settings()))
     assert card["threads"] == 1
     assert card["libraries"]["torch"] == torch.__version__.split("+")[0]
     assert card["ram"] > 2**28
@@ -124,16 +122,16 @@ def test_the_card_states_what_the_result_depends_on():
 
 
 def test_numerics_tell_apart_what_may_change_the_bits_and_nothing_else():
-    one = hardware.card(hardware.configure(settings()))
-    again = hardware.card(hardware.configure(settings(seed=5)))
-    threads = hardware.card(hardware.configure(settings(threads=2)))
-    bf16 = hardware.card(hardware.configure(settings(precision="bf16")))
+    one = hardware.card(hardware.configure(stage_settings()))
+    again = hardware.card(hardware.configure(stage_settings(seed=5)))
+    threads = hardware.card(hardware.configure(stage_settings(threads=2)))
+    bf16 = hardware.card(hardware.configure(stage_settings(precision="bf16")))
     assert one["numerics"] == again["numerics"]
     assert len({one["numerics"], threads["numerics"], bf16["numerics"]}) == 3
 
 
 def test_an_operation_without_a_deterministic_version_is_named():
-    chosen = hardware.configure(settings())
+    chosen = hardware.configure(stage_settings())
     error = RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation, but …")
     explained = hardware.explain_failure(error, 8, chosen)
     assert "cumsum_cuda_kernel has no deterministic version" in str(explained)
@@ -142,7 +140,7 @@ def test_an_operation_without_a_deterministic_version_is_named():
 
 @pytest.mark.gpu
 def test_auto_takes_the_gpu():
-    chosen = hardware.configure(settings(device="auto", precision="auto"))
+    chosen = hardware.configure(stage_settings(device="auto", precision="auto"))
     card = hardware.card(chosen)
     assert chosen.device.type == "cuda"
     assert card["driver"]
@@ -154,7 +152,7 @@ def test_auto_takes_the_gpu():
     [("fp32", None), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
 )
 def test_matrix_products_are_of_the_precision_and_outputs_are_not(precision, kind):
-    chosen = replace(hardware.configure(settings()), precision=precision)
+    chosen = replace(hardware.configure(stage_settings()), precision=precision)
     seen = []
 
     def model(x):

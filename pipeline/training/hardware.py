@@ -206,8 +206,8 @@ def _pick_device(name: str) -> tuple[torch.device, str]:
         reason = "no " + ", ".join(absent) + " is present" if kind == "cpu" else "it is present"
         return torch.device(kind), f"{reason} (device: auto)"
     device = torch.device(name)
-    count = torch.cuda.device_count() if device.type == "cuda" else None
-    if not present[device.type] or (count is not None and (device.index or 0) >= count):
+    module, number = torch.get_device_module(device), device.index or 0
+    if not present[device.type] or number >= module.device_count():
         there = ", ".join(kind for kind, is_there in present.items() if is_there)
         raise PipelineError(
             f"device: {name} is not on this machine (there is: {there}); "
