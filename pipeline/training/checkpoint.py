@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import torch
 from filelock import FileLock, Timeout
+from torch.utils._pytree import tree_leaves
 
 from pipeline.files import digest, explained, new_file, write_json
 from pipeline.nested import differences
@@ -41,7 +42,7 @@ class Checkpoints:
         Raises:
             PipelineError: the disk is full; the earlier states stay usable.
         """
-        needs = sum(tensor.nbytes for tensor in _tensors(state))
+        needs = sum(one.nbytes for one in tree_leaves(state) if isinstance(one, torch.Tensor))
         with new_file(self.folder / f"{step:010d}.pt", needs) as temporary:
             torch.serialization.set_crc32_options(False)  # the sha256 says more
             # Through Python's own file, whose error on a full disk says that it is full.
@@ -138,14 +139,6 @@ def _lock(folder: Path, stage: str) -> FileLock:
                     waiting.touch()
     finally:
         waiting.unlink(missing_ok=True)
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(inner)
 
 
 def _say_why_new(root: Path, stage: str, identity: dict[str, Any]) -> None:

@@ -195,16 +195,16 @@ class Loop:
     def interruption(self, logs: bool) -> list[int]:
         """The signal that asks this training to end, or 0; whether its state is to be saved.
 
-        Several processes exchange losses for both, so they agree, and where all of them log.
+        Several processes exchange losses for both, so they agree; and only where all of them log.
         """
         late = time.monotonic() - self.saved_at > self.settings.save_minutes * 60
         asked = [interrupts.pending() or 0, int(late)]
         if self.processes == 1:
             return asked
-        shared = torch.zeros(2, dtype=torch.int64)
-        if logs:
-            shared = torch.tensor(asked, device=self.hardware.device)
-            torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
+        if not logs:
+            return [0, 0]
+        shared = torch.tensor(asked, device=self.hardware.device)
+        torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
         return shared.tolist()
 
     def step(self, batches: Iterator[Batch]) -> Tensor:

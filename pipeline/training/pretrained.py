@@ -13,10 +13,7 @@ from typing import Any
 from pipeline.errors import PipelineError
 from pipeline.files import digest
 
-TRUSTED: dict[str, Any] = {
-    "local_files_only": True,
-    "trust_remote_code": False,
-}
+TRUSTED: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "*token*", "vocab*"]
 HUB_FILES += ["merges.txt", "*.model", "added_tokens.json"]
 HUB_FILES += ["generation_config.json", "chat_template.jinja"]

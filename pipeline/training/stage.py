@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,7 @@ def training(name: str) -> Callable[[], None]:
 
     def main() -> None:
         task = find(name=name)
-
-        @stage(task.about.stage, lambda: task.settings.Train)
-        def body(settings: Train, context: Context) -> float:
-            return train(task, settings, context)
-
-        body()
+        stage(task.about.stage, lambda: task.settings.Train)(partial(train, task))()
 
     return main
 
