@@ -220,7 +220,7 @@ def close_parent(store: "Store", parent: Parent) -> None:
         if "dvc.stage" in run.data.tags and "beside" not in run.data.tags
     }
     ran = {name: run.info.status for name, run in children.items()}
-    again, stages = reused(graph, ran) if graph else set(), graph.get("stages", {})
+    again, stages = reused(graph, ran), graph.get("stages", {})
     names = list(dict.fromkeys([*graph.get("names", []), *stages, *children]))
     rows, metrics = [], dict[str, float]()
     for name in names:

@@ -16,7 +16,7 @@ from pipeline.nested import flat
 from pipeline.tracking.journal import Journal, State, journals, read
 from pipeline.tracking.masking import clean
 from pipeline.tracking.operations import Begin, Metrics, Operation, Tags, text
-from pipeline.tracking.store import PARAM, RunGoneError, Store
+from pipeline.tracking.store import PARAM, Store
 
 BATCH = 10.0, 100_000  # seconds and bytes of metrics that are sent together while the stage runs
 PIECE = 500_000  # bytes read at once
@@ -119,14 +119,14 @@ class Replay:
         self._save(self.state)
 
     def _is_gone(self, error: Exception) -> bool:
-        """Whether the store has lost the run."""
+        """Whether the store has lost the run, and not something else that was asked for."""
         code = getattr(error, "error_code", "")
         if code == "RESOURCE_DOES_NOT_EXIST" and self.state.run_id:
             try:
                 self.store.client.get_run(self.run_id)
             except MlflowException as again:
                 return bool(again.error_code == code)
-        return isinstance(error, RunGoneError)
+        return False
 
     def _save(self, state: State) -> None:
         self.state = state

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -102,7 +103,7 @@ class Run:
         """What `start(id=…)` takes to continue this run."""
         self._journal = journal
         self._conceal = conceal
-        self._thinning: dict[tuple[str, str], Thinning] = {}
+        self._thinning = defaultdict[tuple[str, str], Thinning](Thinning)
         self._sender: subprocess.Popen[bytes] | None = None
         self._told = False
         if journal is None or begin is None:
@@ -129,7 +130,7 @@ class Run:
         kept = {
             key: float(value)
             for key, value in _named(values).items()
-            if self._thinning.setdefault((target, key), Thinning()).keeps(step)
+            if self._thinning[target, key].keeps(step)
         }
         if kept:
             self._append(op.Metrics(values=kept, step=step, target=target))
@@ -144,7 +145,8 @@ class Run:
         `target` may be `parent`: the run that stands for this `dvc repro`.
         """
         self._append_of(
-            path, lambda keep: op.Artifact(file=keep(path), folder=folder, target=target)
+            path,
+            lambda journal: op.Artifact(file=journal.keep(path), folder=folder, target=target),
         )
 
     def input(self, path: Path, name: str, context: str = "") -> None:
@@ -156,7 +158,7 @@ class Run:
             context: `training`, `testing`, …
         """
 
-        def made(_keep: Callable[[Path], str]) -> op.Operation:
+        def made(_: Journal) -> op.Operation:
             said = self._conceal(path.as_posix())
             tag, md5 = identity(path) or (f"output.{said}", dvc_md5(path))
             told = described(path) if tag == "data.md5" else {}
@@ -169,9 +171,11 @@ class Run:
     def output(self, path: Path) -> None:
         """Tag the run with the md5 of what it wrote, so that later stages find it by content."""
 
-        def made(_keep: Callable[[Path], str]) -> op.Operation:
+        def made(_: Journal) -> op.Operation:
             tags = {f"output.{self._conceal(path.as_posix())}": dvc_md5(path)}
-            return op.Tags(values=tags | dict([found] if (found := identity(path)) else []))
+            if found := identity(path):
+                tags.update([found])
+            return op.Tags(values=tags)
 
         self._append_of(path, made)
 
@@ -192,10 +196,10 @@ class Run:
         version = importlib.metadata.version
         self._append_of(
             folder,
-            lambda keep: op.Model(
-                file=keep(folder),
-                code=keep(code),
-                server=keep(Path(__file__).with_name("served.py")),
+            lambda journal: op.Model(
+                file=journal.keep(folder),
+                code=journal.keep(code),
+                server=journal.keep(Path(__file__).with_name("served.py")),
                 packages=[f"{name}=={version(name)}" for name in (*ALWAYS, *packages)],
                 example=example,
                 metadata=masked(facts),
@@ -226,11 +230,11 @@ class Run:
         """
         self._append_of(
             predictions,
-            lambda keep: op.Register(
+            lambda journal: op.Register(
                 name=name,
                 weights=weights,
                 data=data,
-                file=keep(predictions),
+                file=journal.keep(predictions),
                 metrics=_named(metrics),
                 promote=promote,
                 capped=capped,
@@ -261,12 +265,12 @@ class Run:
         if self._journal:
             self._log.append(operation)
 
-    def _append_of(self, path: Path, made: Callable[[Callable[[Path], str]], op.Operation]) -> None:
-        """Append what `made` reads from `path`; it is handed what keeps a file."""
+    def _append_of(self, path: Path, made: Callable[[Journal], op.Operation]) -> None:
+        """Append what `made` reads from `path`, or say why it can't be read."""
         if not self._journal:
             return
         try:
-            self._log.append(made(self._journal.keep))
+            self._log.append(made(self._journal))
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             # also a file that is not what its name says: whoever needs it will tell the user
             reason = getattr(error, "strerror", None) or error
@@ -279,8 +283,7 @@ class Run:
             starts += isinstance(operation, op.Begin)
             if isinstance(operation, op.Metrics):
                 for key in operation.values:
-                    series = self._thinning.setdefault((operation.target, key), Thinning())
-                    series.add(operation.step)
+                    self._thinning[operation.target, key].add(operation.step)
         return starts
 
     def _see_to_a_sender(self, journal: Journal) -> None:
@@ -297,6 +300,7 @@ class Run:
             self._told = True
 
     def _drain(self, journal: Journal) -> None:
+        """Wait for the store, as long as it makes progress; then say what it does not have."""
         before, patience, look = None, time.monotonic() + self._begin.flush, 0.0
         while not journal.is_complete():
             state = journal.state()
@@ -304,23 +308,25 @@ class Run:
                 before, patience = progress, time.monotonic() + self._begin.flush
             self._tell_what_git_refuses(journal)
             if time.monotonic() > patience:
-                break
+                _tell_what_is_pending(journal)
+                return
             if time.monotonic() > look:
                 self._see_to_a_sender(journal)
                 look = time.monotonic() + 0.5
             time.sleep(0.02)
-        else:
-            return
-        state = journal.state()
-        pending = sum(1 for _ in read(journal.path, state.sent))
-        log = []
-        with contextlib.suppress(OSError):  # there is none if no sender could be started
-            log = (journal.folder.parent / LOG).read_text(errors="replace").splitlines()
-        why = state.error or (log[-1] if log else "")
-        _warn(
-            f"{pending} records of this run are not in the store yet ({why or 'no answer'}); "
-            f"they are kept in {journal.folder}, and the next stage or `make sync` sends them"
-        )
+
+
+def _tell_what_is_pending(journal: Journal) -> None:
+    state = journal.state()
+    pending = sum(1 for _ in read(journal.path, state.sent))
+    log = []
+    with contextlib.suppress(OSError):  # there is none if no sender could be started
+        log = (journal.folder.parent / LOG).read_text(errors="replace").splitlines()
+    why = state.error or (log[-1] if log else "")
+    _warn(
+        f"{pending} records of this run are not in the store yet ({why or 'no answer'}); "
+        f"they are kept in {journal.folder}, and the next stage or `make sync` sends them"
+    )
 
 
 def _start_sender(journal: Journal) -> subprocess.Popen[bytes] | None:

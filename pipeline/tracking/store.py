@@ -36,10 +36,6 @@ METRICS, PARAMS = 1000, 50  # per request: the API's limit; and about 300 kB
 PARAM, TAG = 6000, 8000  # characters
 
 
-class RunGoneError(Exception):
-    """The store does not know the run any more: it was wiped or replaced."""
-
-
 class Store:
     """One MLflow store.
 
@@ -144,8 +140,7 @@ class Store:
         A param that the run has with another value keeps it: MLflow's params are immutable.
 
         Raises:
-            RunGoneError: there is no such run.
-            Exception: the store can't be reached; try again later.
+            Exception: there is no such run, or the store can't be reached; try again later.
         """
         refused: list[str] = []
         kinds: list[tuple[str, list[Any], int]] = [
@@ -163,8 +158,6 @@ class Store:
         try:
             self.client.log_batch(run_id, **part)
         except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                raise RunGoneError(run_id) from error
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
             if len(items) == 1:
