@@ -17,9 +17,9 @@ from pipeline.errors import PipelineError
 from pipeline.reproduce.verdict import Reproduction, find
 from pipeline.reproduce.worktree import apply_changes, free, git, inside
 from pipeline.tracking import root
-from pipeline.tracking.journal import sqlite_uri
 from pipeline.tracking.masking import MASK
 from pipeline.tracking.reader import Reader, Recorded
+from pipeline.tracking.surroundings import sqlite_uri
 
 INPUTS = {"data": ("data", "dataset.json"), "model": ("weights", "model.safetensors")}
 """What a run calls its inputs, the setting that names the folder, the file whose md5 names it."""

@@ -26,12 +26,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from filelock import FileLock
 
 from pipeline.tracking.operations import FORMAT, Begin, Operation, parse
-from pipeline.tracking.processes import is_alive
+from pipeline.tracking.surroundings import is_alive
 
 COPIED = 1_000_000  # bytes; larger files are hard-linked instead: weights are written once
 UNWRITTEN = 10_000_000  # bytes kept in memory while the disk is full
@@ -39,42 +38,9 @@ RESUMABLE = 30 * 86400  # seconds that the journal of a run that was cut short i
 _NO_TEXT = re.compile("[\ud800-\udfff]")  # what is no UTF-8 in a path, as Python reads it
 
 
-def root() -> Path:
-    """Where the store and the journals are: the DVC workspace, also from a temporary copy."""
-    return Path(os.environ.get("DVC_ROOT") or Path(__file__).parents[2]).resolve()
-
-
 def new_id(stage: str) -> str:
     """The name of a journal that no run has had: what `start(id=…)` takes."""
     return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{stage}-{uuid.uuid4().hex[:8]}"
-
-
-def escaped(path: Path) -> str:
-    """A path as it stands in a URI: SQLAlchemy and MLflow read `%41`, `#` and `?`."""
-    return quote(str(path), safe="/ ")
-
-
-def sqlite_uri(file: Path) -> str:
-    """The URI of a database file."""
-    path = escaped(file)
-    # for `sqlite:///` MLflow makes the folder of the path without reading what is escaped in it
-    driver = "sqlite" if path == str(file) else "sqlite+pysqlite"
-    return f"{driver}:///{path}"
-
-
-def database(root: Path) -> Path:
-    """A workspace's own store."""
-    return root / "mlflow.db"
-
-
-def store_uri() -> str:
-    """The store's: `$MLFLOW_TRACKING_URI`, or the workspace's own database."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(database(root()))
-
-
-def was_elsewhere(begin: Begin, root: Path) -> bool:
-    """Whether this is of a workspace with another path: of this one before a move, or a copy's."""
-    return begin.root != str(root)
 
 
 class Log:
@@ -262,6 +228,11 @@ def journals(folder: Path) -> list[tuple[Journal, Begin]]:
     found = [Journal(path.parent) for path in folder.glob("*/begin.json")]
     begun = [(journal, begin) for journal in found if (begin := journal.begin())]
     return sorted(begun, key=lambda one: (one[1].t, one[0].id))
+
+
+def was_elsewhere(begin: Begin, root: Path) -> bool:
+    """Whether this is of a workspace with another path: of this one before a move, or a copy's."""
+    return begin.root != str(root)
 
 
 def replace(path: Path, value: Any, sync: bool = False) -> None:

@@ -21,7 +21,7 @@ from ruamel.yaml.error import YAMLError
 from pipeline.task import tasks
 from pipeline.tracking.journal import replace, was_elsewhere
 from pipeline.tracking.operations import NOTE, Begin, now
-from pipeline.tracking.processes import is_alive
+from pipeline.tracking.surroundings import is_alive
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

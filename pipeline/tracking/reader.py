@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pipeline.errors import PipelineError
-from pipeline.tracking.journal import root, store_uri
 from pipeline.tracking.masking import clean
-from pipeline.tracking.processes import quiet
+from pipeline.tracking.surroundings import quiet, root, store_uri
 
 if TYPE_CHECKING:
     from pipeline.tracking.store import Store

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import PipelineError
 from pipeline.tracking import operations as op
-from pipeline.tracking import processes
-from pipeline.tracking.journal import Journal, Log, State, Thinning, new_id, read, root, store_uri
+from pipeline.tracking import surroundings
+from pipeline.tracking.journal import Journal, Log, State, Thinning, new_id, read
 from pipeline.tracking.masking import clean, masked
 from pipeline.tracking.provenance import described, dvc_md5, identity
+from pipeline.tracking.surroundings import root, store_uri
 
 if TYPE_CHECKING:
     from pipeline.settings import Tracking
@@ -64,16 +65,16 @@ def start(
         start=1,
         finished=finished,
         stage=stage,
-        **processes.this_process(),
+        **surroundings.this_process(),
         uri=uri,
-        credentials=processes.credentials(uri),
+        credentials=surroundings.credentials(uri),
         root=str(root()),
         code=str(Path.cwd()),
         experiment=settings.experiment,
         config=masked(config),
         card=masked(card),
-        dvc=processes.dvc(),
-        user=processes.user(),
+        dvc=surroundings.dvc(),
+        user=surroundings.user(),
         flush=settings.flush_seconds,
         system=settings.system_seconds,
     )
@@ -288,7 +289,7 @@ class Run:
 
     def _see_to_a_sender(self, journal: Journal) -> None:
         if self._sender is None or self._sender.poll() is not None:
-            alone = processes.lock(journal.folder.parent, self._begin.uri)
+            alone = surroundings.lock(journal.folder.parent, self._begin.uri)
             with contextlib.suppress(OSError), alone.acquire(timeout=0):
                 self._sender = _start_sender(journal)
 

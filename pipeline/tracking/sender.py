@@ -24,7 +24,7 @@ from pipeline.tracking.journal import Journal, Log, journals, read, was_elsewher
 from pipeline.tracking.masking import clean
 from pipeline.tracking.operations import Begin, Metrics, now
 from pipeline.tracking.parents import Graph, Parent, close_parent, parent_file, read_parents
-from pipeline.tracking.processes import credentials, give_way, lock, quiet
+from pipeline.tracking.surroundings import credentials, give_way, lock, quiet
 from pipeline.tracking.system import Sampler
 
 if TYPE_CHECKING:

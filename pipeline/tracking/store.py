@@ -21,9 +21,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from pipeline.errors import PipelineError
-from pipeline.tracking.journal import database, escaped, sqlite_uri
 from pipeline.tracking.masking import clean
-from pipeline.tracking.processes import lock
+from pipeline.tracking.surroundings import database, escaped, lock, sqlite_uri
 
 # the sender has its own retries; MLflow's would block it for up to an hour
 mlflow.store.db.utils.MAX_RETRY_COUNT = 1

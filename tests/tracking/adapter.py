@@ -8,7 +8,7 @@ import pytest
 
 from pipeline import tracking
 from pipeline.settings import Tracking
-from pipeline.tracking import journal, processes, run, sender
+from pipeline.tracking import journal, run, sender, surroundings
 
 WHOLE = 5
 """So many points of a series are all kept; for the test fewer than 4,000."""
@@ -24,7 +24,7 @@ class Tracker:
         patch.setattr(store, "MlflowClient", lambda *uris: client)
         patch.setattr(store, "METRICS", 5)  # per request, so that a batch has several
         patch.setattr(journal, "is_alive", lambda pid, created: pid in self._alive)
-        patch.setattr(processes, "this_process", self._process)
+        patch.setattr(surroundings, "this_process", self._process)
         patch.setattr(run, "_warn", lambda text: None)
         patch.setattr(run, "_start_sender", lambda journal: None)
         patch.setattr(sender, "_say", lambda error: f"{type(error).__name__}: {error}")

@@ -11,10 +11,11 @@ import pytest
 from pipeline import tracking
 from pipeline.errors import PipelineError
 from pipeline.settings import Tracking
-from pipeline.tracking import processes
 from pipeline.tracking import run as tracking_run
+from pipeline.tracking import surroundings
 from pipeline.tracking.__main__ import main
-from pipeline.tracking.journal import Journal, store_uri
+from pipeline.tracking.journal import Journal
+from pipeline.tracking.surroundings import store_uri
 from tests.tracking.conftest import Server, points, runs, text, wait_for
 
 CONFIG = {
@@ -166,7 +167,7 @@ def test_a_lock_that_can_no_longer_be_taken_ends_no_stage(
     settings = settings.model_copy(update={"flush_seconds": 0.0})
     run = tracking.start("train_cnn", settings, {}, {})
     # as after a fault the system lets no file be opened to write
-    Path(processes.lock(own_workspace / ".tracking", store_uri()).lock_file).mkdir()
+    Path(surroundings.lock(own_workspace / ".tracking", store_uri()).lock_file).mkdir()
     run.sync()
     run.end()
     assert "make sync" in capsys.readouterr().err

@@ -223,7 +223,7 @@ def test_where_no_process_may_give_way_it_goes_on() -> None:
     """As in gVisor, whose scheduler knows one kind."""
     code = (
         "import os\n"
-        "from pipeline.tracking.processes import give_way\n"
+        "from pipeline.tracking.surroundings import give_way\n"
         "os.sched_setscheduler = lambda *_: os.open('/nowhere', 0)\n"
         "give_way()\n"
     )
