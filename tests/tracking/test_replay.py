@@ -14,8 +14,7 @@ import pytest
 
 from pipeline import tracking
 from pipeline.settings import Tracking
-from pipeline.tracking import run as tracking_run
-from pipeline.tracking import surroundings
+from pipeline.tracking import delivery, surroundings
 from pipeline.tracking.__main__ import main
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.parents import Parent, parent_file, read_parents
@@ -28,7 +27,7 @@ Start = Callable[..., tuple[tracking.Run, Journal]]
 @pytest.fixture
 def start(workspace: Path, settings: Tracking, monkeypatch: pytest.MonkeyPatch) -> Start:
     """Begins runs that nobody sends until the test does."""
-    monkeypatch.setattr(tracking_run, "_start_sender", lambda journal: None)
+    monkeypatch.setattr(delivery, "_start_sender", lambda journal: None)
     impatient = settings.model_copy(update={"flush_seconds": 0.0})
 
     def start(**how: Any) -> tuple[tracking.Run, Journal]:

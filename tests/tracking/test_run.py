@@ -11,8 +11,7 @@ import pytest
 from pipeline import tracking
 from pipeline.errors import PipelineError
 from pipeline.settings import Tracking
-from pipeline.tracking import run as tracking_run
-from pipeline.tracking import surroundings
+from pipeline.tracking import delivery, surroundings
 from pipeline.tracking.__main__ import main
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.surroundings import store_uri
@@ -163,7 +162,7 @@ def test_a_lock_that_can_no_longer_be_taken_ends_no_stage(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(tracking_run, "_start_sender", lambda journal: None)
+    monkeypatch.setattr(delivery, "_start_sender", lambda journal: None)
     settings = settings.model_copy(update={"flush_seconds": 0.0})
     run = tracking.start("train_cnn", settings, {}, {})
     # as after a fault the system lets no file be opened to write
@@ -181,7 +180,7 @@ def test_a_disk_that_can_only_be_read_is_one_line_of_each_command(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(tracking_run, "_start_sender", lambda journal: None)
+    monkeypatch.setattr(delivery, "_start_sender", lambda journal: None)
     monkeypatch.setattr(Journal, "is_live", lambda *_: False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     work = disk / "work"

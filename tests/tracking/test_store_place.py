@@ -11,8 +11,7 @@ from mlflow.exceptions import MlflowException
 from pipeline import tracking
 from pipeline.errors import PipelineError
 from pipeline.settings import Tracking
-from pipeline.tracking import run as tracking_run
-from pipeline.tracking import surroundings
+from pipeline.tracking import delivery, surroundings
 from pipeline.tracking.__main__ import main
 from pipeline.tracking.journal import Journal, journals
 from pipeline.tracking.sender import Sender, sync
@@ -107,7 +106,7 @@ def test_journals_of_a_copied_workspace_wait_until_it_is_told(tmp_path, monkeypa
     old = tmp_path / "work"
     old.mkdir()
     monkeypatch.setenv("DVC_ROOT", str(old))
-    monkeypatch.setattr(tracking_run, "_start_sender", lambda journal: None)
+    monkeypatch.setattr(delivery, "_start_sender", lambda journal: None)
     monkeypatch.setattr(Journal, "is_live", lambda *_: False)
     settings = Tracking(
         enabled=True, experiment="x", flush_seconds=0.1, system_seconds=1, promote=False
@@ -139,7 +138,7 @@ def test_a_copy_leaves_what_the_original_has_on_a_common_server_alone_until_it_i
     old.mkdir()
     monkeypatch.setenv("DVC_ROOT", str(old))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.setattr(tracking_run, "_start_sender", lambda journal: None)
+    monkeypatch.setattr(delivery, "_start_sender", lambda journal: None)
     process = {"pid": os.getpid(), "created": surroundings.created(os.getpid())}
     dvc = {"stage": "train", "command": ["dvc", "repro"], "process": process}
     monkeypatch.setattr(surroundings, "dvc", lambda: dvc)
