@@ -149,7 +149,7 @@ class Journal:
 
     def write_begin(self, begin: Begin) -> None:
         """Replace the latest start; comes before it is appended to the journal."""
-        replace(self.folder / "begin.json", vars(begin), sync=True)
+        replace_json(self.folder / "begin.json", vars(begin), sync=True)
 
     def source(self, begin: Begin) -> dict[str, Any]:
         """What the stage runs from; empty while that is not noted."""
@@ -161,7 +161,7 @@ class Journal:
 
     def note_source(self, begin: Begin, found: dict[str, Any]) -> None:
         """Keep what the stage runs from."""
-        replace(self.folder / "source.json", {**found, "start": begin.start})
+        replace_json(self.folder / "source.json", {**found, "start": begin.start})
 
     def state(self) -> State:
         """What the sender has saved; a fresh one where nothing (readable) was saved.
@@ -175,7 +175,7 @@ class Journal:
 
     def save(self, state: State) -> None:
         """Replace the saved state."""
-        replace(self.folder / "state.json", asdict(state))
+        replace_json(self.folder / "state.json", asdict(state))
 
     def is_complete(self) -> bool:
         """Whether the store has acknowledged every whole line, and the run is closed after it.
@@ -235,7 +235,7 @@ def was_elsewhere(begin: Begin, root: Path) -> bool:
     return begin.root != str(root)
 
 
-def replace(path: Path, value: Any, sync: bool = False) -> None:
+def replace_json(path: Path, value: Any, sync: bool = False) -> None:
     """Write JSON to another name and rename it."""
     temporary = path.with_suffix(".tmp")
     with temporary.open("w") as file:

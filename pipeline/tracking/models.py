@@ -192,9 +192,8 @@ def _decide(
         if wins
         else f"version {before} stays champion against {version}"
     )
-    tags = {"better": str(better), "worse": str(worse), "p": f"{p:.6g}"}
-    named = {f"paired.{key}": value for key, value in tags.items()}
-    return wins, f"{what}: {numbers}", {"compared_to": before, **named}
+    tags = {"paired.better": str(better), "paired.worse": str(worse), "paired.p": f"{p:.6g}"}
+    return wins, f"{what}: {numbers}", {"compared_to": before, **tags}
 
 
 def _model_of(store: Store, run_id: str) -> str | None:

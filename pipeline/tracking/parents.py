@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.task import tasks
-from pipeline.tracking.journal import replace, was_elsewhere
+from pipeline.tracking.journal import replace_json, was_elsewhere
 from pipeline.tracking.operations import NOTE, Begin, now
 from pipeline.tracking.surroundings import is_alive
 
@@ -57,7 +57,7 @@ class Parent:
 
     def save(self, path: Path) -> None:
         """Write the file that stands for the open run."""
-        replace(path, asdict(self))
+        replace_json(path, asdict(self))
 
 
 def parent_file(folder: Path, begin: Begin) -> Path:

@@ -158,7 +158,7 @@ class Reader:
 
     def _file(self, run_id: str, name: str) -> bytes:
         """An artifact, empty where there is none."""
-        client, (folder, _, _) = self.store.client, name.rpartition("/")
+        client, folder = self.store.client, name.rpartition("/")[0]
         if name not in [file.path for file in client.list_artifacts(run_id, folder or None)]:
             return b""
         with tempfile.TemporaryDirectory() as place:
