@@ -121,7 +121,7 @@ def register(
     Returns the version; None when the store has no logged model of these weights.
     """
     client, name = store.client, record.name
-    model_id = trained and _model_of(store, trained)
+    model_id = trained and store.model(trained)
     if not trained or not model_id:
         return None
     store.file(run_id, predictions, FOLDER)
@@ -194,13 +194,6 @@ def _decide(
     )
     tags = {"paired.better": str(better), "paired.worse": str(worse), "paired.p": f"{p:.6g}"}
     return wins, f"{what}: {numbers}", {"compared_to": before, **tags}
-
-
-def _model_of(store: Store, run_id: str) -> str | None:
-    place = store.client.get_run(run_id).info.experiment_id
-    found = store.client.search_logged_models([place], f"source_run_id = '{run_id}'")
-    ready = [model for model in found if model.status == "READY"]
-    return str(ready[0].model_id) if ready else None
 
 
 def _version(store: Store, name: str, model_id: str, trained: str) -> str:

@@ -143,16 +143,11 @@ class Reader:
         """The model that a run logged, downloaded into `folder`; None without one."""
         import mlflow
 
-        client = self.store.client
-        run = client.get_run(run_id)
-        found = client.search_logged_models(
-            [run.info.experiment_id], f"source_run_id = '{run_id}'", max_results=1
-        )
-        if not found:
+        model_id = self.store.model(run_id)
+        if model_id is None:
             return None
-        source = f"models:/{found[0].model_id}"
         got = mlflow.artifacts.download_artifacts(
-            artifact_uri=source, dst_path=str(folder), tracking_uri=self.uri
+            artifact_uri=f"models:/{model_id}", dst_path=str(folder), tracking_uri=self.uri
         )
         return next(Path(got).rglob("model.safetensors"), None)
 

@@ -196,6 +196,13 @@ class Store:
         tags = [InputTag("mlflow.data.context", context)]
         self.client.log_inputs(run_id, [DatasetInput(data, tags)])
 
+    def model(self, run_id: str) -> str | None:
+        """Id of the model that a run has logged whole."""
+        place = self.client.get_run(run_id).info.experiment_id
+        found = self.client.search_logged_models([place], f"source_run_id = '{run_id}'")
+        ready = [str(model.model_id) for model in found if model.status == "READY"]
+        return ready[0] if ready else None
+
     @staticmethod
     def link(run: Run) -> str:
         """Markdown that opens a run in MLflow's UI."""
