@@ -275,10 +275,7 @@ class End(Operation):
         to.close(self.status, self.t)
 
 
-OPERATIONS: dict[str, type[Operation]] = {
-    kind.__name__.lower(): kind
-    for kind in (Begin, Metrics, Tags, Artifact, Input, Model, Register, End)
-}
+OPERATIONS = {kind.__name__.lower(): kind for kind in Operation.__subclasses__()}
 
 
 def text(value: Any) -> str:
