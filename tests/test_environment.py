@@ -16,8 +16,7 @@ from pipeline.settings import Train
 from pipeline.stage import Context, stage
 from pipeline.task import find
 from pipeline.tasks.image_classification.settings import Train as TrainCNN
-from pipeline.tracking import Run
-from pipeline.tracking import run as tracking_run
+from pipeline.tracking import Run, delivery
 from pipeline.training.net import Net
 from pipeline.training.stage import _written
 from tests.conftest import composed
@@ -124,7 +123,7 @@ class TestStage:
     def _root(self, tmp_path, monkeypatch):
         monkeypatch.setenv("DVC_ROOT", str(tmp_path / "root"))
         # the journal is what is looked at; a sender would replay it and clear it away
-        monkeypatch.setattr(tracking_run, "_start_sender", lambda journal: None)
+        monkeypatch.setattr(delivery, "_start_sender", lambda journal: None)
 
     def written(self, tmp_path: Path) -> str:
         files = [file for file in (tmp_path / "root").rglob("*") if file.is_file()]

@@ -14,12 +14,12 @@ import yaml
 
 from pipeline.environment import resolved
 from pipeline.errors import PipelineError
-from pipeline.reproduce.verdict import Reproduction, find
+from pipeline.reproduce.verdict import Reproduction, has_md5
 from pipeline.reproduce.worktree import apply_changes, free, git, inside
 from pipeline.tracking import root
-from pipeline.tracking.journal import sqlite_uri
 from pipeline.tracking.masking import MASK
 from pipeline.tracking.reader import Reader, Recorded
+from pipeline.tracking.surroundings import sqlite_uri
 
 INPUTS = {"data": ("data", "dataset.json"), "model": ("weights", "model.safetensors")}
 """What a run calls its inputs, the setting that names the folder, the file whose md5 names it."""
@@ -111,13 +111,13 @@ def _bring_inputs(
         md5 = run.tags.get(f"input.{name}.md5")
         if not md5:
             continue
-        if find(root() / config[key] / file, md5):
+        if has_md5(root() / config[key] / file, md5):
             print(f"{config[key]}: is as it was")
-            config[key] = _led(config[key], tree)
+            config[key] = _linked(config[key], tree)
             continue
         config[key] = _own_path(config[key], key, tree)
         where = Path(config[key])
-        if _pulled(tree, where) and find(tree / where / file, md5):
+        if _pulled(tree, where) and has_md5(tree / where / file, md5):
             print(f"{where}: DVC has it")
             continue
         run_id = run.tags.get(f"input.{name}.run_id", "")
@@ -129,7 +129,7 @@ def _bring_inputs(
         print(f"{where}: is made again")
         with again(reader.read(run_id), reader, folder) as made:
             source = made.tree / made.config["output"]
-            if not find(source / file, md5):
+            if not has_md5(source / file, md5):
                 raise PipelineError(
                     f"{where}, made again by repeating run {run_id}, is not what the run read "
                     f"(md5 of {file}: {md5}); `dvc pull` the original first"
@@ -140,25 +140,25 @@ def _bring_inputs(
                 shutil.copyfile(made.tree / made.config["curve"], free(tree, config["curve"]))
     outputs = OUTPUTS.get(run.stage, TRAINED)
     others = {key: value for key, value in config.items() if key not in outputs}
-    config |= _others_led(others, tree)
+    config |= _all_linked(others, tree)
 
 
-def _others_led(value: Any, tree: Path) -> Any:
+def _all_linked(value: Any, tree: Path) -> Any:
     """Also what has no recorded digest, such as a folder of images outside of git and DVC."""
     if isinstance(value, dict):
-        return {key: _others_led(one, tree) for key, one in value.items()}
+        return {key: _all_linked(one, tree) for key, one in value.items()}
     if isinstance(value, list):  # the overrides of `repeat` are `key=path`
-        return [_others_led(one, tree) for one in value]
+        return [_all_linked(one, tree) for one in value]
     if not isinstance(value, str) or not value:
         return value
     if not os.path.exists(root() / value):  # noqa: PTH110 (Path.exists raises for long texts)
         key, equals, path = value.partition("=")
-        return f"{key}={_others_led(path, tree)}" if equals else value
+        return f"{key}={_all_linked(path, tree)}" if equals else value
     has_it = inside(tree, value) and (tree / value).exists()
-    return value if has_it else _led(value, tree)
+    return value if has_it else _linked(value, tree)
 
 
-def _led(value: str, tree: Path) -> str:
+def _linked(value: str, tree: Path) -> str:
     """A path that leads from the tree to the original, by a link if it leads nowhere else."""
     original = root() / value
     if not inside(tree, value):

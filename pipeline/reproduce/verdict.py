@@ -131,8 +131,8 @@ def compare(before: Recorded, after: Reproduction, reader: Reader, folder: Path)
     md5 = before.tags.get("weights.md5")
     if md5 and md5 != after.run.tags.get("weights.md5"):
         now = after.tree / after.config["output"] / WEIGHTS
-        then = find(root() / before.config["output"] / WEIGHTS, md5)
-        then = then or reader.weights(before.run_id, folder)
+        here = root() / before.config["output"] / WEIGHTS
+        then = here if has_md5(here, md5) else reader.weights(before.run_id, folder)
         result.tensors = _tensors(then, now) if then else {}
     _compare_series(reader.series(before.run_id), after.reader.series(after.run.run_id), result)
     if result.same_bytes is None and not result.points:
@@ -150,9 +150,9 @@ def _outputs(run: Recorded) -> dict[str, str]:
     return {key: run.tags[tag] for key, tag in tags.items() if tag in run.tags}
 
 
-def find(path: Path, md5: str) -> Path | None:
-    """The path, if a file of that md5 is there."""
-    return path if path.is_file() and digest(path) == md5 else None
+def has_md5(path: Path, md5: str) -> bool:
+    """Whether a file of that md5 is there."""
+    return path.is_file() and digest(path) == md5
 
 
 def _compare_series(before: Series, after: Series, result: Result) -> None:

@@ -9,7 +9,8 @@ a workspace to the MLflow store. The stage never imports mlflow and never waits 
 except at its end, and there only as long as the store makes progress.
 """
 
-from pipeline.tracking.journal import new_id, root
+from pipeline.tracking.journal import new_id
 from pipeline.tracking.run import Run, start
+from pipeline.tracking.surroundings import root
 
 __all__ = ["Run", "new_id", "root", "start"]

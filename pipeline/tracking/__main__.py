@@ -19,23 +19,22 @@ from urllib.parse import urlsplit
 
 from pipeline.errors import PipelineError
 from pipeline.streams import make_safe
-from pipeline.tracking.journal import (
-    Journal,
-    database,
-    escaped,
-    journals,
-    root,
-    sqlite_uri,
-    store_uri,
-    was_elsewhere,
-)
+from pipeline.tracking.journal import Journal, journals, was_elsewhere
 from pipeline.tracking.masking import clean
 from pipeline.tracking.operations import Begin
 from pipeline.tracking.parents import parent_file, read_parents
-from pipeline.tracking.processes import credentials, quiet
 from pipeline.tracking.reader import Reader
 from pipeline.tracking.sender import leftovers
 from pipeline.tracking.sender import sync as send
+from pipeline.tracking.surroundings import (
+    credentials,
+    database,
+    escaped,
+    quiet,
+    root,
+    sqlite_uri,
+    store_uri,
+)
 
 
 def sync() -> int:

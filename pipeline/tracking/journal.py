@@ -26,12 +26,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from filelock import FileLock
 
 from pipeline.tracking.operations import FORMAT, Begin, Operation, parse
-from pipeline.tracking.processes import is_alive
+from pipeline.tracking.surroundings import is_alive
 
 COPIED = 1_000_000  # bytes; larger files are hard-linked instead: weights are written once
 UNWRITTEN = 10_000_000  # bytes kept in memory while the disk is full
@@ -39,42 +38,9 @@ RESUMABLE = 30 * 86400  # seconds that the journal of a run that was cut short i
 _NO_TEXT = re.compile("[\ud800-\udfff]")  # what is no UTF-8 in a path, as Python reads it
 
 
-def root() -> Path:
-    """Where the store and the journals are: the DVC workspace, also from a temporary copy."""
-    return Path(os.environ.get("DVC_ROOT") or Path(__file__).parents[2]).resolve()
-
-
 def new_id(stage: str) -> str:
     """The name of a journal that no run has had: what `start(id=…)` takes."""
     return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{stage}-{uuid.uuid4().hex[:8]}"
-
-
-def escaped(path: Path) -> str:
-    """A path as it stands in a URI: SQLAlchemy and MLflow read `%41`, `#` and `?`."""
-    return quote(str(path), safe="/ ")
-
-
-def sqlite_uri(file: Path) -> str:
-    """The URI of a database file."""
-    path = escaped(file)
-    # for `sqlite:///` MLflow makes the folder of the path without reading what is escaped in it
-    driver = "sqlite" if path == str(file) else "sqlite+pysqlite"
-    return f"{driver}:///{path}"
-
-
-def database(root: Path) -> Path:
-    """A workspace's own store."""
-    return root / "mlflow.db"
-
-
-def store_uri() -> str:
-    """The store's: `$MLFLOW_TRACKING_URI`, or the workspace's own database."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(database(root()))
-
-
-def was_elsewhere(begin: Begin, root: Path) -> bool:
-    """Whether this is of a workspace with another path: of this one before a move, or a copy's."""
-    return begin.root != str(root)
 
 
 class Log:
@@ -183,7 +149,7 @@ class Journal:
 
     def write_begin(self, begin: Begin) -> None:
         """Replace the latest start; comes before it is appended to the journal."""
-        replace(self.folder / "begin.json", vars(begin), sync=True)
+        replace_json(self.folder / "begin.json", vars(begin), sync=True)
 
     def source(self, begin: Begin) -> dict[str, Any]:
         """What the stage runs from; empty while that is not noted."""
@@ -195,7 +161,7 @@ class Journal:
 
     def note_source(self, begin: Begin, found: dict[str, Any]) -> None:
         """Keep what the stage runs from."""
-        replace(self.folder / "source.json", {**found, "start": begin.start})
+        replace_json(self.folder / "source.json", {**found, "start": begin.start})
 
     def state(self) -> State:
         """What the sender has saved; a fresh one where nothing (readable) was saved.
@@ -209,7 +175,7 @@ class Journal:
 
     def save(self, state: State) -> None:
         """Replace the saved state."""
-        replace(self.folder / "state.json", asdict(state))
+        replace_json(self.folder / "state.json", asdict(state))
 
     def is_complete(self) -> bool:
         """Whether the store has acknowledged every whole line, and the run is closed after it.
@@ -264,7 +230,12 @@ def journals(folder: Path) -> list[tuple[Journal, Begin]]:
     return sorted(begun, key=lambda one: (one[1].t, one[0].id))
 
 
-def replace(path: Path, value: Any, sync: bool = False) -> None:
+def was_elsewhere(begin: Begin, root: Path) -> bool:
+    """Whether this is of a workspace with another path: of this one before a move, or a copy's."""
+    return begin.root != str(root)
+
+
+def replace_json(path: Path, value: Any, sync: bool = False) -> None:
     """Write JSON to another name and rename it."""
     temporary = path.with_suffix(".tmp")
     with temporary.open("w") as file:

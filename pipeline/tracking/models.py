@@ -121,7 +121,7 @@ def register(
     Returns the version; None when the store has no logged model of these weights.
     """
     client, name = store.client, record.name
-    model_id = trained and _model_of(store, trained)
+    model_id = trained and store.model(trained)
     if not trained or not model_id:
         return None
     store.file(run_id, predictions, FOLDER)
@@ -192,16 +192,8 @@ def _decide(
         if wins
         else f"version {before} stays champion against {version}"
     )
-    tags = {"better": str(better), "worse": str(worse), "p": f"{p:.6g}"}
-    named = {f"paired.{key}": value for key, value in tags.items()}
-    return wins, f"{what}: {numbers}", {"compared_to": before, **named}
-
-
-def _model_of(store: Store, run_id: str) -> str | None:
-    place = store.client.get_run(run_id).info.experiment_id
-    found = store.client.search_logged_models([place], f"source_run_id = '{run_id}'")
-    ready = [model for model in found if model.status == "READY"]
-    return str(ready[0].model_id) if ready else None
+    tags = {"paired.better": str(better), "paired.worse": str(worse), "paired.p": f"{p:.6g}"}
+    return wins, f"{what}: {numbers}", {"compared_to": before, **tags}
 
 
 def _version(store: Store, name: str, model_id: str, trained: str) -> str:

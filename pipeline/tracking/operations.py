@@ -64,12 +64,12 @@ class Begin(Operation):
     Attributes:
         start: 1, or how often the run was started, when it goes on.
         finished: an earlier start had done everything but end.
-        pid, created: of the stage's process, see `processes.this_process`.
+        pid, created: of the stage's process, see `surroundings.this_process`.
         uri: of the store, without credentials.
         credentials: the variables that hold them.
         root: the workspace with store and journals.
         code: where the stage runs, which may be a temporary copy of it.
-        dvc: see `processes.dvc`.
+        dvc: see `surroundings.dvc`.
         flush: seconds without progress that the stage waits at its end.
         system: seconds between two samples of the machine.
     """
@@ -275,10 +275,7 @@ class End(Operation):
         to.close(self.status, self.t)
 
 
-OPERATIONS: dict[str, type[Operation]] = {
-    kind.__name__.lower(): kind
-    for kind in (Begin, Metrics, Tags, Artifact, Input, Model, Register, End)
-}
+OPERATIONS = {kind.__name__.lower(): kind for kind in Operation.__subclasses__()}
 
 
 def text(value: Any) -> str:

@@ -19,9 +19,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.task import tasks
-from pipeline.tracking.journal import replace, was_elsewhere
+from pipeline.tracking.journal import replace_json, was_elsewhere
 from pipeline.tracking.operations import NOTE, Begin, now
-from pipeline.tracking.processes import is_alive
+from pipeline.tracking.surroundings import is_alive
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -57,7 +57,7 @@ class Parent:
 
     def save(self, path: Path) -> None:
         """Write the file that stands for the open run."""
-        replace(path, asdict(self))
+        replace_json(path, asdict(self))
 
 
 def parent_file(folder: Path, begin: Begin) -> Path:
@@ -220,7 +220,7 @@ def close_parent(store: "Store", parent: Parent) -> None:
         if "dvc.stage" in run.data.tags and "beside" not in run.data.tags
     }
     ran = {name: run.info.status for name, run in children.items()}
-    again, stages = reused(graph, ran) if graph else set(), graph.get("stages", {})
+    again, stages = reused(graph, ran), graph.get("stages", {})
     names = list(dict.fromkeys([*graph.get("names", []), *stages, *children]))
     rows, metrics = [], dict[str, float]()
     for name in names:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pipeline.errors import PipelineError
-from pipeline.tracking.journal import root, store_uri
 from pipeline.tracking.masking import clean
-from pipeline.tracking.processes import quiet
+from pipeline.tracking.surroundings import quiet, root, store_uri
 
 if TYPE_CHECKING:
     from pipeline.tracking.store import Store
@@ -144,22 +143,17 @@ class Reader:
         """The model that a run logged, downloaded into `folder`; None without one."""
         import mlflow
 
-        client = self.store.client
-        run = client.get_run(run_id)
-        found = client.search_logged_models(
-            [run.info.experiment_id], f"source_run_id = '{run_id}'", max_results=1
-        )
-        if not found:
+        model_id = self.store.model(run_id)
+        if model_id is None:
             return None
-        source = f"models:/{found[0].model_id}"
         got = mlflow.artifacts.download_artifacts(
-            artifact_uri=source, dst_path=str(folder), tracking_uri=self.uri
+            artifact_uri=f"models:/{model_id}", dst_path=str(folder), tracking_uri=self.uri
         )
         return next(Path(got).rglob("model.safetensors"), None)
 
     def _file(self, run_id: str, name: str) -> bytes:
         """An artifact, empty where there is none."""
-        client, (folder, _, _) = self.store.client, name.rpartition("/")
+        client, folder = self.store.client, name.rpartition("/")[0]
         if name not in [file.path for file in client.list_artifacts(run_id, folder or None)]:
             return b""
         with tempfile.TemporaryDirectory() as place:

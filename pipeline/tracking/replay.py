@@ -16,7 +16,7 @@ from pipeline.nested import flat
 from pipeline.tracking.journal import Journal, State, journals, read
 from pipeline.tracking.masking import clean
 from pipeline.tracking.operations import Begin, Metrics, Operation, Tags, text
-from pipeline.tracking.store import PARAM, RunGoneError, Store
+from pipeline.tracking.store import PARAM, Store
 
 BATCH = 10.0, 100_000  # seconds and bytes of metrics that are sent together while the stage runs
 PIECE = 500_000  # bytes read at once
@@ -64,7 +64,8 @@ class Replay:
         except Exception as error:
             if self._is_gone(error):
                 # wiped or replaced: begin again, the journal still has everything
-                self._save(State(uri=self.begin.uri))
+                self.state = State(uri=self.begin.uri)
+                self.journal.save(self.state)
             self._metrics.clear()
             self._tags.clear()
             self._read = self.state.sent
@@ -77,7 +78,7 @@ class Replay:
         if not self.begin.finished:
             self.tag(error=f"process {self.begin.pid} on {self.begin.host} ended without a word")
         self.close("FINISHED" if self.begin.finished else "KILLED", max(times))
-        self._save(self.state)
+        self.journal.save(self.state)
 
     def _send_journal(self, due: bool) -> None:
         for operation, position in read(self.journal.path, self._read, PIECE):
@@ -109,28 +110,24 @@ class Replay:
         if end != self.state.observed:
             self._flush()
             self.state.observed = end
-            self._save(self.state)
+            self.journal.save(self.state)
 
     def _sent(self, end: int) -> None:
         self._flush()
         self.state.sent = end
         self.state.parts = {}
         self.state.error = ""
-        self._save(self.state)
+        self.journal.save(self.state)
 
     def _is_gone(self, error: Exception) -> bool:
-        """Whether the store has lost the run."""
+        """Whether the store has lost the run, and not something else that was asked for."""
         code = getattr(error, "error_code", "")
         if code == "RESOURCE_DOES_NOT_EXIST" and self.state.run_id:
             try:
                 self.store.client.get_run(self.run_id)
             except MlflowException as again:
                 return bool(again.error_code == code)
-        return isinstance(error, RunGoneError)
-
-    def _save(self, state: State) -> None:
-        self.state = state
-        self.journal.save(state)
+        return False
 
     # what operations call
 
@@ -145,7 +142,7 @@ class Replay:
         """Do a part of an operation; when the store fails later on, it is not done again."""
         if name not in self.state.parts:
             self.state.parts[name] = action() or ""
-            self._save(self.state)
+            self.journal.save(self.state)
         return self.state.parts[name]
 
     def reopen(self) -> None:

@@ -1,20 +1,18 @@
 """What a stage holds: a `Run` whose calls append to the journal and return."""
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import re
-import subprocess
-import sys
-import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import PipelineError
 from pipeline.tracking import operations as op
-from pipeline.tracking import processes
-from pipeline.tracking.journal import Journal, Log, State, Thinning, new_id, read, root, store_uri
+from pipeline.tracking import surroundings
+from pipeline.tracking.delivery import Delivery, warn
+from pipeline.tracking.journal import Journal, Log, State, Thinning, new_id, read
 from pipeline.tracking.masking import clean, masked
 from pipeline.tracking.provenance import described, dvc_md5, identity
 
@@ -25,9 +23,6 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 ALWAYS = ("mlflow", "numpy", "torch", "pydantic", "safetensors")
 """What every served model needs."""
-
-LOG = "sender.log"
-"""Below `.tracking/`: what went wrong in sender processes."""
 
 _KEY = re.compile(r"[^\w\-. :/]")  # what MLflow refuses in names
 
@@ -58,21 +53,22 @@ def start(
     """
     if not settings.enabled:
         return Run()
-    journal, uri = Journal(root() / ".tracking" / (id or new_id(stage))), clean(store_uri())
+    root, uri = surroundings.root(), clean(surroundings.store_uri())
+    journal = Journal(root / ".tracking" / (id or new_id(stage)))
     begin = op.Begin(
         start=1,
         finished=finished,
         stage=stage,
-        **processes.this_process(),
+        **surroundings.this_process(),
         uri=uri,
-        credentials=processes.credentials(uri),
-        root=str(root()),
+        credentials=surroundings.credentials(uri),
+        root=str(root),
         code=str(Path.cwd()),
         experiment=settings.experiment,
         config=masked(config),
         card=masked(card),
-        dvc=processes.dvc(),
-        user=processes.user(),
+        dvc=surroundings.dvc(),
+        user=surroundings.user(),
         flush=settings.flush_seconds,
         system=settings.system_seconds,
     )
@@ -102,20 +98,18 @@ class Run:
         """What `start(id=…)` takes to continue this run."""
         self._journal = journal
         self._conceal = conceal
-        self._thinning: dict[tuple[str, str], Thinning] = {}
-        self._sender: subprocess.Popen[bytes] | None = None
-        self._told = False
+        self._thinning = defaultdict[tuple[str, str], Thinning](Thinning)
         if journal is None or begin is None:
             return
         with journal.beginning:
             journal.folder.mkdir(exist_ok=True)
-            self._begin = dataclasses.replace(begin, start=1 + self._remember(journal))
+            begin = dataclasses.replace(begin, start=1 + self._remember(journal))
             self._log = Log(journal.path)
             if journal.state().sent > journal.path.stat().st_size:  # a power cut took the end
                 journal.save(State())
-            journal.write_begin(self._begin)
-            self._log.append(self._begin)
-        self._sender = _start_sender(journal)
+            journal.write_begin(begin)
+            self._log.append(begin)
+        self._delivery = Delivery(journal, begin)
 
     def metrics(self, values: dict[str, float], step: int = 0, target: str = "self") -> None:
         """Log one point of each metric.
@@ -129,7 +123,7 @@ class Run:
         kept = {
             key: float(value)
             for key, value in _named(values).items()
-            if self._thinning.setdefault((target, key), Thinning()).keeps(step)
+            if self._thinning[target, key].keeps(step)
         }
         if kept:
             self._append(op.Metrics(values=kept, step=step, target=target))
@@ -144,7 +138,8 @@ class Run:
         `target` may be `parent`: the run that stands for this `dvc repro`.
         """
         self._append_of(
-            path, lambda keep: op.Artifact(file=keep(path), folder=folder, target=target)
+            path,
+            lambda journal: op.Artifact(file=journal.keep(path), folder=folder, target=target),
         )
 
     def input(self, path: Path, name: str, context: str = "") -> None:
@@ -156,7 +151,7 @@ class Run:
             context: `training`, `testing`, …
         """
 
-        def made(_keep: Callable[[Path], str]) -> op.Operation:
+        def made(_: Journal) -> op.Operation:
             said = self._conceal(path.as_posix())
             tag, md5 = identity(path) or (f"output.{said}", dvc_md5(path))
             told = described(path) if tag == "data.md5" else {}
@@ -169,9 +164,11 @@ class Run:
     def output(self, path: Path) -> None:
         """Tag the run with the md5 of what it wrote, so that later stages find it by content."""
 
-        def made(_keep: Callable[[Path], str]) -> op.Operation:
+        def made(_: Journal) -> op.Operation:
             tags = {f"output.{self._conceal(path.as_posix())}": dvc_md5(path)}
-            return op.Tags(values=tags | dict([found] if (found := identity(path)) else []))
+            if found := identity(path):
+                tags.update([found])
+            return op.Tags(values=tags)
 
         self._append_of(path, made)
 
@@ -192,10 +189,10 @@ class Run:
         version = importlib.metadata.version
         self._append_of(
             folder,
-            lambda keep: op.Model(
-                file=keep(folder),
-                code=keep(code),
-                server=keep(Path(__file__).with_name("served.py")),
+            lambda journal: op.Model(
+                file=journal.keep(folder),
+                code=journal.keep(code),
+                server=journal.keep(Path(__file__).with_name("served.py")),
                 packages=[f"{name}=={version(name)}" for name in (*ALWAYS, *packages)],
                 example=example,
                 metadata=masked(facts),
@@ -226,11 +223,11 @@ class Run:
         """
         self._append_of(
             predictions,
-            lambda keep: op.Register(
+            lambda journal: op.Register(
                 name=name,
                 weights=weights,
                 data=data,
-                file=keep(predictions),
+                file=journal.keep(predictions),
                 metrics=_named(metrics),
                 promote=promote,
                 capped=capped,
@@ -241,36 +238,34 @@ class Run:
         """Make what was logged so far survive a power cut; called at the end of an epoch."""
         if self._journal:
             self._log.sync()
-            self._tell_what_git_refuses(self._journal)
-            self._see_to_a_sender(self._journal)
+            self._delivery.look_after()
 
     def end(self, status: Status = "FINISHED", error: str | None = None) -> None:
         """Close the run and wait until the store has it, as long as it makes progress."""
         if not self._journal:
             return
-        self._tell_what_git_refuses(self._journal)
         self._append(op.End(status=status, error=clean(error or "")))
         self._log.sync()
         if self._log.unwritten or self._log.lost:
-            _warn(f"the disk is full: a part of what {self._journal.folder} should hold is lost")
+            warn(f"the disk is full: a part of what {self._journal.folder} should hold is lost")
         self._log.close()
-        journal, self._journal = self._journal, None
-        self._drain(journal)
+        self._journal = None
+        self._delivery.wait()
 
     def _append(self, operation: op.Operation) -> None:
         if self._journal:
             self._log.append(operation)
 
-    def _append_of(self, path: Path, made: Callable[[Callable[[Path], str]], op.Operation]) -> None:
-        """Append what `made` reads from `path`; it is handed what keeps a file."""
+    def _append_of(self, path: Path, made: Callable[[Journal], op.Operation]) -> None:
+        """Append what `made` reads from `path`, or say why it can't be read."""
         if not self._journal:
             return
         try:
-            self._log.append(made(self._journal.keep))
+            self._log.append(made(self._journal))
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             # also a file that is not what its name says: whoever needs it will tell the user
             reason = getattr(error, "strerror", None) or error
-            _warn(self._conceal(f"{path} is not logged ({reason})"))
+            warn(self._conceal(f"{path} is not logged ({reason})"))
 
     def _remember(self, journal: Journal) -> int:
         """Take in what earlier processes journaled; returns how often the run was started."""
@@ -279,70 +274,9 @@ class Run:
             starts += isinstance(operation, op.Begin)
             if isinstance(operation, op.Metrics):
                 for key in operation.values:
-                    series = self._thinning.setdefault((operation.target, key), Thinning())
-                    series.add(operation.step)
+                    self._thinning[operation.target, key].add(operation.step)
         return starts
-
-    def _see_to_a_sender(self, journal: Journal) -> None:
-        if self._sender is None or self._sender.poll() is not None:
-            alone = processes.lock(journal.folder.parent, self._begin.uri)
-            with contextlib.suppress(OSError), alone.acquire(timeout=0):
-                self._sender = _start_sender(journal)
-
-    def _tell_what_git_refuses(self, journal: Journal) -> None:
-        """Say once why it is not recorded what this stage runs from."""
-        refused = "" if self._told else journal.source(self._begin).get("refused")
-        if refused:
-            _warn(f"what this stage runs from is not recorded whole; git says: {refused}")
-            self._told = True
-
-    def _drain(self, journal: Journal) -> None:
-        before, patience, look = None, time.monotonic() + self._begin.flush, 0.0
-        while not journal.is_complete():
-            state = journal.state()
-            if (progress := (state.sent, len(state.parts))) != before:
-                before, patience = progress, time.monotonic() + self._begin.flush
-            self._tell_what_git_refuses(journal)
-            if time.monotonic() > patience:
-                break
-            if time.monotonic() > look:
-                self._see_to_a_sender(journal)
-                look = time.monotonic() + 0.5
-            time.sleep(0.02)
-        else:
-            return
-        state = journal.state()
-        pending = sum(1 for _ in read(journal.path, state.sent))
-        log = []
-        with contextlib.suppress(OSError):  # there is none if no sender could be started
-            log = (journal.folder.parent / LOG).read_text(errors="replace").splitlines()
-        why = state.error or (log[-1] if log else "")
-        _warn(
-            f"{pending} records of this run are not in the store yet ({why or 'no answer'}); "
-            f"they are kept in {journal.folder}, and the next stage or `make sync` sends them"
-        )
-
-
-def _start_sender(journal: Journal) -> subprocess.Popen[bytes] | None:
-    try:
-        with (journal.folder.parent / LOG).open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "pipeline.tracking.sender", str(journal.folder)],
-                cwd=Path(__file__).parents[2],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                # Ctrl-C is for the stage, which then says how it ended
-                start_new_session=True,
-            )
-    except OSError as error:
-        _warn(f"the sender did not start ({error})")
-        return None
 
 
 def _named(values: dict[str, Any]) -> dict[str, Any]:
     return {_KEY.sub("_", key)[:250]: value for key, value in values.items()}
-
-
-def _warn(text: str) -> None:
-    print(f"tracking: {clean(text)}", file=sys.stderr, flush=True)

@@ -24,7 +24,7 @@ from pipeline.tracking.journal import Journal, Log, journals, read, was_elsewher
 from pipeline.tracking.masking import clean
 from pipeline.tracking.operations import Begin, Metrics, now
 from pipeline.tracking.parents import Graph, Parent, close_parent, parent_file, read_parents
-from pipeline.tracking.processes import credentials, give_way, lock, quiet
+from pipeline.tracking.surroundings import credentials, give_way, lock, quiet
 from pipeline.tracking.system import Sampler
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 POLL = 0.2  # seconds between two looks at the journals
 LOOK = 1.0  # seconds between two looks at what nobody waits for: each holds up a core that trains
 BACKOFF = 5.0  # seconds, the longest pause between two attempts
+WAIT = 60  # seconds that `sync` gives to senders that are at work
 NOTED = 30  # seconds in which a stage's source is noted, or its process has died
 
 
@@ -232,16 +233,16 @@ def leftovers(folder: Path) -> list[tuple[Journal, Begin]]:
     ]
 
 
-def sync(folder: Path, wait: float = 60) -> int:
+def sync(folder: Path) -> int:
     """Send what dead processes left behind; returns how many runs the store has now.
 
-    One attempt for each store, after `wait` seconds at most for a sender that is at work.
+    One attempt for each store, unless another sender is at work for longer than `WAIT`.
     """
 
     def own() -> list[tuple[Journal, Begin]]:
         return [one for one in leftovers(folder) if not was_elsewhere(one[1], folder.parent)]
 
-    before, end = own(), time.monotonic() + wait
+    before, end = own(), time.monotonic() + WAIT
     uris = {begin.uri for _, begin in before}
     for uri in sorted(uris | {parent.begin.uri for _, parent in read_parents(folder)}):
         while time.monotonic() < end:

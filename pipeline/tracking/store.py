@@ -21,9 +21,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from pipeline.errors import PipelineError
-from pipeline.tracking.journal import database, escaped, sqlite_uri
 from pipeline.tracking.masking import clean
-from pipeline.tracking.processes import lock
+from pipeline.tracking.surroundings import database, escaped, lock, sqlite_uri
 
 # the sender has its own retries; MLflow's would block it for up to an hour
 mlflow.store.db.utils.MAX_RETRY_COUNT = 1
@@ -34,10 +33,6 @@ GIVEN = os.environ.get("MLFLOW_TRACKING_URI", "")
 ARTIFACTS = "mlartifacts"
 METRICS, PARAMS = 1000, 50  # per request: the API's limit; and about 300 kB
 PARAM, TAG = 6000, 8000  # characters
-
-
-class RunGoneError(Exception):
-    """The store does not know the run any more: it was wiped or replaced."""
 
 
 class Store:
@@ -144,8 +139,7 @@ class Store:
         A param that the run has with another value keeps it: MLflow's params are immutable.
 
         Raises:
-            RunGoneError: there is no such run.
-            Exception: the store can't be reached; try again later.
+            Exception: there is no such run, or the store can't be reached; try again later.
         """
         refused: list[str] = []
         kinds: list[tuple[str, list[Any], int]] = [
@@ -163,8 +157,6 @@ class Store:
         try:
             self.client.log_batch(run_id, **part)
         except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                raise RunGoneError(run_id) from error
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
             if len(items) == 1:
@@ -203,6 +195,13 @@ class Store:
         )
         tags = [InputTag("mlflow.data.context", context)]
         self.client.log_inputs(run_id, [DatasetInput(data, tags)])
+
+    def model(self, run_id: str) -> str | None:
+        """Id of the model that a run has logged whole."""
+        place = self.client.get_run(run_id).info.experiment_id
+        found = self.client.search_logged_models([place], f"source_run_id = '{run_id}'")
+        ready = [str(model.model_id) for model in found if model.status == "READY"]
+        return ready[0] if ready else None
 
     @staticmethod
     def link(run: Run) -> str:

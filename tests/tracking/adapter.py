@@ -8,7 +8,7 @@ import pytest
 
 from pipeline import tracking
 from pipeline.settings import Tracking
-from pipeline.tracking import journal, processes, run, sender
+from pipeline.tracking import delivery, journal, run, sender, surroundings
 
 WHOLE = 5
 """So many points of a series are all kept; for the test fewer than 4,000."""
@@ -24,9 +24,10 @@ class Tracker:
         patch.setattr(store, "MlflowClient", lambda *uris: client)
         patch.setattr(store, "METRICS", 5)  # per request, so that a batch has several
         patch.setattr(journal, "is_alive", lambda pid, created: pid in self._alive)
-        patch.setattr(processes, "this_process", self._process)
-        patch.setattr(run, "_warn", lambda text: None)
-        patch.setattr(run, "_start_sender", lambda journal: None)
+        patch.setattr(surroundings, "this_process", self._process)
+        patch.setattr(run, "warn", lambda text: None)
+        patch.setattr(delivery, "warn", lambda text: None)
+        patch.setattr(delivery, "_start_sender", lambda journal: None)
         patch.setattr(sender, "_say", lambda error: f"{type(error).__name__}: {error}")
         patch.setattr(replay, "BATCH", replay.BATCH)
         patch.setattr(journal.Thinning, "WHOLE", WHOLE)
@@ -68,7 +69,7 @@ class Tracker:
         for one, begin in journal.journals(self._folder):
             if not one.source(begin):
                 one.note_source(begin, {})
-        self._sender = self._sender or sender.Sender(self._folder, run.store_uri())
+        self._sender = self._sender or sender.Sender(self._folder, surroundings.store_uri())
         while self._sender.step():
             pass
 

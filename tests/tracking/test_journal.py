@@ -343,7 +343,7 @@ diff --git a/run.py b/run.py
 
 
 def test_the_command_line_of_dvc_keeps_no_secret(tmp_path: Path) -> None:
-    code = "from pipeline.tracking import processes; print(*processes.dvc()['command'])"
+    code = "from pipeline.tracking import surroundings; print(*surroundings.dvc()['command'])"
     script = tmp_path / "dvc"
     script.write_text(
         f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {code!r}], check=True)"

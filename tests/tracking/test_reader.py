@@ -10,9 +10,9 @@ from pipeline.errors import PipelineError
 from pipeline.reproduce.__main__ import main as reproduce
 from pipeline.settings import Tracking
 from pipeline.tracking.__main__ import main
-from pipeline.tracking.journal import sqlite_uri, store_uri
 from pipeline.tracking.reader import Reader
 from pipeline.tracking.store import Store
+from pipeline.tracking.surroundings import sqlite_uri, store_uri
 
 
 @pytest.fixture

@@ -14,8 +14,7 @@ import pytest
 
 from pipeline import tracking
 from pipeline.settings import Tracking
-from pipeline.tracking import processes
-from pipeline.tracking import run as tracking_run
+from pipeline.tracking import delivery, surroundings
 from pipeline.tracking.__main__ import main
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.parents import Parent, parent_file, read_parents
@@ -28,7 +27,7 @@ Start = Callable[..., tuple[tracking.Run, Journal]]
 @pytest.fixture
 def start(workspace: Path, settings: Tracking, monkeypatch: pytest.MonkeyPatch) -> Start:
     """Begins runs that nobody sends until the test does."""
-    monkeypatch.setattr(tracking_run, "_start_sender", lambda journal: None)
+    monkeypatch.setattr(delivery, "_start_sender", lambda journal: None)
     impatient = settings.model_copy(update={"flush_seconds": 0.0})
 
     def start(**how: Any) -> tuple[tracking.Run, Journal]:
@@ -210,7 +209,7 @@ def test_damaged_notes_of_what_a_stage_runs_from_and_below_are_as_none(
     start: Start, client: Any, settings: Tracking, monkeypatch: pytest.MonkeyPatch
 ):
     dvc: dict[str, Any] = {"stage": "train", "process": {"pid": 0, "created": 0.5}}
-    monkeypatch.setattr(processes, "dvc", lambda: dvc)
+    monkeypatch.setattr(surroundings, "dvc", lambda: dvc)
     run, journal = start()
     run.end()
     begin = journal.begin()
@@ -262,7 +261,7 @@ def test_what_stands_for_a_dvc_process_is_dropped_with_its_last_journal(
     start: Start, client: Any, settings: Tracking, monkeypatch: pytest.MonkeyPatch
 ):
     dvc = {"stage": "train", "command": [], "process": {"pid": 0, "created": 1.5}}
-    monkeypatch.setattr(processes, "dvc", lambda: dvc)
+    monkeypatch.setattr(surroundings, "dvc", lambda: dvc)
     stages = [start(), start()]
     (_, first), (_, second) = stages
     begin = second.begin()

@@ -11,10 +11,10 @@ import pytest
 from pipeline import tracking
 from pipeline.errors import PipelineError
 from pipeline.settings import Tracking
-from pipeline.tracking import processes
-from pipeline.tracking import run as tracking_run
+from pipeline.tracking import delivery, surroundings
 from pipeline.tracking.__main__ import main
-from pipeline.tracking.journal import Journal, store_uri
+from pipeline.tracking.journal import Journal
+from pipeline.tracking.surroundings import store_uri
 from tests.tracking.conftest import Server, points, runs, text, wait_for
 
 CONFIG = {
@@ -162,11 +162,11 @@ def test_a_lock_that_can_no_longer_be_taken_ends_no_stage(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(tracking_run, "_start_sender", lambda journal: None)
+    monkeypatch.setattr(delivery, "_start_sender", lambda journal: None)
     settings = settings.model_copy(update={"flush_seconds": 0.0})
     run = tracking.start("train_cnn", settings, {}, {})
     # as after a fault the system lets no file be opened to write
-    Path(processes.lock(own_workspace / ".tracking", store_uri()).lock_file).mkdir()
+    Path(surroundings.lock(own_workspace / ".tracking", store_uri()).lock_file).mkdir()
     run.sync()
     run.end()
     assert "make sync" in capsys.readouterr().err
@@ -180,7 +180,7 @@ def test_a_disk_that_can_only_be_read_is_one_line_of_each_command(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(tracking_run, "_start_sender", lambda journal: None)
+    monkeypatch.setattr(delivery, "_start_sender", lambda journal: None)
     monkeypatch.setattr(Journal, "is_live", lambda *_: False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     work = disk / "work"

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline import tracking
 from pipeline.settings import Tracking
-from pipeline.tracking import run as tracking_run
+from pipeline.tracking import delivery
 from pipeline.tracking.sender import leftovers
 from tests.tracking.conftest import STAGE, Flaky, points, runs, sync, wait_for
 from tests.tracking.test_failures import curve, train
@@ -209,7 +209,7 @@ def test_each_stage_waits_its_own_patience_for_a_store_that_hangs(
 def test_a_journal_of_another_host_is_that_hosts_while_it_is_written_to(
     own_workspace: Path, settings: Tracking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking_run, "_start_sender", lambda journal: None)
+    monkeypatch.setattr(delivery, "_start_sender", lambda journal: None)
     monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
     run = tracking.start("train_cnn", settings, {}, {})
     monkeypatch.undo()
@@ -223,7 +223,7 @@ def test_where_no_process_may_give_way_it_goes_on() -> None:
     """As in gVisor, whose scheduler knows one kind."""
     code = (
         "import os\n"
-        "from pipeline.tracking.processes import give_way\n"
+        "from pipeline.tracking.surroundings import give_way\n"
         "os.sched_setscheduler = lambda *_: os.open('/nowhere', 0)\n"
         "give_way()\n"
     )

@@ -11,12 +11,12 @@ from mlflow.exceptions import MlflowException
 from pipeline import tracking
 from pipeline.errors import PipelineError
 from pipeline.settings import Tracking
-from pipeline.tracking import processes
-from pipeline.tracking import run as tracking_run
+from pipeline.tracking import delivery, surroundings
 from pipeline.tracking.__main__ import main
-from pipeline.tracking.journal import Journal, escaped, journals, sqlite_uri, store_uri
+from pipeline.tracking.journal import Journal, journals
 from pipeline.tracking.sender import Sender, sync
 from pipeline.tracking.store import Store
+from pipeline.tracking.surroundings import escaped, sqlite_uri, store_uri
 
 NAME = "a%41 #ü+;?b=c&%"
 
@@ -50,7 +50,7 @@ def test_a_plain_path_is_written_as_it_is(tmp_path):
 def test_who_sends_to_a_store_is_not_locked_out_of_it(tmp_path):
     (tmp_path / ".tracking").mkdir()
     behind = pytest.raises(MlflowException, match="credential")  # what comes behind the lock
-    with processes.lock(tmp_path / ".tracking", "databricks"), behind:
+    with surroundings.lock(tmp_path / ".tracking", "databricks"), behind:
         Store("databricks", tmp_path)
 
 
@@ -106,7 +106,7 @@ def test_journals_of_a_copied_workspace_wait_until_it_is_told(tmp_path, monkeypa
     old = tmp_path / "work"
     old.mkdir()
     monkeypatch.setenv("DVC_ROOT", str(old))
-    monkeypatch.setattr(tracking_run, "_start_sender", lambda journal: None)
+    monkeypatch.setattr(delivery, "_start_sender", lambda journal: None)
     monkeypatch.setattr(Journal, "is_live", lambda *_: False)
     settings = Tracking(
         enabled=True, experiment="x", flush_seconds=0.1, system_seconds=1, promote=False
@@ -138,10 +138,10 @@ def test_a_copy_leaves_what_the_original_has_on_a_common_server_alone_until_it_i
     old.mkdir()
     monkeypatch.setenv("DVC_ROOT", str(old))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.setattr(tracking_run, "_start_sender", lambda journal: None)
-    process = {"pid": os.getpid(), "created": processes.created(os.getpid())}
+    monkeypatch.setattr(delivery, "_start_sender", lambda journal: None)
+    process = {"pid": os.getpid(), "created": surroundings.created(os.getpid())}
     dvc = {"stage": "train", "command": ["dvc", "repro"], "process": process}
-    monkeypatch.setattr(processes, "dvc", lambda: dvc)
+    monkeypatch.setattr(surroundings, "dvc", lambda: dvc)
     settings = Tracking(
         enabled=True, experiment="x", flush_seconds=0.1, system_seconds=1, promote=False
     )
@@ -154,7 +154,7 @@ def test_a_copy_leaves_what_the_original_has_on_a_common_server_alone_until_it_i
     store = Store(uri, old)
     new = copied(old, monkeypatch)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.setattr(processes, "is_alive", lambda *_: False)  # also for the copy
+    monkeypatch.setattr(surroundings, "is_alive", lambda *_: False)  # also for the copy
     monkeypatch.setattr("pipeline.tracking.journal.is_alive", lambda *_: False)
     monkeypatch.setattr("pipeline.tracking.parents.is_alive", lambda *_: False)
 

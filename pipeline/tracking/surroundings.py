@@ -1,4 +1,4 @@
-"""Who lives, who asks, who sends: processes of this machine and the lock of the sender."""
+"""What surrounds a process: workspace and store, who lives, who runs it, who sends."""
 
 import getpass
 import logging
@@ -10,6 +10,7 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psutil
 from filelock import FileLock
@@ -20,6 +21,34 @@ _CREDENTIAL = re.compile(
     r"MLFLOW_TRACKING_(USERNAME|PASSWORD|TOKEN|AWS_SIGV4|CLIENT_CERT_PATH)|DATABRICKS_TOKEN"
     r"|AWS_(ACCESS_KEY_ID|PROFILE)|AZURE_STORAGE_\w+|GOOGLE_APPLICATION_CREDENTIALS"
 )
+
+
+def root() -> Path:
+    """Where the store and the journals are: the DVC workspace, also from a temporary copy."""
+    return Path(os.environ.get("DVC_ROOT") or Path(__file__).parents[2]).resolve()
+
+
+def escaped(path: Path) -> str:
+    """A path as it stands in a URI: SQLAlchemy and MLflow read `%41`, `#` and `?`."""
+    return quote(str(path), safe="/ ")
+
+
+def sqlite_uri(file: Path) -> str:
+    """The URI of a database file."""
+    path = escaped(file)
+    # for `sqlite:///` MLflow makes the folder of the path without reading what is escaped in it
+    driver = "sqlite" if path == str(file) else "sqlite+pysqlite"
+    return f"{driver}:///{path}"
+
+
+def database(root: Path) -> Path:
+    """A workspace's own store."""
+    return root / "mlflow.db"
+
+
+def store_uri() -> str:
+    """The store's: `$MLFLOW_TRACKING_URI`, or the workspace's own database."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(database(root()))
 
 
 def created(pid: int) -> float:
