@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.classification.data.labels import column as labels_of
+from pipeline.classification.data.labels import labels_of
 from pipeline.evaluation.intervals import Integers
 from pipeline.prepared import SplitName, read_split
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline.classification.data.labels import column
+from pipeline.classification.data.labels import labels_of
 from pipeline.errors import PipelineError
 from pipeline.images import png
 from pipeline.images.given import given
@@ -50,7 +50,7 @@ def load(
     path, facts = folder / f"{split}.parquet", card.facts
     schema = pa.schema([field for field in file.schema_arrow if field.name == "label"])
     table = pa.Table.from_batches(rows(path, file, ["label"]), schema)
-    labels = torch.tensor(column(table, facts.classes, path), device=device)
+    labels = torch.tensor(labels_of(table, facts.classes, path), device=device)
     shape = (len(labels), facts.channels, facts.height, facts.width)
     pixels = _decoded(path, file, png.Layout(facts.height, facts.width, facts.channels))
     on_disk = math.prod(shape) > in_memory_limit

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.classification.data.labels import column
+from pipeline.classification.data.labels import labels_of
 from pipeline.prepared import SplitName, first_row, read_split
 from pipeline.training.batches import Batches, Ragged
 from pipeline.training.net import Net
@@ -36,7 +36,7 @@ def load(folder: Path, split: SplitName, net: Net, *, device: torch.device, **ho
         return_token_type_ids=False,
     )["input_ids"]
     ragged = Ragged.of([np.asarray(ids, np.int32) for ids in encoded], device)
-    labels = column(table, card.facts.classes, folder / f"{split}.parquet")
+    labels = labels_of(table, card.facts.classes, folder / f"{split}.parquet")
     targets = torch.tensor(labels, device=device)
 
     def collate(index: Tensor) -> tuple[dict[str, Tensor], Tensor]:
