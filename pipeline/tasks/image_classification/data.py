@@ -52,7 +52,7 @@ def load(
     table = pa.Table.from_batches(rows(path, file, ["label"]), schema)
     labels = torch.tensor(labels_of(table, facts.classes, path), device=device)
     shape = (len(labels), facts.channels, facts.height, facts.width)
-    pixels = _decoded(path, file, png.Layout(facts.height, facts.width, facts.channels))
+    pixels = _decoded(path, file, shape[1:])
     on_disk = math.prod(shape) > in_memory_limit
     if on_disk:
         images = _on_disk(folder, pixels, shape)
@@ -103,12 +103,12 @@ def example(folder: Path) -> str:
     return base64.b64encode(first_row(folder)["image"]["bytes"]).decode()
 
 
-def _decoded(path: Path, file: Any, layout: png.Layout) -> Iterator[png.Bytes]:
+def _decoded(path: Path, file: Any, shape: tuple[int, int, int]) -> Iterator[png.Bytes]:
     """The pixels of an opened split, [n, channels, height, width] at a time."""
     first = 0
     for part in rows(path, file, ["image"]):
         files = contents(pa.chunked_array([part.column("image")]))
-        yield png.decode(files, layout, str(path), first)
+        yield png.decode(files, shape, str(path), first)
         first += len(part)
 
 
