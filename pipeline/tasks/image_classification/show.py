@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from pipeline.classification.data.examples import Raw
 from pipeline.classification.evaluation.parts import PARTS as PARTS
-from pipeline.classification.evaluation.repetition import repeat
+from pipeline.classification.evaluation.repetition import compare_seeds
 from pipeline.classification.evaluation.study import Study, open_study
 from pipeline.classification.evaluation.subject import Corruption, Kind, Sizes, Subject
 from pipeline.evaluation.features import Inputs, Point, depths, forward, hooks, last_linear
@@ -232,4 +232,4 @@ KIND = Kind(
     sheet=lambda _subject, images, captions, title: image_sheet(images, captions, title),
     pictures=pictures,
 )
-study, repetition = partial(open_study, KIND), partial(repeat, KIND)
+study, repetition = partial(open_study, KIND), partial(compare_seeds, KIND)

@@ -14,7 +14,7 @@ from torch.nn import functional
 from pipeline.classification.data.examples import Raw
 from pipeline.classification.evaluation import baselines
 from pipeline.classification.evaluation.parts import PARTS as PARTS
-from pipeline.classification.evaluation.repetition import repeat
+from pipeline.classification.evaluation.repetition import compare_seeds
 from pipeline.classification.evaluation.study import Study, open_study
 from pipeline.classification.evaluation.subject import Corruption, Kind, Sizes, Subject
 from pipeline.evaluation.features import Inputs, Point, hooks
@@ -157,4 +157,4 @@ KIND = Kind(
     sheet=_sheet,
     pictures=pictures,
 )
-study, repetition = partial(open_study, KIND), partial(repeat, KIND)
+study, repetition = partial(open_study, KIND), partial(compare_seeds, KIND)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.classification.evaluation import baselines
 from pipeline.classification.evaluation.parts import PARTS as PARTS
-from pipeline.classification.evaluation.repetition import repeat
+from pipeline.classification.evaluation.repetition import compare_seeds
 from pipeline.classification.evaluation.study import Study, open_study
 from pipeline.classification.evaluation.subject import Corruption, Kind, Sizes
 from pipeline.evaluation.features import Inputs, Point, depths
@@ -193,4 +193,4 @@ KIND = Kind(
     pictures=pictures,
     text=str,
 )
-study, repetition = partial(open_study, KIND), partial(repeat, KIND)
+study, repetition = partial(open_study, KIND), partial(compare_seeds, KIND)
