@@ -111,7 +111,7 @@ def convnet(config: ConvNet, facts: Facts) -> nn.Sequential:
     points at this depth, by 1.5 with one convolution per stage.
     """
     blocks: list[nn.Module] = []
-    last, channels = len(config.channels) - 1, facts.channels
+    last, channels = len(config.channels) - 1, int(facts.channels)
     for stage, maps in enumerate(config.channels):
         for number in range(config.depth):
             blocks.append(nn.Conv2d(channels, maps, kernel_size=3, padding=1, bias=False))
