@@ -14,19 +14,26 @@ from pipeline.files import in_dvc_cache, lies_in
 Index = NDArray[np.int64]
 
 
+def package_folder(package: str) -> Path | None:
+    """Where an installed package lies, without running its code; None if it is not installed."""
+    # find_spec runs none as long as the name has no dot
+    spec = find_spec(package) if package.isidentifier() else None
+    places = spec.submodule_search_locations if spec is not None else None
+    return Path(next(iter(places))) if places else None
+
+
 def package_file(package: str, path: str) -> Path:
     """Path of a data file or folder that an installed package carries.
 
     Raises:
         PipelineError: the package or the file is not there.
     """
-    # find_spec runs no code of the package as long as the name has no dot.
-    spec = find_spec(package) if package.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
+    folder = package_folder(package)
+    if folder is None:
         raise PipelineError(
             f"the package {package} is not installed; install the locked packages again"
         )
-    found = Path(next(iter(spec.submodule_search_locations))) / path
+    found = folder / path
     if not found.exists():
         raise PipelineError(
             f"{path} is missing from the package {package}; install the locked packages again"

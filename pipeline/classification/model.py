@@ -23,13 +23,13 @@ def loss(module: Forward, batch: Batch, settings: ClassifierTraining) -> Tensor:
 
 def score(module: Forward, batches: Batches, _settings: ClassifierTraining) -> dict[str, float]:
     """Mean cross-entropy, `loss`, and `accuracy` over a split, read from the device once."""
-    loss = torch.zeros((), device=batches.device)
+    losses = torch.zeros((), device=batches.device)
     correct = torch.zeros((), device=batches.device)
     for batch in batches.epoch(0):
         logits = logits_of(module(**batch.inputs))
-        loss += F.cross_entropy(logits, batch.targets, reduction="sum")
+        losses += F.cross_entropy(logits, batch.targets, reduction="sum")
         correct += (logits.argmax(1) == batch.targets).sum()
-    total, hits = torch.stack([loss, correct]).tolist()
+    total, hits = torch.stack([losses, correct]).tolist()
     return {"loss": total / batches.examples, "accuracy": hits / batches.examples}
 
 

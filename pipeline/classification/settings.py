@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.settings import Fraction, Settings, Train, Training
+from pipeline.settings import Count, Fraction, Settings, Train, Training
 
 
 class ClassFacts(Settings):
@@ -51,9 +51,9 @@ class Parts(Settings):
     """Training examples a probe learns from, at most."""
     probe_test: Annotated[int, Field(gt=1)]
     """Test examples of probes, of similarity and of the interactive page's map, at most."""
-    pictured: Annotated[int, Field(gt=0)]
+    pictured: Count
     """Test images that the most exciting patches are sought in, at most."""
-    damaged: Annotated[int, Field(gt=0)]
+    damaged: Count
     """Test examples of the robustness curves, at most."""
-    suspected: Annotated[int, Field(gt=0)]
+    suspected: Count
     """Length of the list of label suspects, at most."""

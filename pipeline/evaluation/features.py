@@ -73,11 +73,6 @@ def untrained(model: nn.Module, seed: int) -> nn.Module:
     return fresh.to(device).train(model.training)
 
 
-def last_linear(model: nn.Module) -> nn.Linear:
-    """The last linear layer in order of registration: a classifier's head."""
-    return [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
-
-
 def depths(names: Sequence[str]) -> dict[str, str]:
     """Which of the points stand for early, middle and late: {depth: name of the point}."""
     middle = names[(len(names) - 1) // 2]

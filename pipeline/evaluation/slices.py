@@ -44,12 +44,6 @@ def worst(found: Sequence[Slice]) -> Slice | None:
     return min(found, key=lambda part: (part.accuracy, -part.examples), default=None)
 
 
-def lowest(found: Sequence[Slice], most: int) -> list[Slice]:
-    """At most `most` slices, those of the lowest accuracy, in the order in which they are given."""
-    ranked = sorted(range(len(found)), key=lambda place: found[place].accuracy)
-    return [found[place] for place in sorted(ranked[:most])]
-
-
 def bands(values: NDArray[Any], unit: str, parts: int = 4) -> list[str]:
     """Name for each value the quantile band it lies in, such as `11–18 words`.
 

@@ -12,8 +12,6 @@ Images = NDArray[np.uint8]
 
 def noise(images: Images, deviation: float, seed: int) -> Images:
     """Add normal noise; `deviation` is a share of the full range."""
-    if not deviation:
-        return images
     draw = np.random.default_rng(seed).normal(scale=255 * deviation, size=images.shape)
     return np.clip(images + draw, 0, 255).astype(np.uint8)
 
@@ -34,23 +32,21 @@ def blur(images: Images, radius: float, _seed: int = 0) -> Images:
 
 def shift(images: Images, pixels: float, seed: int) -> Images:
     """Move by `pixels` in a random direction of the eight, filling up with black."""
-    if not pixels:
-        return images
     step = round(pixels)
-    moved = np.zeros_like(images)
+    height, width = images.shape[2:]
+    padded = np.pad(images, ((0, 0), (0, 0), (step, step), (step, step)))
+    moved = np.empty_like(images)
     compass = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if y or x]
     which = np.random.default_rng(seed).integers(len(compass), size=len(images))
     for number, (down, right) in enumerate(compass):
         rows = which == number
-        to, origin = zip(_slide(down * step), _slide(right * step), strict=True)
-        moved[(rows, slice(None), *to)] = images[(rows, slice(None), *origin)]
+        top, left = step - down * step, step - right * step
+        moved[rows] = padded[rows, :, top : top + height, left : left + width]
     return moved
 
 
 def rotate(images: Images, degrees: float, seed: int) -> Images:
     """Turn by `degrees` about the centre, to a random side, bilinear, filling up with black."""
-    if not degrees:
-        return images
     side = np.random.default_rng(seed).choice([-1.0, 1.0], size=len(images))
     angle = torch.from_numpy(side * math.radians(degrees)).float()
     zero = torch.zeros_like(angle)
@@ -65,12 +61,3 @@ def rotate(images: Images, degrees: float, seed: int) -> Images:
     grid = functional.affine_grid(turn, list(images.shape), align_corners=False)
     turned = functional.grid_sample(torch.from_numpy(images).float(), grid, align_corners=False)
     return turned.round().to(torch.uint8).numpy()
-
-
-def _slide(step: int) -> tuple[slice, slice]:
-    """Target and source of a move by `step` along one axis."""
-    forth, back = (
-        slice(max(step, 0), min(step, 0) or None),
-        slice(max(-step, 0), -step if step > 0 else None),
-    )
-    return forth, back

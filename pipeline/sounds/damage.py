@@ -1,7 +1,6 @@
 """Damage to waveforms, a list of float32 arrays in -1..1.
 
-Each function takes the severity and a seed; an infinite one for noise, 1 for speed, gives the
-clips back as they are. The same seed gives the same damage.
+The same seed gives the same damage.
 """
 
 import math
@@ -14,8 +13,6 @@ Waves = list[NDArray[np.float32]]
 
 def hiss(waves: Waves, decibels: float, seed: int) -> Waves:
     """Add white noise at a signal-to-noise ratio in decibels; infinite adds none."""
-    if math.isinf(decibels):
-        return waves
     generator = np.random.default_rng(seed)
     noisy = []
     for wave in waves:
@@ -26,7 +23,10 @@ def hiss(waves: Waves, decibels: float, seed: int) -> Waves:
 
 
 def tempo(waves: Waves, factor: float, _seed: int = 0) -> Waves:
-    """Play `factor` times as fast, by linear interpolation: the pitch rises too, as on a tape."""
+    """Play `factor` times as fast, by linear interpolation: the pitch rises too, as on a tape.
+
+    A factor of 1 gives the clips back as they are.
+    """
     if factor == 1:
         return waves
     played = []

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.classification.data.labels import cap, check, column, labelled_files, numbered
+from pipeline.classification.data.labels import cap, check, labelled_files, labels_of, numbered
 from pipeline.errors import PipelineError
 from tests.data.sources import CLASSES, labels_of_three
 
@@ -104,10 +104,10 @@ def test_class_numbers_follow_the_sorted_names():
         numbered(["dog"], "here")
 
 
-class TestColumn:
+class TestLabelsOf:
     def test_gives_the_labels(self):
         table = pa.table({"text": ["x", "y", "z"], "label": [1, 0, 2]})
-        assert column(table, CLASSES, Path("x.parquet")).tolist() == [1, 0, 2]
+        assert labels_of(table, CLASSES, Path("x.parquet")).tolist() == [1, 0, 2]
 
     @pytest.mark.parametrize(
         ("table", "message"),
@@ -123,7 +123,7 @@ class TestColumn:
     )
     def test_refuses_labels_that_the_card_does_not_know(self, table, message):
         with pytest.raises(PipelineError, match=f"^x.parquet.*{message}"):
-            column(table, ["no", "yes"], Path("x.parquet"))
+            labels_of(table, ["no", "yes"], Path("x.parquet"))
 
 
 def test_a_split_without_a_class_is_refused():

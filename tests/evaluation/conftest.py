@@ -36,6 +36,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "audio": {"cell": "gru", "mels": 20, "stride": 2, "hidden": 24, "layers": 2, "dropout": 0.0},
 }  # fmt: skip
+CPU: Any = SimpleNamespace(device=torch.device("cpu"), autocast=nullcontext)
 STEPS = {"image": 150, "text": 50, "audio": 60}
 DATA = tuple(task.about.data for task in tasks() if task.about.data in SOURCES)
 """The data sets of all classifiers."""
@@ -88,8 +89,7 @@ def _study(folder: Path, encoder: Path) -> Study:
         data=str(folder), weights="models", model=folder.name, seed=0, batch_size=64, mistakes=6,
         parts=parts,
     )  # fmt: skip
-    cpu: Any = SimpleNamespace(device=torch.device("cpu"), autocast=nullcontext)
-    study: Study = task.show.study(nets.build(task, model, facts), asked, cpu, [])
+    study: Study = task.show.study(nets.build(task, model, facts), asked, CPU, [])
     _train(study, STEPS[folder.name])
     return study
 

@@ -16,7 +16,7 @@ from pipeline.classification.evaluation.exploration import (
     plane,
 )
 from pipeline.classification.evaluation.metrics import probabilities
-from pipeline.classification.evaluation.study import Depths
+from pipeline.classification.evaluation.study import NetworkFeatures
 from pipeline.figures.page import Page
 from tests.evaluation.conftest import DATA, drawn
 from tests.evaluation.explored import Elements, charts, hostile, renamed, write
@@ -152,7 +152,7 @@ def test_of_many_examples_and_classes_some_are_drawn(studies, tmp_path):
     subject = renamed(studies["image"].subject, classes)
     study = replace(studies["image"], subject=subject, test=test, name="many")
     study.on_test, study.rows = logits, np.arange(count)
-    study.depths = Depths(test, test, [features, features], [features, features])
+    study.features = NetworkFeatures(test, test, [features, features], [features, features])
     exploration(Page(tmp_path), study)
     html = (tmp_path / FILE).read_text()
     assert len(html) < 6_000_000

@@ -19,12 +19,10 @@ images = st.tuples(
 ).flatmap(lambda shape: arrays.arrays(np.uint8, shape))
 
 
-def layout(pixels: np.ndarray) -> png.Layout:
-    return png.Layout(*pixels.shape[1:])
-
-
 def decode(column: pa.ChunkedArray, pixels: np.ndarray) -> np.ndarray:
-    return png.decode(column, layout(pixels), "x.parquet").transpose(0, 2, 3, 1)
+    _, height, width, channels = pixels.shape
+    shape = (channels, height, width)
+    return png.decode(column, shape, "x.parquet").transpose(0, 2, 3, 1)
 
 
 @settings(max_examples=60, deadline=None)
@@ -46,7 +44,7 @@ def test_decoding_gives_back_what_was_encoded(pixels):
 def test_images_longer_than_one_deflate_block_round_trip():
     pixels = np.random.default_rng(0).integers(0, 256, (2, 150, 310, 3), dtype=np.uint8)
     column = png.encode(pixels)
-    assert len(layout(pixels).blocks()) == 3
+    assert len(column[0].as_py()) == 57 + 6 + 3 * 5 + 150 * (1 + 3 * 310)
     with Image.open(io.BytesIO(column[1].as_py())) as image:
         assert (np.asarray(image) == pixels[1]).all()
     assert (decode(column, pixels) == pixels).all()
@@ -144,7 +142,7 @@ def ghostscript(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     [
         lambda content: png.pillow(content, "x.png"),
         lambda content: png.decode(
-            pa.chunked_array([[content]], pa.binary()), png.Layout(8, 8, 1), "x.parquet"
+            pa.chunked_array([[content]], pa.binary()), (1, 8, 8), "x.parquet"
         ),
         lambda content: served.given(content, 1, (8, 8)),
     ],

@@ -113,7 +113,8 @@ def _samples(page: Page, look: Look, train: Examples, card: Card) -> None:
     turns = [int(rows[turn]) for turn in range(most) for rows in by_class if turn < len(rows)]
     rows = turns[:most]
     captions = [
-        Caption(f"train row {row}", shorten(classes[train.labels[row]], 16), False) for row in rows
+        Caption(f"train row {row}", shorten(classes[train.labels[row]], 16), wrong=False)
+        for row in rows
     ]
     page.figure(
         "samples",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.classification.data.labels import column as labels_of
+from pipeline.classification.data.labels import labels_of
 from pipeline.evaluation.intervals import Integers
 from pipeline.prepared import SplitName, read_split
 
@@ -58,14 +58,9 @@ def take(raw: Raw, rows: Sequence[int] | Integers) -> Raw:
 
 
 def read_examples(folder: Path, split: SplitName, task: str, column: str, read: Read) -> Examples:
-    """Read a prepared split for looking at.
+    """A split of a prepared data set of `task`, for looking at.
 
-    Args:
-        folder: a prepared data set.
-        split: which split of it.
-        task: whose data it has to be.
-        column: the one that holds the examples.
-        read: makes raw examples of a table, its facts and its path.
+    `read` makes the raw examples, which are in `column`, of the table, its facts and its path.
 
     Raises:
         PipelineError: the split is missing, damaged, or has a corrupt example.

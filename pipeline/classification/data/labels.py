@@ -95,7 +95,7 @@ def check(labels: NDArray[Any], classes: Sequence[str], where: str) -> Index:
     return labels
 
 
-def column(table: pa.Table, classes: Sequence[str], path: Path) -> Index:
+def labels_of(table: pa.Table, classes: Sequence[str], path: Path) -> Index:
     """The labels in a table read from `path`, int64 [n] in [0, classes).
 
     Raises:

@@ -15,7 +15,7 @@ from pipeline.figures.page import Page
 
 def probes(page: Page, study: Study) -> None:
     """Linear probes on the raw input and at three depths, of both networks."""
-    found, name = study.depths, study.name
+    found, name = study.features, study.name
     raw = study.subject.kind.vectors(found.train.raw, found.test.raw)
     stages = depths([stage for stage in found.trained[0] if stage != "logits"])
     labels = found.train.labels, found.test.labels
@@ -64,7 +64,7 @@ def probes(page: Page, study: Study) -> None:
 
 def similarity(page: Page, study: Study) -> None:
     """Linear CKA between the stages, and with those of the untrained control."""
-    found = study.depths
+    found = study.features
     trained = {stage: part for stage, part in found.trained[1].items() if stage != "logits"}
     beside = {stage: part for stage, part in found.control[1].items() if stage != "logits"}
     inside, across = cka_matrix(trained, trained), cka_matrix(trained, beside)

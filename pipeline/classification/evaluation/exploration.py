@@ -30,7 +30,7 @@ def exploration(page: Page, study: Study) -> None:
     subject, labels, rows, seed = study.subject, study.test.labels, study.rows, study.seed
     chances, shown = study.chances, study.test.take(rows)
     if study.parts.probes or study.parts.similarity:
-        features = study.depths.trained[1]
+        features = study.features.trained[1]
     else:
         last = subject.kind.points(subject.model, subject.encode(shown.take([0]).raw))[-1:]
         features = subject.features(shown.raw, last)

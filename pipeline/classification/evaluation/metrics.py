@@ -97,12 +97,12 @@ def temperature(logits: NDArray[Any], labels: Integers) -> float:
     """
     from scipy.optimize import minimize_scalar
 
-    share = 1 / (len(labels) + 2)
+    smoothing = 1 / (len(labels) + 2)
     pull = float(np.mean(logits) - np.mean(logits[np.arange(len(labels)), labels]))
 
     def smoothed(log: float) -> float:
         heat = float(np.exp(log))
-        return log_loss(logits, labels, heat) - share * pull / heat
+        return log_loss(logits, labels, heat) - smoothing * pull / heat
 
     found = minimize_scalar(
         smoothed,

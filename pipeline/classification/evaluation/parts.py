@@ -19,7 +19,7 @@ from pipeline.classification.evaluation.suspects import confident_mistakes, susp
 from pipeline.evaluation.intervals import bootstrap, share
 from pipeline.evaluation.learning import learning
 from pipeline.evaluation.probes import fit_and_predict
-from pipeline.evaluation.slices import lowest, slices, worst
+from pipeline.evaluation.slices import slices, worst
 from pipeline.figures import curves, matrices, sheets
 from pipeline.figures.page import Page
 from pipeline.figures.style import shorten
@@ -95,7 +95,8 @@ def by_slice(page: Page, study: Study) -> None:
     page.columns["Worst slice"] = f"{bad.kind} “{bad.name}”: {bad.accuracy:.1%}"
     whole = float(right.mean())
     outside = "lies" if bad.low <= whole <= bad.high else "does not lie"
-    shown = lowest(found, MOST_SLICES)
+    ranked = sorted(range(len(found)), key=lambda place: found[place].accuracy)
+    shown = [found[place] for place in sorted(ranked[:MOST_SLICES])]
     rows = [(part.kind, part.name, part.accuracy, part.low, part.high) for part in shown]
     left_out = f" Of {len(found)} slices the {len(shown)} worst are shown."
     page.figure(

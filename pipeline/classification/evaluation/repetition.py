@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.classification.data.examples import Examples, read_examples, sample_rows
+from pipeline.classification.data.examples import read_examples, sample_rows
 from pipeline.classification.evaluation.metrics import scores
 from pipeline.classification.evaluation.study import open_subject
-from pipeline.classification.evaluation.subject import Kind, Subject
+from pipeline.classification.evaluation.subject import Kind
 from pipeline.evaluation.comparison import compare
 from pipeline.evaluation.features import depths
 from pipeline.evaluation.intervals import rounded
@@ -19,17 +19,10 @@ from pipeline.training.net import Net
 SCORES = ("accuracy", "accuracy_low", "accuracy_high", "macro_f1", "loss", "ece", "examples")
 
 
-def repetition(
-    first: Subject, second: Subject, test: Examples, most: int, seed: int
+def compare_seeds(
+    kind: Kind, first: Net, second: Net, settings: Repeat, hardware: Hardware
 ) -> dict[str, float]:
     """The second model's scores, and how it stands to the first on the same test examples.
-
-    Args:
-        first: the model.
-        second: the same network, trained alike with another seed.
-        test: the test split.
-        most: examples that the stages are compared on, at most.
-        seed: of the bootstrap and of the choice of those examples.
 
     Returns:
         The scores of `SCORES`; `difference` of the accuracies with `difference_low` and
@@ -37,12 +30,15 @@ def repetition(
         answers; `cka/<depth>`, the linear CKA of the two models' features.
 
     Raises:
-        PipelineError: a logit is not finite.
+        PipelineError: the data set is missing or damaged, or has other classes than a model; or a
+            logit is not finite.
     """
-    logits = [subject.logits(test.raw) for subject in (first, second)]
+    subjects = [open_subject(kind, net, settings, hardware) for net in (first, second)]
+    test = read_examples(Path(settings.data), "test", first.task.name, kind.column, kind.read)
+    logits = [subject.logits(test.raw) for subject in subjects]
     answers = [part.argmax(axis=1) for part in logits]
-    found = scores(logits[1], test.labels, second.classes, seed)
-    against = compare(answers[0] == test.labels, answers[1] == test.labels, seed)
+    found = scores(logits[1], test.labels, subjects[1].classes, settings.seed)
+    against = compare(answers[0] == test.labels, answers[1] == test.labels, settings.seed)
     numbers = {name: found[name] for name in SCORES} | {
         "difference": against.gain,
         "difference_low": against.interval.low,
@@ -50,21 +46,8 @@ def repetition(
         "p_value": against.p_value,
         "agreement": float(np.mean(answers[0] == answers[1])),
     }
-    some = test.take(sample_rows(len(test), most, seed))
-    features = [subject.features(some.raw) for subject in (first, second)]
+    some = test.take(sample_rows(len(test), settings.compared, settings.seed))
+    features = [subject.features(some.raw) for subject in subjects]
     for depth, stage in depths([name for name in features[0] if name != "logits"]).items():
         numbers[f"cka/{depth}"] = linear_cka(features[0][stage], features[1][stage])
     return rounded(numbers)
-
-
-def repeat(
-    kind: Kind, first: Net, second: Net, settings: Repeat, hardware: Hardware
-) -> dict[str, float]:
-    """`repetition` of the models and the data set that the stage's settings name.
-
-    Raises:
-        PipelineError: the data set is missing or damaged, or has other classes than a model.
-    """
-    subjects = [open_subject(kind, net, settings, hardware) for net in (first, second)]
-    test = read_examples(Path(settings.data), "test", first.task.name, kind.column, kind.read)
-    return repetition(subjects[0], subjects[1], test, settings.compared, settings.seed)

@@ -16,7 +16,7 @@ from pipeline.classification.settings import Parts
 from pipeline.errors import PipelineError
 from pipeline.evaluation.features import untrained
 from pipeline.evaluation.intervals import Floats, Integers
-from pipeline.prepared import SplitName, read_card
+from pipeline.prepared import SPLITS, read_card
 from pipeline.settings import Evaluate, Repeat
 from pipeline.training.hardware import Hardware
 from pipeline.training.net import Net
@@ -24,7 +24,7 @@ from pipeline.training.net import Net
 Features = dict[str, NDArray[np.float32]]
 
 
-class Depths(NamedTuple):
+class NetworkFeatures(NamedTuple):
     """Features of the same examples in the trained network and in the untrained control.
 
     Of each network those of the training examples, then those of the test examples.
@@ -60,7 +60,7 @@ class Study:
     name: str
     seed: int
     mistakes: int
-    curve: Sequence[Mapping[str, str]] = ()
+    curve: Sequence[Mapping[str, str]]
     control: NDArray[np.bool_] | None = None
 
     @cached_property
@@ -94,7 +94,7 @@ class Study:
         return sample_rows(len(self.test), self.parts.probe_test, self.seed)
 
     @cached_property
-    def depths(self) -> Depths:
+    def features(self) -> NetworkFeatures:
         """Features of the trained and of the untrained network, one pass over each split."""
         some = sample_rows(len(self.train), self.parts.probe_train, self.seed)
         splits = self.train.take(some), self.test.take(self.rows)
@@ -102,7 +102,7 @@ class Study:
         trained, control = (
             [self.subject.features(part.raw, model=model) for part in splits] for model in networks
         )
-        return Depths(*splits, trained, control)
+        return NetworkFeatures(*splits, trained, control)
 
 
 def open_study(
@@ -113,13 +113,16 @@ def open_study(
     Raises:
         PipelineError: the data set is missing or damaged, or has other classes than the model.
     """
-    data = Path(settings.data)
     subject = open_subject(kind, net, settings, hardware)
+    train, validation, test = (
+        read_examples(Path(settings.data), split, net.task.name, kind.column, kind.read)
+        for split in SPLITS
+    )
     return Study(
-        subject,
-        train=_examples(data, "train", subject),
-        validation=_examples(data, "validation", subject),
-        test=_examples(data, "test", subject),
+        subject=subject,
+        train=train,
+        validation=validation,
+        test=test,
         parts=settings.parts,
         name=settings.model,
         seed=settings.seed,
@@ -143,7 +146,3 @@ def open_subject(kind: Kind, net: Net, settings: Evaluate | Repeat, hardware: Ha
         )
     net.module.to(hardware.device)
     return Subject(net, kind, hardware.device, settings.batch_size, hardware.autocast)
-
-
-def _examples(data: Path, split: SplitName, subject: Subject) -> Examples:
-    return read_examples(data, split, subject.net.task.name, subject.kind.column, subject.kind.read)

@@ -1,7 +1,7 @@
 """A trained classifier, and how it is shown raw examples."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -81,7 +81,7 @@ class Subject:
     kind: Kind
     device: torch.device
     batch_size: int
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    autocast: Callable[[], AbstractContextManager[Any]]
     """Makes the context of mixed precision, once for each pass over a split."""
 
     @property
@@ -92,8 +92,7 @@ class Subject:
     @property
     def classes(self) -> list[str]:
         """Class names in the order of the logits."""
-        classes: list[str] = self.net.facts.classes
-        return classes
+        return self.net.facts.classes
 
     def encode(self, raw: Raw) -> Inputs:
         """The model's inputs for raw examples, on its device."""

@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline.classification.data.labels import column
+from pipeline.classification.data.labels import labels_of
 from pipeline.errors import PipelineError
 from pipeline.images import png
 from pipeline.images.given import given
@@ -50,9 +50,9 @@ def load(
     path, facts = folder / f"{split}.parquet", card.facts
     schema = pa.schema([field for field in file.schema_arrow if field.name == "label"])
     table = pa.Table.from_batches(rows(path, file, ["label"]), schema)
-    labels = torch.tensor(column(table, facts.classes, path), device=device)
+    labels = torch.tensor(labels_of(table, facts.classes, path), device=device)
     shape = (len(labels), facts.channels, facts.height, facts.width)
-    pixels = _decoded(path, file, png.Layout(facts.height, facts.width, facts.channels))
+    pixels = _decoded(path, file, shape[1:])
     on_disk = math.prod(shape) > in_memory_limit
     if on_disk:
         images = _on_disk(folder, pixels, shape)
@@ -103,12 +103,12 @@ def example(folder: Path) -> str:
     return base64.b64encode(first_row(folder)["image"]["bytes"]).decode()
 
 
-def _decoded(path: Path, file: Any, layout: png.Layout) -> Iterator[png.Bytes]:
+def _decoded(path: Path, file: Any, shape: tuple[int, int, int]) -> Iterator[png.Bytes]:
     """The pixels of an opened split, [n, channels, height, width] at a time."""
     first = 0
     for part in rows(path, file, ["image"]):
         files = contents(pa.chunked_array([part.column("image")]))
-        yield png.decode(files, layout, str(path), first)
+        yield png.decode(files, shape, str(path), first)
         first += len(part)
 
 

@@ -7,11 +7,10 @@ from typing_extensions import override
 
 from pipeline.classification.settings import ClassFacts, TrainClassifier
 from pipeline.classification.settings import Parts as Parts
-from pipeline.settings import Fraction, Input, Settings
+from pipeline.settings import Count, Fraction, Input, Settings
 from pipeline.settings import Source as AnySource
 from pipeline.task import About
 
-Count = Annotated[int, Field(gt=0)]
 PerChannel = Annotated[list[float], Field(min_length=1)]
 
 ABOUT = About(
@@ -68,9 +67,9 @@ class ConvNet(Settings):
     """Stages of 3×3 convolutions, batch norm and ReLU, halving the size between stages."""
 
     name: Literal["convnet"]
-    channels: Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=1)]
+    channels: Annotated[list[Count], Field(min_length=1)]
     """Maps of each stage."""
-    depth: Annotated[int, Field(gt=0)]
+    depth: Count
     """Convolutions per stage."""
     dropout: Fraction
 
@@ -104,7 +103,7 @@ class Train(TrainClassifier):
 
     cnn: Model
     augment: Augment | None
-    in_memory_limit: Annotated[int, Field(gt=0)]
+    in_memory_limit: Count
     """Bytes of pixels: a larger split stays on the disk while the model trains."""
 
     @property

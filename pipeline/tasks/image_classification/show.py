@@ -1,7 +1,7 @@
 """What evaluation shows of a network of images: filters, maps, patches."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,10 +13,10 @@ from torch.nn import functional
 
 from pipeline.classification.data.examples import Raw
 from pipeline.classification.evaluation.parts import PARTS as PARTS
-from pipeline.classification.evaluation.repetition import repeat
+from pipeline.classification.evaluation.repetition import compare_seeds
 from pipeline.classification.evaluation.study import Study, open_study
 from pipeline.classification.evaluation.subject import Corruption, Kind, Sizes, Subject
-from pipeline.evaluation.features import Inputs, Point, depths, forward, hooks, last_linear
+from pipeline.evaluation.features import Inputs, Point, capture, depths, forward, hooks
 from pipeline.figures import depth as figures
 from pipeline.figures.page import Page
 from pipeline.figures.sheets import image_sheet
@@ -30,9 +30,15 @@ GRID = 4
 
 def points(model: nn.Module, inputs: Inputs) -> list[Point]:
     """The last feature maps of each size, and what enters the head."""
+    head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     return [Point(stage.name, stage.module, _pool) for stage in map_stages(model, inputs)] + [
-        Point("head's input", last_linear(model), lambda args, _out, _in: args[0].flatten(1))
+        Point("head's input", head, lambda args, _output, _inputs: args[0].flatten(1))
     ]
+
+
+def _pool(_args: Sequence[Any], output: Tensor, _inputs: Inputs) -> Tensor:
+    size = (min(GRID, output.shape[2]), min(GRID, output.shape[3]))
+    return functional.adaptive_avg_pool2d(output, size).flatten(1)
 
 
 class Maps(NamedTuple):
@@ -65,22 +71,15 @@ def map_stages(model: nn.Module, inputs: Inputs) -> list[Maps]:
 
 def feature_maps(
     model: nn.Module, inputs: Inputs, stages: Sequence[Maps]
-) -> list[NDArray[np.float32]]:
-    """Feature maps float32 [n, channels, height, width] at each stage, in one pass."""
-    found: dict[int, Tensor] = {}
+) -> dict[str, NDArray[np.float32]]:
+    """Feature maps float32 [n, channels, height, width] at each stage, by its name."""
 
-    def keep(number: int) -> Callable[[nn.Module, Any, Any], None]:
-        # A copy: a later module may write into its input.
-        return lambda _module, _args, output: found.update({number: output.detach().clone()})
+    def copied(_args: Sequence[Any], output: Tensor, _inputs: Inputs) -> Tensor:
+        return output.clone()  # a later module may write into its input
 
-    with hooks((stage.module, keep(number)) for number, stage in enumerate(stages)):
-        forward(model, inputs)
-    return [found[number].float().cpu().numpy() for number in range(len(stages))]
-
-
-def _pool(_args: Sequence[Any], output: Tensor, _inputs: Inputs) -> Tensor:
-    size = (min(GRID, output.shape[2]), min(GRID, output.shape[3]))
-    return functional.adaptive_avg_pool2d(output, size).flatten(1)
+    where = [Point(stage.name, stage.module, copied) for stage in stages]
+    found = capture(model, [inputs], where)
+    return {stage.name: found[stage.name] for stage in stages}
 
 
 def receptive_field(model: nn.Module, module: nn.Module, inputs: Tensor) -> tuple[int, int]:
@@ -116,7 +115,7 @@ def receptive_field(model: nn.Module, module: nn.Module, inputs: Tensor) -> tupl
 
 def pictures(page: Page, study: Study) -> None:
     """First filters, feature maps of one image, and the patches that excite maps most."""
-    subject, test, guesses, name = study.subject, study.test, study.guesses, study.name
+    subject, test, name = study.subject, study.test, study.name
     model = subject.model
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     if first is None:
@@ -133,8 +132,7 @@ def pictures(page: Page, study: Study) -> None:
         alt=f"{min(len(weights), 32)} filters of {height} by {width} pixels as small coloured "
         "squares.",
     )
-    rows = np.flatnonzero(guesses == test.labels)
-    chosen = int(rows[0]) if len(rows) else 0
+    chosen = int(study.right.argmax())  # the first one that is right
     example = subject.encode(test.raw[chosen : chosen + 1])
     stages = map_stages(model, example)
     maps = feature_maps(model, example, stages)
@@ -142,7 +140,7 @@ def pictures(page: Page, study: Study) -> None:
         "maps",
         figures.maps(
             test.raw[chosen],
-            {stage.name: part[0] for stage, part in zip(stages, maps, strict=True)},
+            {stage: part[0] for stage, part in maps.items()},
             f"{name}: one image through the network",
         ),
         title="One image on its way through the network",
@@ -175,7 +173,8 @@ def _patches(
     for start in range(0, len(raw), subject.batch_size):
         part = subject.encode(raw[start : start + subject.batch_size])
         maps = feature_maps(subject.model, part, list(chosen.values()))
-        for depth, found in zip(chosen, maps, strict=True):
+        for depth, stage in chosen.items():
+            found = maps[stage.name]
             flat = found.reshape(*found.shape[:2], -1)
             peaks[depth].append(flat.max(axis=2))
             places[depth].append(flat.argmax(axis=2))
@@ -232,4 +231,4 @@ KIND = Kind(
     sheet=lambda _subject, images, captions, title: image_sheet(images, captions, title),
     pictures=pictures,
 )
-study, repetition = partial(open_study, KIND), partial(repeat, KIND)
+study, repetition = partial(open_study, KIND), partial(compare_seeds, KIND)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.classification.data.labels import column
+from pipeline.classification.data.labels import labels_of
 from pipeline.errors import PipelineError
 from pipeline.prepared import SplitName, contents, first_row, read_split
 from pipeline.sounds.wav import read_wav, resample
@@ -43,7 +43,7 @@ def load(
             )
         clips.append(samples)
     ragged = Ragged.of(clips, device)
-    targets = torch.tensor(column(table, card.facts.classes, path), device=device)
+    targets = torch.tensor(labels_of(table, card.facts.classes, path), device=device)
 
     def collate(index: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         samples, sizes = ragged.pad(index)

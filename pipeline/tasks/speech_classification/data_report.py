@@ -16,6 +16,7 @@ from pipeline.tasks.speech_classification.settings import Facts
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+WINDOW, BANDS, CELLS = 256, 32, 16
 Waves = Sequence[NDArray[np.float32]]
 
 
@@ -24,19 +25,19 @@ def seconds_of(waves: Waves, facts: Facts) -> NDArray[np.float64]:
     return np.array([len(wave) for wave in waves]) / facts.sample_rate
 
 
-def spectrum(wave: NDArray[np.float32], bands: int = 32, window: int = 256) -> NDArray[np.float32]:
-    """Log power of a waveform, float32 [bands, frames]: windows of `window` samples, half apart."""
-    padded = np.pad(wave, (0, max(0, window - len(wave))))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, window)[:: window // 2]
-    power = np.abs(np.fft.rfft(frames * np.hanning(window), axis=1)[:, 1:]) ** 2
-    pooled = power.reshape(len(power), bands, -1).mean(axis=2)
+def spectrum(wave: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Log power of a waveform, float32 [32 bands, frames]: windows of 256 samples, half apart."""
+    padded = np.pad(wave, (0, max(0, WINDOW - len(wave))))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[:: WINDOW // 2]
+    power = np.abs(np.fft.rfft(frames * np.hanning(WINDOW), axis=1)[:, 1:]) ** 2
+    pooled = power.reshape(len(power), BANDS, -1).mean(axis=2)
     return np.log(pooled + 1e-4).T.astype(np.float32)
 
 
-def loudness_map(wave: NDArray[np.float32], cells: int = 16) -> NDArray[np.float32]:
-    """Log power float32 [bands, cells] with the time axis stretched to a fixed number of cells."""
+def stretched_spectrum(wave: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Log power float32 [32 bands, 16 cells]: `spectrum` with its time stretched to one length."""
     picture = spectrum(wave)
-    where = np.linspace(0, picture.shape[1] - 1, cells)
+    where = np.linspace(0, picture.shape[1] - 1, CELLS)
     low = np.floor(where).astype(int)
     high = np.minimum(low + 1, picture.shape[1] - 1)
     share = (where - low).astype(np.float32)
@@ -45,7 +46,7 @@ def loudness_map(wave: NDArray[np.float32], cells: int = 16) -> NDArray[np.float
 
 def _features(splits: Mapping[str, Waves]) -> dict[str, NDArray[np.float32]]:
     return {
-        name: audit.dense_features(np.stack([loudness_map(wave) for wave in part]))
+        name: audit.dense_features(np.stack([stretched_spectrum(wave) for wave in part]))
         for name, part in splits.items()
     }
 

@@ -59,9 +59,8 @@ class LogMel(nn.Module):
             number of frames that are no padding.
         """
         with torch.autocast(waveforms.device.type, enabled=False):
-            inside = torch.arange(waveforms.shape[1], device=waveforms.device) < lengths[:, None]
             spectrum = torch.stft(
-                waveforms.float() * inside,
+                waveforms.float() * inside(waveforms.shape[1], lengths),
                 n_fft=self.fft,
                 hop_length=self.hop,
                 win_length=self.samples,
@@ -142,22 +141,34 @@ class SpeechClassifier(nn.Module):
         features, frames = self.features(waveforms, lengths)
         features = standardise(features, frames)
         steps = F.relu(self.front(features.transpose(1, 2)).transpose(1, 2))
-        count = (frames - 1) // self.stride + 1
+        count = self.count_steps(lengths)
         position = torch.arange(steps.shape[1], device=steps.device)
-        inside = position < count[:, None]
-        turned = torch.where(inside, count[:, None] - 1 - position, position)[..., None]
+        turned = torch.where(position < count[:, None], count[:, None] - 1 - position, position)
         for layer in self.layers:
-            steps = layer(self.dropout(steps), turned)
-        mean = (steps * inside[..., None]).sum(dim=1) / count[:, None]
-        return self.head(self.dropout(mean))
+            steps = layer(self.dropout(steps), turned[..., None])
+        return self.head(self.dropout(mean_over_time(steps, count)))
+
+    def count_steps(self, lengths: Tensor) -> Tensor:
+        """How many steps of the recurrence lie inside clips of so many samples, int64 [batch]."""
+        return lengths // self.features.hop // self.stride + 1
+
+
+def inside(time: int, count: Tensor) -> Tensor:
+    """Which of so many positions are among the first `count` of their clip, bool [batch, time]."""
+    return torch.arange(time, device=count.device) < count[:, None]
+
+
+def mean_over_time(states: Tensor, count: Tensor) -> Tensor:
+    """[batch, time, units] to [batch, units]: the mean over the first `count` of each clip."""
+    return (states * inside(states.shape[1], count)[..., None]).sum(dim=1) / count[:, None]
 
 
 def standardise(features: Tensor, frames: Tensor) -> Tensor:
     """Mean 0 and variance 1 over the first `frames` of each clip, zero behind them."""
-    inside = (torch.arange(features.shape[1], device=features.device) < frames[:, None])[..., None]
+    within = inside(features.shape[1], frames)[..., None]
     count = (frames * features.shape[2])[:, None, None]
-    mean = (features * inside).sum(dim=(1, 2), keepdim=True) / count
-    centred = (features - mean) * inside
+    mean = (features * within).sum(dim=(1, 2), keepdim=True) / count
+    centred = (features - mean) * within
     variance = centred.square().sum(dim=(1, 2), keepdim=True) / count
     return centred * (variance + 1e-5).rsqrt()
 

@@ -50,7 +50,7 @@ def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
     shares = {"validation": source.validation, "test": source.test}
     features: dict[str, Any] = {"speaker": datasets.Value("string")}
     if source.kind == "espeak":
-        table, rows = _espeak(source, shares, seed, limit)
+        files, columns, rows = _espeak(source, shares, seed, limit)
         classes = list(DIGITS)
         features |= {
             "accent": datasets.Value("string"),
@@ -63,10 +63,9 @@ def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
             "citation": "espeak-ng, https://github.com/espeak-ng/espeak-ng",
         }
     else:
-        table, classes, rows = _folder(source, shares, seed)
-        about = {
-            "source": f"folder {Path(source.folder or '').name}",
-        }
+        files, columns, rows, classes = _folder(source, shares, seed)
+        about = {"source": f"folder {Path(source.folder or '').name}"}
+    table = pa.table({"audio": media(pa.chunked_array([files], pa.binary())), **columns})
     labels, identities = table["label"].to_numpy(), file_identities("audio")
     kept, dropped = distinct(identities(table), labels)
     features = {
@@ -93,9 +92,9 @@ def voices() -> list[tuple[str, str]]:
 
 
 def _espeak(
-    source: Source, shares: dict[str, float], seed: int, max_examples: int | None
-) -> tuple[pa.Table, dict[str, Index]]:
-    """A table of clips, and the rows of each split; voices are shared out accent by accent."""
+    source: Source, shares: dict[str, float], seed: int, limit: int | None
+) -> tuple[list[bytes], dict[str, list[Any]], dict[str, Index]]:
+    """Clips, what is known of each, the rows of each split: other voices, of every accent."""
     if source.clips is None:
         raise PipelineError("audio.clips is null; give the number of clips to synthesise")
     random = np.random.default_rng([seed, 1])
@@ -108,33 +107,29 @@ def _espeak(
     for split, mine in chosen.items():
         share = shares.get(split, 1 - sum(shares.values()))
         count = int(source.clips * share + 0.5)
-        if min(count, max_examples or count) < len(DIGITS):
+        if min(count, limit or count) < len(DIGITS):
             raise PipelineError(
-                f"audio.clips={source.clips} or profile.max_examples={max_examples} leaves split "
+                f"audio.clips={source.clips} or profile.max_examples={limit} leaves split "
                 f"{split} fewer clips than there are digits; raise it"
             )
         # whole rounds of all voices: each speaks as often as the others, give or take one
         order = np.concatenate([random.permutation(mine) for _ in range(-(-count // len(mine)))])
         start = len(columns["label"])
-        count = min(count, max_examples or count)
+        count = min(count, limit or count)
         rows[split] = np.arange(start, start + count)
         columns["label"] += [number % len(DIGITS) for number in range(count)]
         columns["speaker"] += [names[voice] for voice in order[:count]]
         columns["accent"] += [accents[voice] for voice in order[:count]]
         columns["speed"] += random.integers(*_SPEEDS, count, endpoint=True).tolist()
         columns["pitch"] += random.integers(*_PITCHES, count, endpoint=True).tolist()
-    wanted = [
-        (DIGITS[label], speaker, speed, pitch)
-        for label, speaker, speed, pitch in zip(
-            columns["label"], columns["speaker"], columns["speed"], columns["pitch"], strict=True
-        )
-    ]
+    words = [DIGITS[label] for label in columns["label"]]
+    wanted = list(zip(words, *(columns[key] for key in ("speaker", "speed", "pitch")), strict=True))
     # a fixed number of clips per process: the bytes don't depend on how many run at once
     parts = [wanted[start : start + _PER_PROCESS] for start in range(0, len(wanted), _PER_PROCESS)]
     with ThreadPoolExecutor() as threads:
         spoken = threads.map(lambda part: _speak(part, source.sample_rate), parts)
         files = [file for part in spoken for file in part]
-    return pa.table({"audio": media(pa.chunked_array([files], pa.binary())), **columns}), rows
+    return files, columns, rows
 
 
 def _speak(wanted: Sequence[tuple[str, str, int, int]], rate: int) -> list[bytes]:
@@ -167,8 +162,8 @@ def _speak(wanted: Sequence[tuple[str, str, int, int]], rate: int) -> list[bytes
 
 def _folder(
     source: Source, shares: dict[str, float], seed: int
-) -> tuple[pa.Table, list[str], dict[str, Index]]:
-    """A table of clips, the classes, and the rows of each split; speakers are shared out."""
+) -> tuple[list[bytes], dict[str, Any], dict[str, Index], list[str]]:
+    """Clips, what is known of each, the rows of each split (of other speakers), the classes."""
     found = labelled_files(source.folder, "audio.folder", frozenset({".wav"}))
     where = f"audio.folder: {source.folder}"
     classes, labels = numbered([label for _, label in found], where)
@@ -188,11 +183,4 @@ def _folder(
         for split, part in parts.items()
     }
     files = [write_wav(clip, source.sample_rate) for clip in clips]
-    table = pa.table(
-        {
-            "audio": media(pa.chunked_array([files], pa.binary())),
-            "label": labels,
-            "speaker": speakers,
-        }
-    )
-    return table, classes, rows
+    return files, {"label": labels, "speaker": speakers}, rows, classes

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from pipeline.classification.settings import ClassFacts, TrainClassifier
 from pipeline.classification.settings import Parts as Parts
-from pipeline.settings import Fraction, Input, Settings
+from pipeline.settings import Count, Fraction, Input, Settings
 from pipeline.settings import Source as AnySource
 from pipeline.task import About
 
@@ -41,7 +41,7 @@ class Source(AnySource):
 class Facts(ClassFacts):
     """What has to be known of the clips."""
 
-    sample_rate: Annotated[int, Field(gt=0)]
+    sample_rate: Count
     """Hz."""
 
 
@@ -49,13 +49,13 @@ class Model(Settings):
     """Bidirectional GRU or LSTM over log-mel features, mean over time, linear head."""
 
     cell: Literal["gru", "lstm"]
-    mels: Annotated[int, Field(gt=0)]
+    mels: Count
     """Mel bands."""
-    stride: Annotated[int, Field(gt=0)]
+    stride: Count
     """Feature frames (10 ms each) per step of the recurrence."""
-    hidden: Annotated[int, Field(gt=0)]
+    hidden: Count
     """Units per direction."""
-    layers: Annotated[int, Field(gt=0)]
+    layers: Count
     dropout: Fraction
 
 

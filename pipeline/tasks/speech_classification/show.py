@@ -14,7 +14,7 @@ from torch.nn import functional
 from pipeline.classification.data.examples import Raw
 from pipeline.classification.evaluation import baselines
 from pipeline.classification.evaluation.parts import PARTS as PARTS
-from pipeline.classification.evaluation.repetition import repeat
+from pipeline.classification.evaluation.repetition import compare_seeds
 from pipeline.classification.evaluation.study import Study, open_study
 from pipeline.classification.evaluation.subject import Corruption, Kind, Sizes, Subject
 from pipeline.evaluation.features import Inputs, Point, hooks
@@ -24,7 +24,11 @@ from pipeline.figures.sheets import Caption, spectrogram_sheet
 from pipeline.figures.style import shorten
 from pipeline.sounds import damage, wav
 from pipeline.tasks.speech_classification.data_report import seconds_of
-from pipeline.tasks.speech_classification.model import SpeechClassifier, standardise
+from pipeline.tasks.speech_classification.model import (
+    SpeechClassifier,
+    mean_over_time,
+    standardise,
+)
 from pipeline.training.net import logits_of
 
 if TYPE_CHECKING:
@@ -38,23 +42,15 @@ def points(network: nn.Module, _inputs: Inputs) -> list[Point]:
     """Log-mel features, the convolution and each layer, averaged over the steps inside a clip."""
     model = cast(SpeechClassifier, network)
 
-    def mean(states: Tensor, count: Tensor) -> Tensor:
-        inside = torch.arange(states.shape[1], device=states.device) < count[:, None]
-        return (states * inside[..., None]).sum(dim=1) / count[:, None]
-
-    def steps(inputs: Inputs) -> Tensor:
-        frames = 1 + inputs["lengths"] // model.features.hop
-        return (frames - 1) // model.stride + 1
-
     def spectrum(_args: Sequence[Any], output: Any, _inputs: Inputs) -> Tensor:
         features, frames = output
-        return mean(standardise(features, frames), frames)
-
-    def convolved(_args: Sequence[Any], output: Tensor, inputs: Inputs) -> Tensor:
-        return mean(functional.relu(output).transpose(1, 2), steps(inputs))
+        return mean_over_time(standardise(features, frames), frames)
 
     def after(_args: Sequence[Any], output: Tensor, inputs: Inputs) -> Tensor:
-        return mean(output, steps(inputs))
+        return mean_over_time(output, model.count_steps(inputs["lengths"]))
+
+    def convolved(args: Sequence[Any], output: Tensor, inputs: Inputs) -> Tensor:
+        return after(args, functional.relu(output).transpose(1, 2), inputs)
 
     return [
         Point("log-mel", model.features, spectrum),
@@ -63,12 +59,11 @@ def points(network: nn.Module, _inputs: Inputs) -> list[Point]:
     ]
 
 
-def evidence_over_time(model: nn.Module, inputs: Inputs, last: nn.Module) -> NDArray[np.float32]:
+def evidence_over_time(model: SpeechClassifier, inputs: Inputs) -> NDArray[np.float32]:
     """What each moment adds to each class's logit: float32 [steps, classes], for one clip.
 
-    `last` is the module whose output [1, steps, units] is pooled over time. Hidden state times the
-    gradient of the logit: where the head is linear in the pooled states this is exact, and sums
-    over time to the logit less the head's bias.
+    Last hidden state times the gradient of the logit: as the head is linear in the mean of these
+    states this is exact, and sums over time to the logit less the head's bias.
     """
     seen: list[Tensor] = []
 
@@ -76,7 +71,7 @@ def evidence_over_time(model: nn.Module, inputs: Inputs, last: nn.Module) -> NDA
         seen.append(output.detach().requires_grad_(True))
         return seen[0]
 
-    with torch.enable_grad(), hooks([(last, keep)]):
+    with torch.enable_grad(), hooks([(model.layers[-1], keep)]):
         logits = logits_of(model(**inputs))[0].float()
     gradients = [torch.autograd.grad(logit, seen[0], retain_graph=True)[0] for logit in logits]
     parts = [(gradient * seen[0]).detach().float().sum(dim=-1)[0] for gradient in gradients]
@@ -87,8 +82,7 @@ def pictures(page: Page, study: Study) -> None:
     """The spectrogram, and the evidence for each class gathered over time."""
     subject, test, guesses, name = study.subject, study.test, study.guesses, study.name
     model = cast(SpeechClassifier, subject.model)
-    hits = np.flatnonzero(guesses == test.labels)
-    misses = np.flatnonzero(guesses != test.labels)
+    hits, misses = np.flatnonzero(study.right), np.flatnonzero(~study.right)
     labels = dict.fromkeys(test.labels[hits].tolist())
     rows = [int(next(i for i in hits if test.labels[i] == label)) for label in list(labels)[:2]]
     rows = (rows + [int(i) for i in misses[:2]])[:3] or [0]
@@ -96,7 +90,7 @@ def pictures(page: Page, study: Study) -> None:
     for row in rows:
         inputs = subject.encode([test.raw[row]])
         picture = spectrograms(subject, [test.raw[row]])[0]
-        gathered = evidence_over_time(model, inputs, model.layers[-1])
+        gathered = evidence_over_time(model, inputs)
         seconds = len(test.raw[row]) / subject.net.facts.sample_rate
         true, guess = subject.classes[test.labels[row]], subject.classes[guesses[row]]
         about = f"row {row}: {shorten(true, 10)}, read as {shorten(guess, 10)}"
@@ -124,10 +118,10 @@ def spectrograms(subject: Subject, waves: list[NDArray[np.float32]]) -> list[NDA
 
 
 def _stretched(waves: list[NDArray[np.float32]]) -> NDArray[np.float64]:
-    points = np.linspace(0, 1, SAMPLES)
+    places = np.linspace(0, 1, SAMPLES)
     # one sample alone has no middle
     longer = [wave if len(wave) > 1 else np.resize(wave, 2) for wave in waves]
-    return np.stack([np.interp(points, np.linspace(0, 1, len(one)), one) for one in longer])
+    return np.stack([np.interp(places, np.linspace(0, 1, len(one)), one) for one in longer])
 
 
 def _mean_spectra(subject: Subject, *splits: Raw) -> tuple[Any, ...]:
@@ -157,4 +151,4 @@ KIND = Kind(
     sheet=_sheet,
     pictures=pictures,
 )
-study, repetition = partial(open_study, KIND), partial(repeat, KIND)
+study, repetition = partial(open_study, KIND), partial(compare_seeds, KIND)

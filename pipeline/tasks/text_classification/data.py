@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.classification.data.labels import column
+from pipeline.classification.data.labels import labels_of
 from pipeline.prepared import SplitName, first_row, read_split
 from pipeline.training.batches import Batches, Ragged
 from pipeline.training.net import Net
@@ -27,25 +27,14 @@ def load(folder: Path, split: SplitName, net: Net, *, device: torch.device, **ho
         PipelineError: the split can't be read.
     """
     card, table = read_split(folder, split, TASK)
-    padding = net.tokenizer.pad_token_id
-    encoded = net.tokenizer(
-        table["text"].to_pylist(),
-        truncation=True,
-        max_length=net.settings.max_length,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-    )["input_ids"]
-    ragged = Ragged.of([np.asarray(ids, np.int32) for ids in encoded], device)
-    labels = column(table, card.facts.classes, folder / f"{split}.parquet")
+    tokens, padding = _tokens(table["text"].to_pylist(), net, device), net.tokenizer.pad_token_id
+    labels = labels_of(table, card.facts.classes, folder / f"{split}.parquet")
     targets = torch.tensor(labels, device=device)
 
     def collate(index: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        ids, sizes = ragged.pad(index, padding)
-        mask = torch.arange(ids.shape[1], device=ids.device) < sizes[:, None]
-        inputs = {"input_ids": ids.long(), "attention_mask": mask.long()}
-        return inputs, targets[index.to(device, non_blocking=True)]
+        return _padded(tokens, index, padding), targets[index.to(device, non_blocking=True)]
 
-    return Batches(len(labels), device, collate, lengths=ragged.offsets.diff(), **how)
+    return Batches(len(labels), device, collate, lengths=tokens.offsets.diff(), **how)
 
 
 def encode(raw: Sequence[Any], net: Net) -> dict[str, Tensor]:
@@ -56,18 +45,28 @@ def encode(raw: Sequence[Any], net: Net) -> dict[str, Tensor]:
     """
     if wrong := [type(each).__name__ for each in raw if not isinstance(each, str)]:
         raise ValueError(f"a text is a string, not {wrong[0]}")
-    found = net.tokenizer(
-        list(raw),
-        padding=True,
-        truncation=True,
-        max_length=net.settings.max_length,
-        return_token_type_ids=False,
-        return_tensors="pt",
-    )
-    return {name: found[name] for name in ("input_ids", "attention_mask")}
+    tokens = _tokens(list(raw), net, torch.device("cpu"))
+    return _padded(tokens, torch.arange(len(raw)), net.tokenizer.pad_token_id)
 
 
 def example(folder: Path) -> str:
     """The first text of the validation split."""
-    text: str = first_row(folder)["text"]
-    return text
+    return first_row(folder)["text"]
+
+
+def _tokens(texts: list[str], net: Net, device: torch.device) -> Ragged:
+    """The tokens of each text, int32, cut to the `max_length` of the network's settings."""
+    found = net.tokenizer(
+        texts,
+        truncation=True,
+        max_length=net.settings.max_length,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )
+    return Ragged.of([np.asarray(ids, np.int32) for ids in found["input_ids"]], device)
+
+
+def _padded(tokens: Ragged, index: Tensor, padding: int) -> dict[str, Tensor]:
+    ids, sizes = tokens.pad(index, padding)
+    mask = torch.arange(ids.shape[1], device=ids.device) < sizes[:, None]
+    return {"input_ids": ids.long(), "attention_mask": mask.long()}

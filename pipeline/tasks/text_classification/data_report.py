@@ -14,21 +14,20 @@ from pipeline.evaluation import audit
 from pipeline.figures.sheets import text_sheet
 
 
-def words(texts: Sequence[str]) -> NDArray[np.int64]:
+def word_counts(texts: Sequence[str]) -> NDArray[np.int64]:
     """Number of words of each text."""
     return np.array([len(text.split()) for text in texts])
 
 
 def read(table: pa.Table, _facts: Any, _path: Path) -> list[str]:
     """The texts of a prepared split."""
-    texts: list[str] = table["text"].to_pylist()
-    return texts
+    return table["text"].to_pylist()
 
 
 LOOK = Look(
     column="text",
     read=read,
-    sizes=lambda texts, _facts: words(texts),
+    sizes=lambda texts, _facts: word_counts(texts),
     unit="words",
     features=audit.text_features,
     near=0.8,

@@ -1,6 +1,5 @@
 """Any encoder that transformers' `AutoModelForSequenceClassification` can load."""
 
-import importlib.util
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,11 +12,10 @@ from pipeline.classification.model import answer as answer
 from pipeline.classification.model import loss as loss
 from pipeline.classification.model import score as score
 from pipeline.errors import PipelineError
+from pipeline.sources import package_folder
 from pipeline.tasks.text_classification.settings import Facts, Model
 from pipeline.training import pretrained
 from pipeline.training.pretrained import TRUSTED
-
-KEY = "transformer.name"
 
 
 def build(config: Model, facts: Facts) -> tuple[nn.Module, Any]:
@@ -89,8 +87,7 @@ def _mask(*, attention_mask: torch.Tensor | None, **options: Any) -> torch.Tenso
 
     if attention_mask is not None:
         options |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
-    mask: torch.Tensor | None = sdpa_mask(attention_mask=attention_mask, **options)
-    return mask
+    return sdpa_mask(attention_mask=attention_mask, **options)
 
 
 def _with_dropout(model: nn.Module, config: Model) -> nn.Module:
@@ -153,21 +150,22 @@ def load(folder: Path, _settings: Model, _facts: Facts) -> tuple[nn.Module, Any]
 def _locate(config: Model) -> Path:
     """The folder with the encoder's files."""
     if config.source == "hub":
-        return pretrained.download(config.name, config.revision, KEY, "transformer=minilm")
+        return pretrained.download(
+            config.name, config.revision, "transformer.name", "transformer=minilm"
+        )
     if config.source == "folder":
         folder = Path(config.name)
         advice = "set transformer.name to a folder that save_pretrained wrote"
     else:
-        # find_spec runs no code of the package as long as the name has no dot.
-        spec = importlib.util.find_spec(config.name) if config.name.isidentifier() else None
-        if spec is None or not spec.submodule_search_locations:
+        package = package_folder(config.name)
+        if package is None:
             raise PipelineError(
                 f"transformer.name: no Python package {config.name!r} is installed; "
                 "run `make` again or choose transformer=hub or transformer=folder"
             )
-        folder = Path(next(iter(spec.submodule_search_locations))) / "model"
+        folder = package / "model"
         advice = "the package holds no model; choose another"
-    pretrained.refuse_incomplete(folder, KEY, advice, weights=config.pretrained)
+    pretrained.refuse_incomplete(folder, "transformer.name", advice, config.pretrained)
     return folder
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.classification.evaluation import baselines
 from pipeline.classification.evaluation.parts import PARTS as PARTS
-from pipeline.classification.evaluation.repetition import repeat
+from pipeline.classification.evaluation.repetition import compare_seeds
 from pipeline.classification.evaluation.study import Study, open_study
 from pipeline.classification.evaluation.subject import Corruption, Kind, Sizes
 from pipeline.evaluation.features import Inputs, Point, depths
@@ -19,7 +19,7 @@ from pipeline.figures import depth as figures
 from pipeline.figures import evidence
 from pipeline.figures.page import Page
 from pipeline.figures.sheets import text_sheet
-from pipeline.tasks.text_classification.data_report import read, words
+from pipeline.tasks.text_classification.data_report import read, word_counts
 from pipeline.texts import damage
 from pipeline.training.net import logits_of
 
@@ -114,10 +114,9 @@ def attention_maps(model: nn.Module, inputs: Inputs) -> NDArray[np.float32]:
 
 def pictures(page: Page, study: Study) -> None:
     """Which words speak for the answer, and which word attends to which."""
-    subject, test, guesses, name = study.subject, study.test, study.guesses, study.name
+    subject, test, right, name = study.subject, study.test, study.right, study.name
     readable = [i for i, text in enumerate(test.raw) if 6 <= len(text.split()) <= 18]
-    hits = [i for i in readable if guesses[i] == test.labels[i]]
-    misses = [i for i in readable if guesses[i] != test.labels[i]]
+    hits, misses = [i for i in readable if right[i]], [i for i in readable if not right[i]]
     chosen = [
         next((i for i in hits if test.labels[i] == label), None)
         for label in range(min(len(subject.classes), 3))
@@ -133,7 +132,7 @@ def pictures(page: Page, study: Study) -> None:
         whole, scores = evidence.join_pieces(
             [found.tokens[i] for i in kept], [found.scores[i] for i in kept]
         )
-        verdict = "right" if guesses[row] == test.labels[row] else "wrong"
+        verdict = "right" if right[row] else "wrong"
         about = (
             f"test row {row}: {subject.classes[test.labels[row]]}; "
             f"read as {subject.classes[found.target]} ({verdict})"
@@ -184,7 +183,7 @@ KIND = Kind(
     vectors=baselines.tfidf,
     plain="TF-IDF + logistic regression",
     features=lambda _subject, train, test: baselines.tfidf(train, test),
-    sizes=lambda texts, _facts: Sizes("length", words(texts), "words"),
+    sizes=lambda texts, _facts: Sizes("length", word_counts(texts), "words"),
     corruptions=(
         Corruption("typos", "share of the long words", (0, 0.1, 0.25, 0.5), damage.typos),
         Corruption("capitals", "share of the words", (0, 0.5, 1), damage.upper_case),
@@ -193,4 +192,4 @@ KIND = Kind(
     pictures=pictures,
     text=str,
 )
-study, repetition = partial(open_study, KIND), partial(repeat, KIND)
+study, repetition = partial(open_study, KIND), partial(compare_seeds, KIND)

@@ -38,7 +38,7 @@ def test_the_layers_of_a_recurrent_network_are_means_over_its_true_steps(sounds)
 def test_evidence_over_time_sums_to_the_logits_less_the_bias(sounds):
     model, inputs = sounds
     one = {name: part[:1] for name, part in inputs.items()}
-    evidence = show.evidence_over_time(model, one, model.layers[-1])
+    evidence = show.evidence_over_time(model, one)
     logits = model(**one)[0].detach().numpy()
     assert evidence.shape == (26, 4)
     assert np.allclose(evidence.sum(axis=0), logits - model.head.bias.detach().numpy(), atol=1e-5)

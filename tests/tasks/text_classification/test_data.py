@@ -183,6 +183,18 @@ class TestBatches:
                 assert torch.equal(tensor, expected[name])
             assert batch.targets.tolist() == [table["label"][int(row)].as_py() for row in index]
 
+    @pytest.mark.parametrize("side", ["left", "right"])
+    def test_hold_what_raw_texts_become_wherever_the_tokenizer_pads(self, sentences, side):
+        _, table = prepared.read_split(sentences, "validation", TASK)
+        short = net(32)
+        short.tokenizer.padding_side = side
+        batches = text.load(sentences, "validation", short, batch_size=50, device=CPU)
+        index, batch = batches.order(0)[0], next(batches.epoch(0))
+        found = text.encode([table["text"][int(row)].as_py() for row in index], short)
+        assert found.keys() == batch.inputs.keys()
+        for name, tensor in batch.inputs.items():
+            assert torch.equal(tensor, found[name])
+
     def test_hold_texts_of_similar_length(self, sentences):
         train = text.load(sentences, "train", net(128), batch_size=32, device=CPU, shuffle=True)
         masks = [batch.inputs["attention_mask"] for batch in train.epoch(0)]
