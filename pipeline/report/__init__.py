@@ -39,8 +39,11 @@ class Sources:
     seeds: Sequence[int] = ()
 
 
-def build(sources: Sources, html: Path, markdown: Path) -> None:
+def build(sources: Sources, html: Path, markdown: Path) -> list[dict[str, Any]]:
     """Write the report; images are inside the HTML, and links from the Markdown.
+
+    Returns:
+        What it shows of each model; `name`, `numbers` and `seeds` are among it.
 
     Raises:
         PipelineError: a file of another stage is missing or malformed.
@@ -57,32 +60,19 @@ def build(sources: Sources, html: Path, markdown: Path) -> None:
         keep_trailing_newline=True,
     )
     environment.filters["cell"] = _cell
-    content = collect(sources, markdown.parent)
+    beside = markdown.parent
+    models = [_model(name, folder, sources, beside) for name, folder in sources.data.items()]
+    sets = [_data(folder, sources.data_plots, beside) for folder in sources.data.values()]
+    notes = {name: text for model in models for name, text in model["notes"].items()}
     for path, template in ((html, "report.html.j2"), (markdown, "report.md.j2")):
         with new_file(path) as temporary:
-            temporary.write_text(environment.get_template(template).render(content), "utf-8")
-
-
-def collect(sources: Sources, beside: Path) -> dict[str, Any]:
-    """What the templates show; paths of images are relative to the folder `beside`."""
-    shown = [_model(name, folder, sources, beside) for name, folder in sources.data.items()]
-    sets = [_data(folder, sources.data_plots, beside) for folder in sources.data.values()]
-    return {
-        "models": shown,
-        "sets": sets,
-        "notes": {name: text for model in shown for name, text in model["notes"].items()},
-    }
-
-
-def _numbers(table: dict[str, Any]) -> list[bool]:
-    """Which columns of a table hold numbers: each text in them begins with one."""
-    return [
-        all(row[place].lstrip("+−±")[:1].isdigit() for row in table["rows"])
-        for place in range(len(table["columns"]))
-    ]
+            text = environment.get_template(template).render(models=models, sets=sets, notes=notes)
+            temporary.write_text(text, "utf-8")
+    return models
 
 
 def _model(name: str, folder: Path, sources: Sources, beside: Path) -> dict[str, Any]:
+    """What the templates show of a model; links to images are relative to the folder `beside`."""
     about, made_by = find(model=name).about, f"evaluate@{name}"
     numbers = read_metrics(sources.metrics / f"{name}.json", made_by)
     card = read_json(folder / "dataset.json", f"prepare@{folder.name}")
@@ -111,19 +101,26 @@ def _model(name: str, folder: Path, sources: Sources, beside: Path) -> dict[str,
             },
             "notes": summary["notes"],
             "facts": summary["facts"],
-            "tables": [{**table, "numbers": _numbers(table)} for table in summary["tables"]],
+            "tables": [{**table, "numbers": _of_numbers(table)} for table in summary["tables"]],
             "seeds": repeated,
             "figures": _figures(sources.plots / name, beside, made_by),
             "settings": _flat(description["settings"]),
             "weights": description["sha256"],
             "registered": about.registered,
             "query": f"tags.`weights.md5` = '{_md5(sources.models / name)}'",
-            "data": folder.name,
         }
     except (KeyError, TypeError) as error:
         raise PipelineError(
             f"metrics or cards of {name} lack {error}; run `dvc repro -f evaluate@{name}`"
         ) from error
+
+
+def _of_numbers(table: dict[str, Any]) -> list[bool]:
+    """Which columns of a table hold numbers: each text in them begins with one."""
+    return [
+        all(row[place].lstrip("+−±")[:1].isdigit() for row in table["rows"])
+        for place in range(len(table["columns"]))
+    ]
 
 
 def _figures(folder: Path, beside: Path, stage: str) -> list[dict[str, Any]]:
@@ -151,8 +148,8 @@ def _figures(folder: Path, beside: Path, stage: str) -> list[dict[str, Any]]:
 
 
 def _data(folder: Path, plots: Path | None, beside: Path) -> dict[str, Any]:
-    card = read_json(folder / "dataset.json", f"prepare@{folder.name}")
     stage = f"prepare@{folder.name}"
+    card = read_json(folder / "dataset.json", stage)
     figures: list[dict[str, Any]] = []
     findings: list[list[str]] = []
     if plots is not None and (plots / folder.name / "figures.json").exists():

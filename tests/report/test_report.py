@@ -279,24 +279,24 @@ def test_changes_are_those_against_the_last_commit(sources):
     git("add", "cnn.json", "list.json", "torn.json")
     git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first")
     assert committed(sources.metrics, ["cnn", "rnn", "list", "torn"]) == {"cnn": NUMBERS}
-    assert changes({"cnn": NUMBERS}, {"cnn": NUMBERS}) == []
+    assert changes({"cnn": NUMBERS}, {"cnn": NUMBERS}, {}) == []
     better = NUMBERS | {
         "accuracy": 0.99,
         "accuracy_low": 0.98,
         "accuracy_high": 0.995,
         "loss": 0.05,
     }
-    assert changes({"cnn": NUMBERS}, {"cnn": better, "rnn": better}) == [
+    assert changes({"cnn": NUMBERS}, {"cnn": better, "rnn": better}, {}) == [
         Change("cnn", "accuracy", 0.982, 0.99, "within noise"),
         Change("cnn", "loss", 0.0612, 0.05, ""),
     ]
-    table = changes_table({"cnn": NUMBERS}, {"cnn": better})
+    table = changes_table({"cnn": NUMBERS}, {"cnn": better}, {})
     assert "| cnn | accuracy | 0.9820 | 0.9900 | +0.0080 (within noise) |" in table
     far = {"cnn": NUMBERS | {"accuracy": 0.95, "accuracy_low": 0.94, "accuracy_high": 0.96}}
-    assert [one.note for one in changes({"cnn": NUMBERS}, far)] == [""]
+    assert [one.note for one in changes({"cnn": NUMBERS}, far, {})] == [""]
     assert [one.note for one in changes({"cnn": NUMBERS}, far, {"cnn": 0.04})] == ["within noise"]
     fewer = {"cnn": better | {"examples": 100}}
-    assert {one.note for one in changes({"cnn": NUMBERS}, fewer)} == {"other test data"}
-    same = changes_table({"cnn": NUMBERS}, {"cnn": NUMBERS})
+    assert {one.note for one in changes({"cnn": NUMBERS}, fewer, {})} == {"other test data"}
+    same = changes_table({"cnn": NUMBERS}, {"cnn": NUMBERS}, {})
     assert same == "No metric changed against the last commit.\n"
-    assert "no metrics to compare" in changes_table({}, {"cnn": NUMBERS})
+    assert "no metrics to compare" in changes_table({}, {"cnn": NUMBERS}, {})
