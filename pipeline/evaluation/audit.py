@@ -5,6 +5,7 @@ is left: repeats within a split, and rows that are nearly the same.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,10 +96,8 @@ def text_features(splits: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         table = vectoriser.fit_transform(everything)
     except ValueError:  # So few rows that every word is a common one.
         table = vectoriser.set_params(max_df=1.0).fit_transform(everything)
-    ends = np.cumsum([len(texts) for texts in splits.values()])
-    starts = [0, *ends[:-1]]
-    places = zip(splits, starts, ends, strict=True)
-    return {split: table[start:end] for split, start, end in places}
+    edges = pairwise(np.cumsum([0, *map(len, splits.values())]))
+    return {split: table[start:end] for split, (start, end) in zip(splits, edges, strict=True)}
 
 
 def dense_features(examples: NDArray[Any]) -> NDArray[np.float32]:
