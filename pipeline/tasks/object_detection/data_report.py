@@ -57,11 +57,10 @@ def data_report(folder: Path, card: Card, page: Page) -> dict[str, float]:
         page, features, NEAR, f"at {THUMB}×{THUMB} pixels", "pairs of images"
     )
     roots = np.sqrt(sides["train"].prod(axis=1))
-    empty = {split: numbers[split].count(0) for split in SPLITS}
     page.findings |= {
         "Boxes": ", ".join(
             f"{split} {sum(numbers[split]):,} in {len(numbers[split]):,} images, "
-            f"{empty[split]} of them empty"
+            f"{numbers[split].count(0)} of them empty"
             for split in SPLITS
         ),
         "Sizes in training": f"root of the area {roots.min():.0f} to {roots.max():.0f} pixels; "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.evaluation.intervals import Floats
-from pipeline.figures.style import DPI, GREEN, ORANGE, bare, canvas, drawn, shorten
+from pipeline.figures.style import DPI, GREEN, ORANGE, bare, canvas, drawn, shorten, tiles
 from pipeline.images import png
 from pipeline.tasks.object_detection.boxes.read import Boxes, Image
 
@@ -36,9 +36,7 @@ def boxes_sheet(
     columns, times = min(4, max(len(images), 1)), 2 if heat else 1
     rows = -(-len(images) // columns)
     figure = canvas(2.3 * columns, (2.3 * rows + 0.1) * times + 0.35, title)
-    grid = figure.subplots(rows * times, columns, squeeze=False)
-    for axes in grid.ravel():
-        bare(axes)
+    grid = tiles(figure, rows * times, columns)
     for number, image in enumerate(images):
         row, column = divmod(number, columns)
         axes = grid[row * times, column]

@@ -43,7 +43,7 @@ def precision_and_recall(
     known = curves[~np.isnan(curves).all(axis=1)]
     if len(known):
         left.plot(recall, known.mean(axis=0), color=BLUE, label="mean of the classes")
-        hardest = int(np.nanargmin(np.nanmean(curves, axis=1) if len(known) else [0]))
+        hardest = int(np.nanargmin(np.nanmean(curves, axis=1)))
         name = shorten(classes[hardest], 12)
         left.plot(recall, curves[hardest], color=ORANGE, ls="--", label=f"lowest: {name}")
         left.legend(loc="lower left")
