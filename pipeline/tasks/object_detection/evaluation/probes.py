@@ -62,22 +62,28 @@ def _probed(net: Net, train: Split, test: Split, hardware: Hardware, seed: int) 
     A probe sees one cell: the middle of a thing, or a place that is in no box. One asks whether
     there is a thing; one, of the middles of things, which. None where too few things are there.
     """
-    where = [_places(split, net, seed + number) for number, split in enumerate((train, test))]
-    (_, first), (_, second) = where
-    things = [labels >= 0 for labels in (first, second)]
-    if min(np.unique(first[things[0]]).size, things[0].sum(), things[1].sum()) < 2:
+    points, labels = _places(train, net, seed)
+    test_points, test_labels = _places(test, net, seed + 1)
+    thing, test_thing = labels >= 0, test_labels >= 0
+    if min(np.unique(labels[thing]).size, thing.sum(), test_thing.sum()) < 2:
         return None
     found: Curves = {"object or not": {}, "which class": {}}
     for name, module in (("trained", net.module), ("untrained", untrained(net.module, seed))):
-        learnt, asked = (
-            _cells(module, split, net, points, hardware)
-            for split, (points, _) in zip((train, test), where, strict=True)
-        )
-        for depth in learnt:
-            a, b = learnt[depth], asked[depth]
-            right = probe(a, things[0].astype(np.int64), b, things[1].astype(np.int64), seed)
-            which = probe(a[things[0]], first[things[0]], b[things[1]], second[things[1]], seed)
-            for question, hits in (("object or not", right), ("which class", which)):
+        learnt = _cells(module, train, net, points, hardware)
+        asked = _cells(module, test, net, test_points, hardware)
+        for depth, cells in learnt.items():
+            test_cells, is_thing = asked[depth], test_thing.astype(np.int64)
+            answers = {
+                "object or not": probe(cells, thing.astype(np.int64), test_cells, is_thing, seed),
+                "which class": probe(
+                    cells[thing],
+                    labels[thing],
+                    test_cells[test_thing],
+                    test_labels[test_thing],
+                    seed,
+                ),
+            }
+            for question, hits in answers.items():
                 value, spread = share(hits)
                 found[question].setdefault(name, {})[depth] = Measured(value, *spread)
     return found
