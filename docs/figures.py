@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.figures.depth import Measured, probe_curves  # noqa: E402
+from pipeline.figures.depth import Measured, probe_panels  # noqa: E402
 from pipeline.figures.style import save  # noqa: E402
 from pipeline.task import tasks  # noqa: E402
 
@@ -28,7 +28,7 @@ def main() -> None:
         table = ROOT / f"plots/{about.model}/probes.csv"
         if table.exists():
             models[f"{about.title}, {about.data}"] = _probes(table)
-    save(probe_curves(models), IMAGES / "probes.png")
+    save(probe_panels(models), IMAGES / "probes.png")
 
 
 def _probes(table: Path) -> dict[str, dict[str, Measured]]:

@@ -6,56 +6,40 @@ python -m stages.report
 import tempfile
 from pathlib import Path
 
-from pipeline.report import Sources, build
-from pipeline.report.numbers import changes_table, committed, read_metrics, seeds
+from pipeline.report import build
+from pipeline.report.numbers import changes_table, committed
 from pipeline.settings import Report
 from pipeline.stage import Context, run, stage
-from pipeline.task import find
 
 
 @stage("report", lambda: Report, computes=False)
 def main(settings: Report, context: Context) -> None:
     """The body."""
-    metrics, html, markdown = (
-        Path(path) for path in (settings.metrics, settings.html, settings.markdown)
-    )
-    now = {
-        name: read_metrics(metrics / f"{name}.json", f"evaluate@{name}") for name in settings.data
-    }
-    sources = Sources(
-        metrics=metrics,
-        plots=Path(settings.plots),
-        models=Path(settings.models),
-        data={name: Path(folder) for name, folder in settings.data.items()},
-        data_plots=Path(settings.data_plots) if settings.data_plots else None,
-        seeds=settings.seeds,
-    )
-    for name, data in sources.data.items():
-        context.run.input(data, name=f"{name}.data")
-        context.run.input(sources.models / name, name=f"{name}.model")
-        context.run.input(sources.plots / name, name=f"{name}.evaluation")
-    build(sources, html, markdown)
+    for name, data in settings.data.items():
+        context.run.input(Path(data), name=f"{name}.data")
+        context.run.input(Path(settings.models) / name, name=f"{name}.model")
+        context.run.input(Path(settings.plots) / name, name=f"{name}.evaluation")
+    models = build(settings)
+    html = Path(settings.html)
     for target in ("self", "parent"):
         context.run.artifact(html, target=target)
     context.run.output(html)
 
     # What changed depends on the last commit, so it is shown and logged, and is no output.
-    repeated = {
-        name: seeds(metrics, name, metric, numbers[metric], settings.seeds)
-        for name, numbers in now.items()
-        for metric in [find(model=name).about.headline]
-    }
+    now = {model["name"]: model["numbers"] for model in models}
     # Two trainings say too little to call a change noise.
     limits = {
-        name: found.noise for name, found in repeated.items() if found and len(found.values) > 2
+        model["name"]: model["seeds"].noise
+        for model in models
+        if model["seeds"] and len(model["seeds"].values) > 2
     }
-    table = changes_table(committed(metrics, list(now)), now, limits)
+    table = changes_table(committed(Path(settings.metrics), list(now)), now, limits)
     print(table, end="")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "changes.md"
         path.write_text(table, encoding="utf-8")
         context.run.artifact(path, target="parent")
-    print(f"report: {html} and {markdown}")
+    print(f"report: {settings.html} and {settings.markdown}")
 
 
 if __name__ == "__main__":

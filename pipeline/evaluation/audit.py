@@ -5,16 +5,18 @@ is left: repeats within a split, and rows that are nearly the same.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from pipeline.figures.page import Page
+from pipeline.figures.page import Page
 
 LISTED = 200
 """Near duplicates that a report lists, at most."""
+BLOCK = 1024
+"""Rows that are compared with the others at a time, which bounds the memory."""
 
 
 class Duplicate(NamedTuple):
@@ -25,13 +27,11 @@ class Duplicate(NamedTuple):
     similarity: float
 
 
-def near_duplicates(
-    splits: Mapping[str, Any], threshold: float = 0.95, most: int = 1000, block: int = 1024
-) -> list[Duplicate]:
+def near_duplicates(splits: Mapping[str, Any], threshold: float) -> list[Duplicate]:
     """Pairs of rows whose feature vectors point the same way, the most alike first.
 
     `splits` holds features [n, d] with rows of length 1, dense or scipy sparse; see
-    `text_features` and `dense_features`. Compared in blocks, so memory stays bounded.
+    `text_features` and `dense_features`.
     """
     from scipy.sparse import issparse, vstack
 
@@ -39,8 +39,8 @@ def near_duplicates(
     parts = list(splits.values())
     rows = vstack(parts).tocsr() if issparse(parts[0]) else np.concatenate(parts)
     found = []
-    for start in range(0, rows.shape[0], block):
-        products = rows[start : start + block] @ rows.T[:, start:]
+    for start in range(0, rows.shape[0], BLOCK):
+        products = rows[start : start + BLOCK] @ rows.T[:, start:]
         if issparse(products):
             table = products.tocoo()
             near = table.data >= threshold
@@ -53,12 +53,11 @@ def near_duplicates(
             for a, b, value in pairs
             if a < b
         ]
-    found.sort(key=lambda pair: (-pair.similarity, pair.first, pair.second))
-    return found[:most]
+    return sorted(found, key=lambda pair: (-pair.similarity, pair.first, pair.second))
 
 
 def list_duplicates(
-    page: "Page", splits: Mapping[str, Any], threshold: float, among: str, what: str = "pairs"
+    page: Page, splits: Mapping[str, Any], threshold: float, among: str, what: str = "pairs"
 ) -> tuple[str, dict[str, float]]:
     """List the near duplicates in a table; how many there are, in words and for tracking."""
     near = near_duplicates(splits, threshold)
@@ -71,13 +70,14 @@ def list_duplicates(
         for pair in near[:LISTED]
     ]
     page.table("near_duplicates", rows, ["first", "second", "similarity"])
-    apart = len(across(near))
+    across = sum(pair.first[0] != pair.second[0] for pair in near)
+    within = len(near) - across
     told = (
-        f"{apart} {what} across splits and {len(near) - apart} within one, with a similarity of "
+        f"{across} {what} across splits and {within} within one, with a similarity of "
         f"{threshold} or more {among}; the closest are listed in near_duplicates.csv"
     )
-    within, between = float(len(near) - apart), float(apart)
-    return told, {"near_duplicates/within": within, "near_duplicates/across": between}
+    numbers = {"near_duplicates/within": float(within), "near_duplicates/across": float(across)}
+    return told, numbers
 
 
 def text_features(splits: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -96,10 +96,8 @@ def text_features(splits: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         table = vectoriser.fit_transform(everything)
     except ValueError:  # So few rows that every word is a common one.
         table = vectoriser.set_params(max_df=1.0).fit_transform(everything)
-    ends = np.cumsum([len(texts) for texts in splits.values()])
-    starts = [0, *ends[:-1]]
-    places = zip(splits, starts, ends, strict=True)
-    return {split: table[start:end] for split, start, end in places}
+    edges = pairwise(np.cumsum([0, *map(len, splits.values())]))
+    return {split: table[start:end] for split, (start, end) in zip(splits, edges, strict=True)}
 
 
 def dense_features(examples: NDArray[Any]) -> NDArray[np.float32]:
@@ -108,11 +106,6 @@ def dense_features(examples: NDArray[Any]) -> NDArray[np.float32]:
     flat = flat - flat.mean(axis=1, keepdims=True)
     norms = np.linalg.norm(flat, axis=1, keepdims=True)
     return flat / np.where(norms > 0, norms, 1)
-
-
-def across(duplicates: Sequence[Duplicate]) -> list[Duplicate]:
-    """Those whose two rows are in different splits."""
-    return [pair for pair in duplicates if pair.first[0] != pair.second[0]]
 
 
 def balance(labels: Mapping[str, NDArray[np.int64]], classes: Sequence[str]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 DRAWS = 2000
+"""Resamplings of a bootstrap."""
 
 
 class Interval(NamedTuple):
@@ -27,10 +28,7 @@ def rounded(numbers: dict[str, Any]) -> dict[str, float]:
 
 
 def bootstrap(
-    values: Floats,
-    seed: int,
-    statistic: Callable[[Floats], Floats] | None = None,
-    draws: int = DRAWS,
+    values: Floats, seed: int, statistic: Callable[[Floats], Floats] | None = None
 ) -> Interval:
     """95 % percentile bootstrap over examples (Efron 1979) of a statistic of `values` [n, …].
 
@@ -40,10 +38,10 @@ def bootstrap(
     generator = np.random.default_rng(seed)
     count = len(values)
     # Blocks bound the memory at a few million values, however large the split is.
-    block = max(1, min(draws, 4_000_000 // max(values.size, 1)))
+    block = max(1, min(DRAWS, 4_000_000 // max(values.size, 1)))
     results = []
-    for start in range(0, draws, block):
-        index = generator.integers(count, size=(min(block, draws - start), count))
+    for start in range(0, DRAWS, block):
+        index = generator.integers(count, size=(min(block, DRAWS - start), count))
         sample = values[index]
         results.append(sample.mean(axis=1) if statistic is None else statistic(sample))
     low, high = np.quantile(np.concatenate(results), [0.025, 0.975])

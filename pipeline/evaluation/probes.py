@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from pipeline.evaluation.intervals import Integers
 
 DIMENSIONS = 128
+"""Principal components that a probe sees, at most."""
 ITERATIONS = 200
+"""Of a probe's training, at most."""
 
 
 def one_thread() -> AbstractContextManager[Any]:
@@ -26,22 +28,19 @@ def one_thread() -> AbstractContextManager[Any]:
     """
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-    limit: AbstractContextManager[Any] = threadpool_limits(1, user_api="blas")
-    return limit
+    return threadpool_limits(1, user_api="blas")
 
 
-def project(
-    train: Any, test: Any, dimensions: int = DIMENSIONS, seed: int = 0
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def project(train: Any, test: Any, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Centre on `train` and keep its first principal components, scaled to a mean variance of 1.
 
     Arrays [n, d] or scipy sparse matrices, which are not centred (that would fill them). Returns
-    float64 [n, min(dimensions, d, n_train - 1)] each.
+    float64 [n, min(DIMENSIONS, d, n_train - 1)] each.
     """
     from scipy.sparse import issparse, linalg
 
     if issparse(train):
-        kept = min(dimensions, min(train.shape) - 1)
+        kept = min(DIMENSIONS, min(train.shape) - 1)
         start = np.random.default_rng(seed).normal(size=min(train.shape))
         axes = linalg.svds(train.astype(np.float64), k=kept, v0=start)[2]
         first, second = train @ axes.T, test @ axes.T
@@ -51,13 +50,13 @@ def project(
         train = np.asarray(train, dtype=np.float64)
         middle = train.mean(axis=0)
         first, second = train - middle, np.asarray(test, dtype=np.float64) - middle
-        if train.shape[1] > dimensions:
+        if train.shape[1] > DIMENSIONS:
             # Eigenvectors of the smaller of the two Gram matrices: cheaper than an SVD of the data.
             if train.shape[1] <= len(train):
-                axes = np.linalg.eigh(first.T @ first)[1][:, : -dimensions - 1 : -1]
+                axes = np.linalg.eigh(first.T @ first)[1][:, : -DIMENSIONS - 1 : -1]
             else:
                 values, vectors = np.linalg.eigh(first @ first.T)
-                kept = min(dimensions, len(train) - 1)
+                kept = min(DIMENSIONS, len(train) - 1)
                 top = slice(-1, -kept - 1, -1)
                 axes = first.T @ (vectors[:, top] / np.sqrt(np.maximum(values[top], 1e-12)))
             first, second = first @ axes, second @ axes
@@ -86,5 +85,5 @@ def probe(
 ) -> NDArray[np.bool_]:
     """Which test examples a linear probe on these features gets right, bool [n_test]."""
     with one_thread():
-        first, second = project(train, test, seed=seed)
+        first, second = project(train, test, seed)
     return fit_and_predict(first, train_labels, second) == test_labels

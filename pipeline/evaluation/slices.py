@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pipeline.evaluation.intervals import share
 
 SMALLEST = 20
+"""Examples of a slice, at least."""
 
 
 class Slice(NamedTuple):
@@ -23,7 +24,7 @@ class Slice(NamedTuple):
 
 
 def slices(right: NDArray[np.bool_], groups: Mapping[str, Sequence[str]]) -> list[Slice]:
-    """Accuracy in each group of each kind; groups of fewer than 20 examples are left out.
+    """Accuracy in each group of each kind; groups of fewer than `SMALLEST` examples are left out.
 
     `groups` maps a kind (class, length, accent, …) to the group name of each example. The order is
     that in which the names first occur.
@@ -44,23 +45,19 @@ def worst(found: Sequence[Slice]) -> Slice | None:
     return min(found, key=lambda part: (part.accuracy, -part.examples), default=None)
 
 
-def bands(values: NDArray[Any], unit: str, parts: int = 4) -> list[str]:
-    """Name for each value the quantile band it lies in, such as `11–18 words`.
+def bands(values: NDArray[Any], unit: str) -> list[str]:
+    """Name for each value the quarter of them that it lies in, such as `11–18 words`.
 
-    Equal values always share a band, so there may be fewer than `parts`; float values are shown
-    with two digits.
+    Equal values always share a band, so there may be fewer than four; float values are shown with
+    two digits.
     """
-    values = np.asarray(values)
-    edges = np.unique(np.quantile(values, np.linspace(0, 1, parts + 1)[1:-1]))
+    edges = np.unique(np.quantile(values, [0.25, 0.5, 0.75]))
     where = np.searchsorted(edges, values, side="left")
+    digits = ".2f" if values.dtype.kind == "f" else ""
     names = {}
     for band in np.unique(where):
         inside = values[where == band]
-        low, high = (_number(value) for value in (inside.min(), inside.max()))
+        low, high = f"{inside.min():{digits}}", f"{inside.max():{digits}}"
         span = f"{low}–{high}" if low != high else low
         names[int(band)] = f"{span} {unit}".strip()
     return [names[int(band)] for band in where]
-
-
-def _number(value: Any) -> str:
-    return f"{value:.2f}" if isinstance(value, float | np.floating) else str(value)

@@ -23,8 +23,8 @@ from pipeline.figures.style import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
 FEWEST = 5
+"""Examples of a bin that is drawn, at least."""
 
 
 class Reliability(NamedTuple):
@@ -185,7 +185,7 @@ def intervals(
         place += 0.95
         for _, name, value, low, high in (row for row in rows if row[0] == group):
             worst = marked and value == lowest
-            axes.plot([low, high], [place, place], color=FAINT if not worst else AMBER, lw=3)
+            axes.plot([low, high], [place, place], color=AMBER if worst else FAINT, lw=3)
             axes.plot(value, place, "D" if worst else "o", color=ORANGE if worst else BLUE)
             ticks.append((place, shorten(name, 34)))
             place += 1

@@ -69,7 +69,7 @@ def probe_curve(
 
 
 @drawn
-def probe_curves(models: Mapping[str, Mapping[str, Mapping[str, Measured]]]) -> "Figure":
+def probe_panels(models: Mapping[str, Mapping[str, Mapping[str, Measured]]]) -> "Figure":
     """Probe accuracy by depth of several models side by side.
 
     `models` maps a heading to {"trained": …, "untrained": …}, each {name of the depth: Measured}.

@@ -13,9 +13,10 @@ from pipeline.figures.style import (
     LINES,
     MOST_CLASSES,
     MUTED,
-    bare,
+    WIDTH,
     canvas,
     drawn,
+    paper,
 )
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 NUMBER = 0.4
 """Inches that a number over a word takes."""
+NAMED = 3
+"""Classes whose evidence is drawn in colour."""
 
 
 class Words(NamedTuple):
@@ -61,16 +64,12 @@ def word_attribution(sentences: Sequence[Words], title: str) -> "Figure":
     """
     from matplotlib import colormaps
 
-    width, size = 8.6, 9.0
-    lines = [_lay_out(sentence.words, width - 0.25, size) for sentence in sentences]
+    size = 9.0
+    lines = [_lay_out(sentence.words, WIDTH - 0.25, size) for sentence in sentences]
     heights = [
         0.32 + 0.36 * (1 + max((line for line, _, _ in spots), default=0)) + 0.1 for spots in lines
     ]
-    figure = canvas(width, sum(heights) + 0.45)
-    axes = figure.subplots()
-    bare(axes)
-    axes.set(xlim=(0, width), ylim=(sum(heights), 0))
-    axes.set_title(title)
+    figure, axes = paper(1, WIDTH, sum(heights), title)
     top = 0.0
     for sentence, spots, height in zip(sentences, lines, heights, strict=True):
         scores = np.asarray(sentence.scores)
@@ -111,10 +110,10 @@ class Clip(NamedTuple):
 
 
 @drawn
-def evidence(clips: Sequence[Clip], classes: Sequence[str], title: str, most: int = 3) -> "Figure":
+def evidence(clips: Sequence[Clip], classes: Sequence[str], title: str) -> "Figure":
     """Spectrograms, and under each the evidence gathered so far for the likeliest classes.
 
-    Those after the first `most` are faint; beyond `MOST_CLASSES` they are left out.
+    Those after the first `NAMED` are faint; beyond `MOST_CLASSES` they are left out.
     """
     figure = canvas(3.1 * len(clips), 4.0, title)
     grid: Any = figure.subplots(2, len(clips), squeeze=False, height_ratios=[1, 1.15])
@@ -131,10 +130,9 @@ def evidence(clips: Sequence[Clip], classes: Sequence[str], title: str, most: in
         gathered = clip.evidence.cumsum(axis=0)
         time = (np.arange(len(gathered)) + 1) / len(gathered) * clip.seconds
         ranked = np.argsort(-gathered[-1], kind="stable")
-        likeliest = ranked[:most]
-        for index in np.sort(ranked[most:MOST_CLASSES]):
+        for index in np.sort(ranked[NAMED:MOST_CLASSES]):
             bottom.plot(time, gathered[:, index], color=FAINT, lw=1)
-        for rank, index in enumerate(likeliest):
+        for rank, index in enumerate(ranked[:NAMED]):
             bottom.plot(
                 time, gathered[:, index], color=CYCLE[rank], ls=LINES[rank], label=classes[index]
             )

@@ -205,5 +205,4 @@ def _safe(text: str, width: int = 40) -> str:
 
 
 def _rounded(values: NDArray[np.float64]) -> list[Any]:
-    found: list[Any] = np.round(values, 4).tolist()
-    return found
+    return np.round(values, 4).tolist()

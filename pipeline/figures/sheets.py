@@ -1,6 +1,6 @@
 """Sheets of examples for a person to look through: images, sentences, spectrograms."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -15,12 +15,14 @@ from pipeline.figures.style import (
     bare,
     canvas,
     drawn,
+    paper,
     picture,
     tiles,
     wrap,
 )
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -52,12 +54,11 @@ def spectrogram_sheet(
     seconds: Sequence[float],
     captions: Sequence[Caption],
     title: str,
-    columns: int = 4,
 ) -> "Figure":
     """Log-mel spectrograms float [mels, frames], of given durations, with a caption each."""
     if not len(spectrograms):
         return _empty(title)
-    figure, grid = _grid(len(spectrograms), columns, 2.1, 1.65, title)
+    figure, grid = _grid(len(spectrograms), 4, 2.1, 1.65, title)
     longest = max(seconds)
     for axes, bands, length, caption in zip(grid, spectrograms, seconds, captions, strict=False):
         axes.imshow(
@@ -76,19 +77,13 @@ def spectrogram_sheet(
 
 
 @drawn
-def text_sheet(
-    texts: Sequence[str], captions: Sequence[Caption], title: str, width: int = 84
-) -> "Figure":
+def text_sheet(texts: Sequence[str], captions: Sequence[Caption], title: str) -> "Figure":
     """Sentences as a table: caption to the left, at most three lines of text to the right."""
     if not len(texts):
         return _empty(title)
-    wrapped = [wrap(text, width, 3) for text in texts]
+    wrapped = [wrap(text, 84, 3) for text in texts]
     heights = [max(2, text.count("\n") + 1) + 0.8 for text in wrapped]
-    figure = canvas(8.6, 0.165 * sum(heights) + 0.45)
-    axes = figure.subplots()
-    axes.set(xlim=(0, 1), ylim=(sum(heights), 0))
-    bare(axes)
-    axes.set_title(title)
+    figure, axes = paper(0.165, 1, sum(heights), title)
     top = 0.0
     for text, caption, height in zip(wrapped, captions, heights, strict=False):
         axes.axhline(top, color=FAINT, lw=0.8)
@@ -100,14 +95,16 @@ def text_sheet(
     return figure
 
 
-def _grid(count: int, columns: int, width: float, height: float, title: str):  # type: ignore[no-untyped-def]
+def _grid(
+    count: int, columns: int, width: float, height: float, title: str
+) -> "tuple[Figure, Iterable[Axes]]":
     columns = min(columns, max(count, 3))
     rows = -(-count // columns)
     figure = canvas(width * columns, height * rows + 0.35, title)
     return figure, tiles(figure, rows, columns).flat
 
 
-def _caption(axes, caption: Caption) -> None:  # type: ignore[no-untyped-def]
+def _caption(axes: "Axes", caption: Caption) -> None:
     colour = ORANGE if caption.wrong else GREEN
     axes.set_title(caption.first, loc="left", fontsize=7.5, color=MUTED, weight="normal", pad=12)
     axes.annotate(

@@ -35,6 +35,8 @@ CYCLE = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY)
 MARKERS = ("o", "s", "^", "D", "v", "P")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)), (0, (1, 1)))
 DPI = 160
+WIDTH = 8.6
+"""Inches of a figure for text."""
 MOST_CLASSES = 60
 """Classes that a figure shows one by one: of more, names can't be read and each costs time."""
 
@@ -121,6 +123,16 @@ def canvas(width: float, height: float, title: str = "") -> "Figure":
     if title:
         figure.suptitle(title, x=0.01, ha="left")
     return figure
+
+
+def paper(inch: float, columns: float, rows: float, title: str) -> "tuple[Figure, Axes]":
+    """A figure for text: places are in columns and, from the top, in rows of so many inches."""
+    figure = canvas(WIDTH, inch * rows + 0.45)
+    axes = figure.subplots()
+    bare(axes)
+    axes.set(xlim=(0, columns), ylim=(rows, 0))
+    axes.set_title(title)
+    return figure, axes
 
 
 def save(figure: "Figure", path: Path) -> None:

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.figures.style import FAINT, INK, MUTED, bare, canvas, drawn
+from pipeline.figures.style import FAINT, INK, MUTED, drawn, paper
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WIDTH = 104
+LETTERS = 104
 """Characters of a line."""
 MOST = 12.0
 """Bits of the deepest colour."""
@@ -30,11 +30,7 @@ def surprise(passages: Sequence[Passage], title: str) -> "Figure":
 
     laid = [_lines(one.tokens) for one in passages]
     rows = [1.5 + max((line for line, _, _ in spots), default=0) + 0.7 for spots in laid]
-    figure = canvas(8.6, 0.19 * sum(rows) + 0.45)
-    axes = figure.subplots()
-    bare(axes)
-    axes.set(xlim=(0, WIDTH), ylim=(sum(rows), 0))
-    axes.set_title(title)
+    figure, axes = paper(0.19, LETTERS, sum(rows), title)
     top = 0.0
     for one, spots, height in zip(passages, laid, rows, strict=True):
         axes.axhline(top, color=FAINT, lw=0.8)
@@ -52,8 +48,8 @@ def _lines(tokens: Sequence[str]) -> list[tuple[int, int, str]]:
     """Line, column and shown text of each token."""
     spots, line, left = [], 0, 0
     for token in tokens:
-        text = "".join("↵" if letter == "\n" else letter for letter in token)[:WIDTH]
-        if left + len(text) > WIDTH:
+        text = "".join("↵" if letter == "\n" else letter for letter in token)[:LETTERS]
+        if left + len(text) > LETTERS:
             line, left = line + 1, 0
         spots.append((line, left, text))
         left += len(text)

@@ -7,40 +7,21 @@ equal files give equal bytes.
 import base64
 import os
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.files import digest, new_file, read_json
 from pipeline.report.numbers import Measure, headline, read_metrics, seeds
+from pipeline.settings import Report
 from pipeline.task import find
 
 
-@dataclass(frozen=True)
-class Sources:
-    """Where the report finds what it shows.
-
-    Attributes:
-        metrics: folder of `<model>.json`, and of `seeds/<model>-<seed>.json` for other seeds.
-        plots: folder of `<model>/figures.json` with its figures and tables.
-        models: folder of `<model>/model.json`.
-        data: name of each model and the folder of its data set.
-        data_plots: folder of each data set's `<folder name>/figures.json`, if there is one.
-        seeds: further seeds that each model was trained with.
-    """
-
-    metrics: Path
-    plots: Path
-    models: Path
-    data: dict[str, Path]
-    data_plots: Path | None = None
-    seeds: Sequence[int] = ()
-
-
-def build(sources: Sources, html: Path, markdown: Path) -> None:
+def build(settings: Report) -> list[dict[str, Any]]:
     """Write the report; images are inside the HTML, and links from the Markdown.
+
+    Returns:
+        What it shows of each model; `name`, `numbers` and `seeds` are among it.
 
     Raises:
         PipelineError: a file of another stage is missing or malformed.
@@ -57,41 +38,31 @@ def build(sources: Sources, html: Path, markdown: Path) -> None:
         keep_trailing_newline=True,
     )
     environment.filters["cell"] = _cell
-    content = collect(sources, markdown.parent)
-    for path, template in ((html, "report.html.j2"), (markdown, "report.md.j2")):
-        with new_file(path) as temporary:
-            temporary.write_text(environment.get_template(template).render(content), "utf-8")
+    models = [_model(name, settings) for name in settings.data]
+    sets = [_data(Path(folder), settings) for folder in settings.data.values()]
+    notes = {name: text for model in models for name, text in model["notes"].items()}
+    for path, template in (
+        (settings.html, "report.html.j2"),
+        (settings.markdown, "report.md.j2"),
+    ):
+        with new_file(Path(path)) as temporary:
+            text = environment.get_template(template).render(models=models, sets=sets, notes=notes)
+            temporary.write_text(text, "utf-8")
+    return models
 
 
-def collect(sources: Sources, beside: Path) -> dict[str, Any]:
-    """What the templates show; paths of images are relative to the folder `beside`."""
-    shown = [_model(name, folder, sources, beside) for name, folder in sources.data.items()]
-    sets = [_data(folder, sources.data_plots, beside) for folder in sources.data.values()]
-    return {
-        "models": shown,
-        "sets": sets,
-        "notes": {name: text for model in shown for name, text in model["notes"].items()},
-    }
-
-
-def _numbers(table: dict[str, Any]) -> list[bool]:
-    """Which columns of a table hold numbers: each text in them begins with one."""
-    return [
-        all(row[place].lstrip("+−±")[:1].isdigit() for row in table["rows"])
-        for place in range(len(table["columns"]))
-    ]
-
-
-def _model(name: str, folder: Path, sources: Sources, beside: Path) -> dict[str, Any]:
+def _model(name: str, settings: Report) -> dict[str, Any]:
     about, made_by = find(model=name).about, f"evaluate@{name}"
-    numbers = read_metrics(sources.metrics / f"{name}.json", made_by)
-    card = read_json(folder / "dataset.json", f"prepare@{folder.name}")
-    description = read_json(sources.models / name / "model.json", f"--downstream {about.stage}")
-    summary = read_json(sources.plots / name / "summary.json", made_by)
+    metrics, data = Path(settings.metrics), Path(settings.data[name])
+    plots, weights = Path(settings.plots) / name, Path(settings.models) / name
+    numbers = read_metrics(metrics / f"{name}.json", made_by)
+    card = read_json(data / "dataset.json", f"prepare@{data.name}")
+    description = read_json(weights / "model.json", f"--downstream {about.stage}")
+    summary = read_json(plots / "summary.json", made_by)
     try:
         measure = Measure(about.headline, about.unit)
         value = numbers[about.headline]
-        repeated = seeds(sources.metrics, name, measure.name, value, sources.seeds)
+        repeated = seeds(metrics, name, measure.name, value, settings.seeds)
         rule = gain = ""
         if rival := headline(numbers, about):
             rule = f"{rival.baseline}: {measure.value(rival.value)}"
@@ -111,14 +82,13 @@ def _model(name: str, folder: Path, sources: Sources, beside: Path) -> dict[str,
             },
             "notes": summary["notes"],
             "facts": summary["facts"],
-            "tables": [{**table, "numbers": _numbers(table)} for table in summary["tables"]],
+            "tables": [{**table, "numbers": _of_numbers(table)} for table in summary["tables"]],
             "seeds": repeated,
-            "figures": _figures(sources.plots / name, beside, made_by),
+            "figures": _figures(plots, settings, made_by),
             "settings": _flat(description["settings"]),
             "weights": description["sha256"],
             "registered": about.registered,
-            "query": f"tags.`weights.md5` = '{_md5(sources.models / name)}'",
-            "data": folder.name,
+            "query": f"tags.`weights.md5` = '{_md5(weights)}'",
         }
     except (KeyError, TypeError) as error:
         raise PipelineError(
@@ -126,8 +96,16 @@ def _model(name: str, folder: Path, sources: Sources, beside: Path) -> dict[str,
         ) from error
 
 
-def _figures(folder: Path, beside: Path, stage: str) -> list[dict[str, Any]]:
-    figures = []
+def _of_numbers(table: dict[str, Any]) -> list[bool]:
+    """Which columns of a table hold numbers: each text in them begins with one."""
+    return [
+        all(row[place].lstrip("+−±")[:1].isdigit() for row in table["rows"])
+        for place in range(len(table["columns"]))
+    ]
+
+
+def _figures(folder: Path, settings: Report, stage: str) -> list[dict[str, Any]]:
+    figures, beside = [], Path(settings.markdown).parent
     for entry in read_json(folder / "figures.json", stage):
         path = folder / entry["file"]
         try:
@@ -150,14 +128,15 @@ def _figures(folder: Path, beside: Path, stage: str) -> list[dict[str, Any]]:
     return figures
 
 
-def _data(folder: Path, plots: Path | None, beside: Path) -> dict[str, Any]:
-    card = read_json(folder / "dataset.json", f"prepare@{folder.name}")
+def _data(folder: Path, settings: Report) -> dict[str, Any]:
     stage = f"prepare@{folder.name}"
+    card = read_json(folder / "dataset.json", stage)
     figures: list[dict[str, Any]] = []
     findings: list[list[str]] = []
-    if plots is not None and (plots / folder.name / "figures.json").exists():
-        figures = _figures(plots / folder.name, beside, stage)
-        findings = read_json(plots / folder.name / "findings.json", stage)
+    plots = Path(settings.data_plots or "") / folder.name
+    if settings.data_plots and (plots / "figures.json").exists():
+        figures = _figures(plots, settings, stage)
+        findings = read_json(plots / "findings.json", stage)
     return {
         "folder": folder.name,
         "card": card,

@@ -14,6 +14,8 @@ from pipeline.task import About, find
 
 BASELINE = "baseline/"
 DEPTHS = ("early", "middle", "late")
+Metrics = dict[str, dict[str, float]]
+"""The metrics of each model."""
 
 
 class Measure(NamedTuple):
@@ -166,17 +168,12 @@ class Change(NamedTuple):
     """`other test data`, `within noise` (it may be chance or the seed's doing) or nothing."""
 
 
-def committed(metrics: Path, models: list[str]) -> dict[str, dict[str, float]]:
+def committed(metrics: Path, models: list[str]) -> Metrics:
     """The metrics of the last commit, by model; what is missing or malformed there is left out."""
     found = {}
     for model in models:
-        path = metrics / f"{model}.json"
-        shown = subprocess.run(
-            ["git", "show", f"HEAD:./{path.name}"],
-            cwd=metrics,
-            capture_output=True,
-            check=False,
-        )
+        command = ["git", "show", f"HEAD:./{model}.json"]
+        shown = subprocess.run(command, cwd=metrics, capture_output=True, check=False)
         try:
             numbers = json.loads(shown.stdout)  # empty where git has no such file
         except ValueError:
@@ -186,11 +183,7 @@ def committed(metrics: Path, models: list[str]) -> dict[str, dict[str, float]]:
     return found
 
 
-def changes(
-    before: dict[str, dict[str, float]],
-    now: dict[str, dict[str, float]],
-    limits: Mapping[str, float] | None = None,
-) -> list[Change]:
+def changes(before: Metrics, now: Metrics, limits: Mapping[str, float]) -> list[Change]:
     """What differs.
 
     A change of the headline is called noise inside both 95 % intervals, and below the model's limit
@@ -198,11 +191,11 @@ def changes(
     """
     found = []
     for model, numbers in now.items():
-        old: dict[str, Any] = before.get(model, {})
+        old = before.get(model, {})
         about = find(model=model).about
         for metric in about.watched:
             if metric in numbers and metric in old and numbers[metric] != old[metric]:
-                small = abs(numbers[metric] - old[metric]) <= (limits or {}).get(model, 0)
+                small = abs(numbers[metric] - old[metric]) <= limits.get(model, 0)
                 note = ""
                 if numbers.get("examples") != old.get("examples"):
                     note = "other test data"
@@ -212,11 +205,7 @@ def changes(
     return found
 
 
-def changes_table(
-    before: dict[str, dict[str, float]],
-    now: dict[str, dict[str, float]],
-    limits: Mapping[str, float] | None = None,
-) -> str:
+def changes_table(before: Metrics, now: Metrics, limits: Mapping[str, float]) -> str:
     """The changes as a Markdown table, for a pull request."""
     if not before:
         return "The last commit has no metrics to compare with.\n"

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from pipeline.evaluation.probes import fit_and_predict, probe, project
+from pipeline.evaluation import probes
+from pipeline.evaluation.probes import fit_and_predict, probe
 from pipeline.evaluation.similarity import cka_matrix, linear_cka
 
 
@@ -36,9 +37,10 @@ def test_a_probe_with_one_class_to_learn_from_answers_that_class():
 
 
 @pytest.mark.parametrize("shape", [(50, 400), (400, 200), (60, 10)])
-def test_projection_keeps_the_principal_components(shape):
+def test_projection_keeps_the_principal_components(shape, monkeypatch):
+    monkeypatch.setattr(probes, "DIMENSIONS", 20)
     data = np.random.default_rng(0).normal(size=shape) * np.linspace(3, 0.1, shape[1])
-    first, second = project(data, data, dimensions=20)
+    first, second = probes.project(data, data, 0)
     assert first.shape[1] == min(20, shape[1])
     assert np.allclose(first, second)
     assert first.var(axis=0).mean() == pytest.approx(1)

@@ -35,7 +35,7 @@ def test_bands_hold_equal_shares_and_keep_equal_values_together():
         "75–99 words",
     ]
     assert set(bands(np.full(10, 7), "words")) == {"7 words"}
-    assert bands(np.array([0.1, 0.9]), "s", parts=2) == ["0.10 s", "0.90 s"]
+    assert bands(np.array([0.1, 0.9]), "s") == ["0.10 s", "0.90 s"]
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.report import Sources
+from pipeline.settings import Report
 
 NUMBERS = {
     "accuracy": 0.982, "accuracy_low": 0.97, "accuracy_high": 0.991, "macro_f1": 0.981,
@@ -42,7 +42,7 @@ def png(width: int, height: int) -> bytes:
 
 
 @pytest.fixture
-def sources(tmp_path: Path) -> Sources:
+def sources(tmp_path: Path) -> Report:
     """The files of a whole pipeline, with names and captions that mean something in HTML."""
     figure = {"file": "confusion.png", "title": "Mix-ups", "text": "<b>& more", "alt": 'a "b"'}
     for model, task in MODELS.items():
@@ -68,8 +68,9 @@ def sources(tmp_path: Path) -> Sources:
             "splits": dict.fromkeys(("train", "validation", "test"), split),
         }  # fmt: skip
         (data / "dataset.json").write_text(json.dumps(card))
-    return Sources(
-        tmp_path / "metrics", tmp_path / "plots", tmp_path / "models",
-        {model: tmp_path / "data" / task for model, task in MODELS.items()},
-        tmp_path / "plots" / "data",
+    return Report.model_construct(
+        metrics=tmp_path / "metrics", plots=tmp_path / "plots", models=tmp_path / "models",
+        data={model: tmp_path / "data" / task for model, task in MODELS.items()},
+        data_plots=tmp_path / "plots" / "data", seeds=[],
+        html=tmp_path / "reports" / "report.html", markdown=tmp_path / "reports" / "report.md",
     )  # fmt: skip

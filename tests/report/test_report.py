@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 import subprocess
-from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -31,10 +30,14 @@ ACCURACY = Measure("accuracy", "share")
 
 
 @pytest.fixture
-def written(sources, tmp_path):
-    html, markdown = tmp_path / "reports" / "report.html", tmp_path / "reports" / "report.md"
-    build(sources, html, markdown)
-    return html.read_text("utf-8"), markdown.read_text("utf-8")
+def written(sources):
+    return built(sources)
+
+
+def built(sources) -> tuple[str, str]:
+    """The two pages."""
+    build(sources)
+    return sources.html.read_text("utf-8"), sources.markdown.read_text("utf-8")
 
 
 class Reader(HTMLParser):
@@ -144,9 +147,8 @@ def test_markdown_links_its_images_relative_to_itself(written, tmp_path):
 
 
 def test_equal_files_give_equal_bytes(sources, written, tmp_path):
-    build(sources, tmp_path / "again.html", tmp_path / "reports" / "again.md")
-    assert (tmp_path / "again.html").read_text("utf-8") == written[0]
-    assert (tmp_path / "reports" / "again.md").read_text("utf-8") == written[1]
+    again = {"html": tmp_path / "again.html", "markdown": tmp_path / "reports" / "again.md"}
+    assert built(sources.model_copy(update=again)) == written
 
 
 def test_the_run_is_found_by_the_content_of_the_weights(written):
@@ -156,7 +158,7 @@ def test_the_run_is_found_by_the_content_of_the_weights(written):
     assert "/#/models/image-classifier" in written[0]
 
 
-def test_seeds_are_summed_up_where_there_are_some(sources, tmp_path):
+def test_seeds_are_summed_up_where_there_are_some(sources):
     (sources.metrics / "seeds").mkdir()
     for model in MODELS:
         for seed, accuracy in ((1, 0.992), (2, 0.972)):
@@ -166,27 +168,25 @@ def test_seeds_are_summed_up_where_there_are_some(sources, tmp_path):
     assert found.values == [0.982, 0.992, 0.972]
     assert found.depths == ["early", "late"]
     assert ACCURACY.spread(found.values) == "98.20 ± 1.00%"
-    build(replace(sources, seeds=[1, 2]), tmp_path / "r.html", tmp_path / "r.md")
-    html = (tmp_path / "r.html").read_text("utf-8")
+    html, markdown = built(sources.model_copy(update={"seeds": [1, 2]}))
     parsed(html)
     assert html.count("98.20 ± 1.00%") == 3
-    assert "over 3 seeds: 98.20 ± 1.00%" in (tmp_path / "r.md").read_text("utf-8")
+    assert "over 3 seeds: 98.20 ± 1.00%" in markdown
     # Student's t of two degrees of freedom, 4.303, times the root of 2, times 1.00 points.
     assert html.count('Noise of the seed">6.1 points</td>') == 3
     assert "+7.5: more than the seed explains" in html
     assert 'data-label="CKA late">0.75</td>' in html
 
 
-def test_a_listed_seed_without_numbers_is_named_with_the_stage_that_makes_them(sources, tmp_path):
+def test_a_listed_seed_without_numbers_is_named_with_the_stage_that_makes_them(sources):
     with pytest.raises(PipelineError, match=r"cnn-5.json is missing; run `dvc repro repeat@cnn-5`"):
-        build(replace(sources, seeds=[5]), tmp_path / "r.html", tmp_path / "r.md")
+        build(sources.model_copy(update={"seeds": [5]}))
 
 
-def test_numbers_of_a_seed_that_is_not_listed_any_more_are_not_shown(sources, tmp_path):
+def test_numbers_of_a_seed_that_is_not_listed_any_more_are_not_shown(sources):
     (sources.metrics / "seeds").mkdir()
     write_repetition(sources, "cnn", 1, 0.5)
-    build(sources, tmp_path / "r.html", tmp_path / "r.md")
-    assert "seeds:" not in (tmp_path / "r.html").read_text("utf-8")
+    assert "seeds:" not in built(sources)[0]
 
 
 def test_the_noise_of_the_seed_is_that_of_simulated_pairs():
@@ -196,13 +196,12 @@ def test_the_noise_of_the_seed_is_that_of_simulated_pairs():
     assert np.mean(np.abs(runs[:, 3] - runs[:, 4]) <= limits) == pytest.approx(0.95, abs=0.012)
 
 
-def test_parts_that_were_switched_off_leave_no_hole(sources, tmp_path):
+def test_parts_that_were_switched_off_leave_no_hole(sources):
     few = {name: value for name, value in NUMBERS.items() if "baseline" not in name}
     (sources.metrics / "cnn.json").write_text(json.dumps(few))
     summary = SUMMARY | {"columns": [["Calibration error", "4.1%"]]}
     (sources.plots / "cnn" / "summary.json").write_text(json.dumps(summary))
-    build(sources, tmp_path / "r.html", tmp_path / "r.md")
-    html, markdown = ((tmp_path / name).read_text("utf-8") for name in ("r.html", "r.md"))
+    html, markdown = built(sources)
     parsed(html)
     row = next(part for part in html.split("<tr>") if '<th scope="row"><a href="#cnn">' in part)
     cells = re.findall(r"<td[^>]*>(.*?)</td>", row.split("</tr>")[0])
@@ -214,20 +213,19 @@ def test_parts_that_were_switched_off_leave_no_hole(sources, tmp_path):
         assert text.count("pixels: 90.7%") == 2
 
 
-def test_a_missing_file_is_named_with_the_stage_that_makes_it(sources, tmp_path):
+def test_a_missing_file_is_named_with_the_stage_that_makes_it(sources):
     (sources.plots / "rnn" / "confusion.png").unlink()
     with pytest.raises(PipelineError, match=r"rnn/confusion.png .* evaluate@rnn"):
-        build(sources, tmp_path / "r.html", tmp_path / "r.md")
+        build(sources)
     (sources.metrics / "cnn.json").unlink()
     with pytest.raises(PipelineError, match=r"cnn.json is missing; run `dvc repro evaluate@cnn`"):
-        build(sources, tmp_path / "r.html", tmp_path / "r.md")
-    assert not (tmp_path / "r.html").exists()
+        build(sources)
+    assert not sources.html.exists()
 
 
-def test_what_was_built_is_known_as_an_earlier_report(sources, tmp_path):
-    paths = {"html": tmp_path / "r.html", "markdown": tmp_path / "r.md"}
-    build(sources, *paths.values())
-    for key, path in paths.items():
+def test_what_was_built_is_known_as_an_earlier_report(sources):
+    build(sources)
+    for key, path in (("html", sources.html), ("markdown", sources.markdown)):
         (mark,) = Report.model_fields[key].metadata
         refuse_foreign(path, mark.kind, mark.mark)
         path.write_text("somebody's own")
@@ -235,11 +233,11 @@ def test_what_was_built_is_known_as_an_earlier_report(sources, tmp_path):
             refuse_foreign(path, mark.kind, mark.mark)
 
 
-def test_metrics_without_an_interval_are_named(sources, tmp_path):
+def test_metrics_without_an_interval_are_named(sources):
     broken = {name: value for name, value in NUMBERS.items() if name != "accuracy_low"}
     (sources.metrics / "cnn.json").write_text(json.dumps(broken))
     with pytest.raises(PipelineError, match=r"cnn lack 'accuracy_low'"):
-        build(sources, tmp_path / "r.html", tmp_path / "r.md")
+        build(sources)
 
 
 @pytest.mark.parametrize("content", ["[]", '"x"', "3", "null", "{}", '{"accuracy": "high"}'])
@@ -279,24 +277,24 @@ def test_changes_are_those_against_the_last_commit(sources):
     git("add", "cnn.json", "list.json", "torn.json")
     git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first")
     assert committed(sources.metrics, ["cnn", "rnn", "list", "torn"]) == {"cnn": NUMBERS}
-    assert changes({"cnn": NUMBERS}, {"cnn": NUMBERS}) == []
+    assert changes({"cnn": NUMBERS}, {"cnn": NUMBERS}, {}) == []
     better = NUMBERS | {
         "accuracy": 0.99,
         "accuracy_low": 0.98,
         "accuracy_high": 0.995,
         "loss": 0.05,
     }
-    assert changes({"cnn": NUMBERS}, {"cnn": better, "rnn": better}) == [
+    assert changes({"cnn": NUMBERS}, {"cnn": better, "rnn": better}, {}) == [
         Change("cnn", "accuracy", 0.982, 0.99, "within noise"),
         Change("cnn", "loss", 0.0612, 0.05, ""),
     ]
-    table = changes_table({"cnn": NUMBERS}, {"cnn": better})
+    table = changes_table({"cnn": NUMBERS}, {"cnn": better}, {})
     assert "| cnn | accuracy | 0.9820 | 0.9900 | +0.0080 (within noise) |" in table
     far = {"cnn": NUMBERS | {"accuracy": 0.95, "accuracy_low": 0.94, "accuracy_high": 0.96}}
-    assert [one.note for one in changes({"cnn": NUMBERS}, far)] == [""]
+    assert [one.note for one in changes({"cnn": NUMBERS}, far, {})] == [""]
     assert [one.note for one in changes({"cnn": NUMBERS}, far, {"cnn": 0.04})] == ["within noise"]
     fewer = {"cnn": better | {"examples": 100}}
-    assert {one.note for one in changes({"cnn": NUMBERS}, fewer)} == {"other test data"}
-    same = changes_table({"cnn": NUMBERS}, {"cnn": NUMBERS})
+    assert {one.note for one in changes({"cnn": NUMBERS}, fewer, {})} == {"other test data"}
+    same = changes_table({"cnn": NUMBERS}, {"cnn": NUMBERS}, {})
     assert same == "No metric changed against the last commit.\n"
-    assert "no metrics to compare" in changes_table({}, {"cnn": NUMBERS})
+    assert "no metrics to compare" in changes_table({}, {"cnn": NUMBERS}, {})

@@ -12,16 +12,15 @@ SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 
 
 @pytest.fixture
-def page(sources, tmp_path, chromium):
+def page(sources, chromium):
     """The opened report, and every address it asked for."""
-    html = tmp_path / "reports" / "report.html"
-    build(sources, html, tmp_path / "reports" / "report.md")
+    build(sources)
     opened = chromium.new_page()
     opened.asked = []
     opened.on("request", lambda request: opened.asked.append(request.url))
     opened.complaints = []
     opened.on("console", lambda message: opened.complaints.append(message.text))
-    opened.goto(html.as_uri())
+    opened.goto(sources.html.as_uri())
     yield opened
     opened.close()
 

@@ -57,11 +57,10 @@ def data_report(folder: Path, card: Card, page: Page) -> dict[str, float]:
         page, features, NEAR, f"at {THUMB}×{THUMB} pixels", "pairs of images"
     )
     roots = np.sqrt(sides["train"].prod(axis=1))
-    empty = {split: numbers[split].count(0) for split in SPLITS}
     page.findings |= {
         "Boxes": ", ".join(
             f"{split} {sum(numbers[split]):,} in {len(numbers[split]):,} images, "
-            f"{empty[split]} of them empty"
+            f"{numbers[split].count(0)} of them empty"
             for split in SPLITS
         ),
         "Sizes in training": f"root of the area {roots.min():.0f} to {roots.max():.0f} pixels; "
@@ -100,8 +99,7 @@ def _shapes(
     numbers: dict[str, list[int]],
     sides: dict[str, np.ndarray],
 ) -> None:
-    figure = canvas(9, 5)
-    figure.suptitle(f"{card.name}: boxes", x=0.01, ha="left", weight="bold", fontsize=10)
+    figure = canvas(9, 5, f"{card.name}: boxes")
     (classes, images), (sizes, shapes) = figure.subplots(2, 2)
     width = 0.8 / len(SPLITS)
     names = [shorten(name, 10) for name in card.facts.classes]
@@ -127,12 +125,11 @@ def _shapes(
         axes.grid(axis="y")
         axes.set_axisbelow(True)
     sizes.legend(fontsize=7.5)
-    boxes = {split: sum(found) for split, found in numbers.items()}
     page.figure(
         "boxes",
         figure,
         title="Classes, numbers, sizes and shapes of the boxes",
         text="The splits should have the same shares and the same spread: else the test measures "
         "something that was not trained.",
-        alt="; ".join(f"{split}: {count} boxes" for split, count in boxes.items()),
+        alt="; ".join(f"{split}: {sum(found)} boxes" for split, found in numbers.items()),
     )

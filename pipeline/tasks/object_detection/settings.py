@@ -34,7 +34,7 @@ class Scenes(Settings):
     test: Count
 
 
-class Part(Settings):
+class Paths(Settings):
     """Where a split of annotated images lies, below `folder`."""
 
     images: str
@@ -48,9 +48,9 @@ class Part(Settings):
 class Splits(Settings):
     """The splits of annotated images; null is cut from `train`."""
 
-    train: Part
-    validation: Part | None = None
-    test: Part | None = None
+    train: Paths
+    validation: Paths | None = None
+    test: Paths | None = None
 
 
 class Source(settings.Source):

@@ -4,7 +4,7 @@ from functools import partial
 
 from pipeline.evaluation.intervals import rounded
 from pipeline.settings import Repeat
-from pipeline.tasks.object_detection.evaluation import matches, parts, trials
+from pipeline.tasks.object_detection.evaluation import baselines, matches, parts, probes
 from pipeline.tasks.object_detection.evaluation.study import numbers_of, opened
 from pipeline.training.hardware import Hardware
 from pipeline.training.net import Net
@@ -34,9 +34,9 @@ PARTS = {
     "curves": parts.curves,
     "errors": parts.errors,
     "calibration": parts.calibration,
-    "probes": trials.probes,
-    "robustness": trials.robustness,
-    "baselines": trials.simple,
+    "probes": probes.probes,
+    "robustness": parts.robustness,
+    "baselines": baselines.against_rules,
     "scores": parts.scores,
 }
 """In the order in which they are measured and shown."""

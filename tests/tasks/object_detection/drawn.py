@@ -10,6 +10,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 from PIL import Image
 
+from pipeline.tasks.object_detection.boxes.read import Boxes
 from pipeline.tasks.object_detection.settings import Source
 
 CLASSES = ["cat", "dog", "owl"]
@@ -93,6 +94,12 @@ def yolo(folder: Path, scenes: Sequence[Drawn], split: str = "all", first: int =
         if lines:
             (labels / f"{name}.txt").write_text("".join(lines))
     (folder / "data.yaml").write_text(json.dumps({"names": CLASSES, "nc": len(CLASSES)}))
+
+
+def boxes(*rows: Sequence[float]) -> Boxes:
+    """Rows of x1, y1, x2, y2, label, and a score: of true boxes 1, if none is given."""
+    table = np.array([(*row, 1.0)[:6] for row in rows], np.float32).reshape(-1, 6)
+    return Boxes(table[:, :4], table[:, 4].astype(np.int64), table[:, 5])
 
 
 WRITERS = {"coco": coco, "voc": voc, "yolo": yolo}

@@ -170,6 +170,7 @@ VOC_FAULTS = [
     ("<xmin>5.0<", "<xmin>left<", "object 1 has no bndbox with the numbers xmin, ymin, xmax, ymax"),
     ("bndbox>", "box>", "object 1 has no bndbox with the numbers xmin, ymin, xmax, ymax"),
     ("<xmin>5.0<", "<xmin>21<", "object 1 is a box that is reversed"),
+    ("<xmin>5.0<", "<xmin>20.5<", "object 1 is a box that is reversed"),
     ("<xmax>20.0<", "<xmax>43<", "object 1 leaves its image of 40×30 pixels by 3"),
     ("<name>cat<", "<name> <", "object 1 has no name that can be printed"),
     ("<difficult>0<", "<difficult>no<", "object 1 has a difficult that is not 0 or 1"),

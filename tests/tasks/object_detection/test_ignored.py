@@ -2,25 +2,17 @@
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
 from pipeline.prepared import read_split, write
-from pipeline.tasks.object_detection.boxes.read import Boxes, read
+from pipeline.tasks.object_detection.boxes.read import read
 from pipeline.tasks.object_detection.data import load
 from pipeline.tasks.object_detection.evaluation.matches import match
 from pipeline.tasks.object_detection.evaluation.metrics import average_precision
 from pipeline.tasks.object_detection.model import STRIDE, focal, targets
 from pipeline.tasks.object_detection.prepare import prepare
-from tests.tasks.object_detection.drawn import Drawn, coco, scenes, source
-
-
-def boxes(*rows):
-    """Of rows x1, y1, x2, y2, label, score."""
-    table = np.array(rows, np.float32).reshape(-1, 6)
-    return Boxes(table[:, :4], table[:, 4].astype(np.int64), table[:, 5])
-
+from tests.tasks.object_detection.drawn import Drawn, boxes, coco, scenes, source
 
 TRUE = [boxes((0, 0, 10, 10, 0, 1)), boxes((0, 0, 10, 10, 1, 1))]
 CROWD = [boxes((20, 20, 60, 60, 0, 0)), boxes()]

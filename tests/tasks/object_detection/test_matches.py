@@ -3,18 +3,9 @@
 import numpy as np
 import pytest
 
-from pipeline.tasks.object_detection.boxes.read import Boxes
 from pipeline.tasks.object_detection.evaluation import matches
 from pipeline.tasks.object_detection.evaluation.metrics import average_precision
-
-
-def boxes(*rows) -> Boxes:
-    """Rows of x1, y1, x2, y2, label, and a score of what was found."""
-    table = np.array([(*row, 1.0)[:6] for row in rows], np.float64).reshape(-1, 6)
-    return Boxes(
-        table[:, :4].astype(np.float32), table[:, 4].astype(np.int64),
-        table[:, 5].astype(np.float32),
-    )  # fmt: skip
+from tests.tasks.object_detection.drawn import boxes
 
 
 def crowd(images: int, seed: int = 0, quality: float = 0.9):

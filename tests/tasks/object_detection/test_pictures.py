@@ -14,12 +14,12 @@ from pipeline.errors import PipelineError
 from pipeline.figures.style import save
 from pipeline.task import find
 from pipeline.tasks.object_detection.boxes.pictures import LEAST, picture
-from pipeline.tasks.object_detection.boxes.read import Boxes
 from pipeline.tasks.object_detection.evaluation.metrics import average_precision, coco_results
 from pipeline.tasks.object_detection.settings import Facts
 from pipeline.training import net as nets
 from tests.conftest import ROOT
 from tests.models.presets import preset
+from tests.tasks.object_detection.drawn import boxes
 
 ORANGE = np.array([0xD5, 0x5E, 0x00]) / 255
 
@@ -75,13 +75,9 @@ def test_cocos_own_reader_finds_in_the_results_what_was_found():
     from faster_coco_eval import COCO
     from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 
-    def boxes(*rows):
-        table = np.array(rows, np.float32).reshape(-1, 6)
-        return Boxes(table[:, :4], table[:, 4].astype(np.int64), table[:, 5])
-
     truth = [
-        boxes((2, 3, 30, 40, 0, 1)), boxes(),
-        boxes((5, 5, 25, 25, 1, 1), (40, 8, 60, 30, 0, 1)),
+        boxes((2, 3, 30, 40, 0)), boxes(),
+        boxes((5, 5, 25, 25, 1), (40, 8, 60, 30, 0)),
     ]  # fmt: skip
     found = [
         boxes((3, 3, 31, 40, 0, 0.9)), boxes((1, 1, 9, 9, 0, 0.3)),

@@ -13,7 +13,7 @@ from pipeline.prepared import SPLITS, SplitName
 from pipeline.sources import refuse_leaving
 from pipeline.tasks.object_detection.boxes import coco, voc, yolo
 from pipeline.tasks.object_detection.boxes.entries import Entry
-from pipeline.tasks.object_detection.settings import Part, Source
+from pipeline.tasks.object_detection.settings import Paths, Source
 
 SHOWN = 5
 """Faults that the error tells of, the first ones."""
@@ -56,25 +56,23 @@ def read(source: Source) -> tuple[list[str], dict[SplitName, list[Picture]]]:
     root, faults = Path(source.folder), list[str]()
     classes, entries = list[str](), dict[SplitName, list[Entry]]()
     for split in SPLITS:
-        part: Part | None = getattr(source.splits, split)
-        if part is None:
+        paths: Paths | None = getattr(source.splits, split)
+        if paths is None:
             continue
         key = f"boxes.splits.{split}"
-        images = _inside(root, part.images, f"{key}.images")
-        annotations = _inside(root, part.annotations, f"{key}.annotations")
+        images = _inside(root, paths.images, f"{key}.images")
+        annotations = _inside(root, paths.annotations, f"{key}.annotations")
         match source.kind:
             case "coco":
                 names, entries[split] = coco.read(annotations, images, root, faults)
             case "voc":
-                stems = _inside(root, part.only, f"{key}.only") if part.only else None
-                entries[split] = voc.read(annotations, images, stems, root, faults)
-                names = sorted({box.name for entry in entries[split] for box in entry.boxes})
+                only = _inside(root, paths.only, f"{key}.only") if paths.only else None
+                names, entries[split] = voc.read(annotations, images, only, root, faults)
             case _:
-                names = yolo.names_of(_inside(root, source.classes, "boxes.classes"))
-                entries[split] = yolo.read(annotations, images, names, root, faults)
+                listed = _inside(root, source.classes, "boxes.classes")
+                names, entries[split] = yolo.read(annotations, images, listed, root, faults)
         classes = classes or names
-    relative = source.kind == "yolo"
-    found = {split: _pictures(part, classes, relative, faults) for split, part in entries.items()}
+    found = {split: _pictures(part, classes, faults) for split, part in entries.items()}
     faults = list(dict.fromkeys(faults))  # splits may share a folder
     if faults:
         more = f"; and {len(faults) - SHOWN:,} more" if len(faults) > SHOWN else ""
@@ -93,17 +91,15 @@ def _inside(root: Path, name: str | None, key: str) -> Path:
     return path
 
 
-def _pictures(
-    entries: list[Entry], classes: list[str], relative: bool, faults: list[str]
-) -> list[Picture]:
-    number = {name: label for label, name in enumerate(classes)}
+def _pictures(entries: list[Entry], classes: list[str], faults: list[str]) -> list[Picture]:
+    label_of = {name: label for label, name in enumerate(classes)}
     found = []
     with ThreadPoolExecutor() as threads:
         for entry, opened in zip(entries, threads.map(_opened, entries), strict=True):
             if isinstance(opened, str):
                 faults.append(opened)
             elif opened is not None:
-                found.append(_picture(entry, *opened, number, relative, faults))
+                found.append(_picture(entry, *opened, label_of, faults))
     return found
 
 
@@ -130,8 +126,7 @@ def _picture(
     entry: Entry,
     file: bytes,
     shape: tuple[int, int, int],
-    number: dict[str, int],
-    relative: bool,
+    label_of: dict[str, int],
     faults: list[str],
 ) -> Picture:
     height, width, channels = shape
@@ -143,7 +138,7 @@ def _picture(
         )
         boxes = []  # drawn on another picture
     drawn = np.array([box.corners for box in boxes], np.float64).reshape(-1, 4)
-    drawn = drawn * sides if relative else drawn
+    drawn = drawn * sides if entry.relative else drawn
     corners = np.clip(drawn, 0, sides).astype(np.float32)
     away = np.abs(drawn - corners).max(axis=1, initial=0)
     good = (away <= SLACK) & (corners[:, :2] < corners[:, 2:]).all(axis=1)
@@ -161,7 +156,7 @@ def _picture(
     faults += [
         f"{box.where} is of class {box.name!a}, which the training split does not know"
         for box in boxes
-        if box.name not in number
+        if box.name not in label_of
     ]
-    labels = np.array([number.get(box.name, 0) for box in boxes], np.int64)
+    labels = np.array([label_of.get(box.name, 0) for box in boxes], np.int64)
     return Picture(file, channels, corners, labels, np.array([box.ignore for box in boxes], bool))

@@ -15,7 +15,7 @@ class Box(NamedTuple):
     where: str
     name: str
     corners: Sequence[float]
-    """x1 y1 x2 y2 in pixels, of YOLO in shares of the sides."""
+    """x1 y1 x2 y2 in the entry's unit."""
     ignore: bool
 
 
@@ -27,6 +27,8 @@ class Entry(NamedTuple):
     size: tuple[Any, ...] | None
     """Width and height as the annotation states them; it may state anything."""
     boxes: list[Box]
+    relative: bool = False
+    """Whether corners are in shares of the image's sides, not in pixels."""
 
 
 def text_of(path: Path) -> str:

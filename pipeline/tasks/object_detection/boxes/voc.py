@@ -17,8 +17,8 @@ from pipeline.tasks.object_detection.boxes.entries import (
 
 def read(
     folder: Path, images: Path, stems: Path | None, root: Path, faults: list[str]
-) -> list[Entry]:
-    """The images that `stems` names, or all; what is wrong goes to `faults`.
+) -> tuple[list[str], list[Entry]]:
+    """The classes of all boxes, and the images that `stems` names, or all; faults go to `faults`.
 
     Raises:
         PipelineError: a folder or file is missing or leads out of `root`.
@@ -41,7 +41,7 @@ def read(
         else:
             refuse_leaving(file, root, "boxes.folder")
             entries.append(_xml(file, found[stem], faults))
-    return entries
+    return sorted({box.name for entry in entries for box in entry.boxes}), entries
 
 
 def _xml(file: Path, image: Path, faults: list[str]) -> Entry:

@@ -16,37 +16,15 @@ from pipeline.tasks.object_detection.boxes.entries import (
 )
 
 
-def names_of(file: Path) -> list[str]:
-    """The class names in a list of them, or under `names` in a YAML file.
-
-    Raises:
-        PipelineError: there are none.
-    """
-    text = text_of(file)
-    names: Any = [line.strip() for line in text.splitlines() if line.strip()]
-    if file.suffix in (".yaml", ".yml"):
-        try:
-            content = yaml.safe_load(text)
-        except (yaml.YAMLError, RecursionError) as error:
-            raise PipelineError(f"{file} is not YAML ({error}); correct it") from error
-        names = content.get("names") if isinstance(content, dict) else None
-        if isinstance(names, dict) and set(names) == set(range(len(names))):
-            names = [names[number] for number in range(len(names))]
-    if not isinstance(names, list) or not names or not all(map(good_name, names)):
-        raise PipelineError(f"{file} has no list of class names that can be printed; correct it")
-    if len(set(names)) < len(names):
-        raise PipelineError(f"{file} has a class name twice; correct it")
-    return names
-
-
 def read(
-    folder: Path, images: Path, names: list[str], root: Path, faults: list[str]
-) -> list[Entry]:
-    """All images of a folder, corners in shares of their sides; what is wrong goes to `faults`.
+    folder: Path, images: Path, classes: Path, root: Path, faults: list[str]
+) -> tuple[list[str], list[Entry]]:
+    """The classes that a file lists, and all images of a folder; what is wrong goes to `faults`.
 
     Raises:
-        PipelineError: a folder is missing or leads out of `root`.
+        PipelineError: there are no classes; a folder is missing or leads out of `root`.
     """
+    names = _names(classes)
     found = by_stem(images, root, faults)
     files = {path.stem: path for path in listed(folder, root) if path.suffix == ".txt"}
     if folder == images:  # where the list of classes may lie, too
@@ -56,7 +34,7 @@ def read(
     ]
     entries = []
     for stem, image in found.items():
-        entry = Entry(str(image), image, None, [])
+        entry = Entry(str(image), image, None, [], relative=True)
         entries.append(entry)
         if stem not in files:
             continue
@@ -81,4 +59,27 @@ def read(
                 x, y, width, height = values
                 corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
                 entry.boxes.append(Box(where, names[label], corners, False))
-    return entries
+    return names, entries
+
+
+def _names(file: Path) -> list[str]:
+    """The class names in a list of them, or under `names` in a YAML file.
+
+    Raises:
+        PipelineError: there are none.
+    """
+    text = text_of(file)
+    names: Any = [line.strip() for line in text.splitlines() if line.strip()]
+    if file.suffix in (".yaml", ".yml"):
+        try:
+            content = yaml.safe_load(text)
+        except (yaml.YAMLError, RecursionError) as error:
+            raise PipelineError(f"{file} is not YAML ({error}); correct it") from error
+        names = content.get("names") if isinstance(content, dict) else None
+        if isinstance(names, dict) and set(names) == set(range(len(names))):
+            names = [names[number] for number in range(len(names))]
+    if not isinstance(names, list) or not names or not all(map(good_name, names)):
+        raise PipelineError(f"{file} has no list of class names that can be printed; correct it")
+    if len(set(names)) < len(names):
+        raise PipelineError(f"{file} has a class name twice; correct it")
+    return names

@@ -14,8 +14,10 @@ from torch.nn import functional as F
 
 from pipeline.evaluation.intervals import Floats
 from pipeline.evaluation.probes import one_thread
+from pipeline.figures.page import Page
 from pipeline.tasks.object_detection.boxes.read import Boxes, Image, Split
 from pipeline.tasks.object_detection.evaluation.matches import overlaps
+from pipeline.tasks.object_detection.evaluation.study import Study
 
 CELL, WINDOW, TALL = 4, 32, 22
 """Pixels of a HOG cell, of a window, and of a thing inside it."""
@@ -36,6 +38,35 @@ APART = 0.35
 KEPT = 50
 Window = tuple[int, NDArray[np.float64], int]
 """Number of the image, box, class."""
+
+
+def against_rules(page: Page, study: Study) -> None:
+    """What simpler rules find, on the images that they were measured on."""
+    parts, test = study.parts, study.test
+    train = study.train.first(parts.hog_train)
+    rules = {
+        "most frequent box": (len(test.images), frequent),
+        "HOG + linear": (parts.hog_test, sliding),
+    }
+    rows = []
+    for rule, (most, find) in rules.items():
+        part = test.first(most)
+        found = find(train, part.images, len(study.classes), study.settings.seed)
+        there, ours = study.judge(found, part), study.judge(study.found[:most], part)
+        page.numbers |= {
+            f"baseline/{rule}/map": there.map,
+            f"baseline/{rule}/map_50": there.map_50,
+            f"baseline/{rule}/gain": ours.map - there.map,
+        }
+        rows.append(
+            [rule, str(len(part.images)), f"{there.map:.1%}", f"{there.map_50:.1%}",
+             f"{ours.map:.1%}", f"{ours.map_50:.1%}"]
+        )  # fmt: skip
+    page.show(
+        f"Against simple rules, which learn from {len(train.images):,} images",
+        ["Rule", "Test images", "mAP", "mAP at 0.5", "The detector's", "at 0.5"],
+        rows,
+    )
 
 
 def frequent(train: Split, images: Sequence[Image], classes: int, _seed: int) -> list[Boxes]:
@@ -63,7 +94,8 @@ def sliding(train: Split, images: Sequence[Image], classes: int, seed: int) -> l
         for box, label in zip(boxes.corners.astype(np.float64), boxes.labels, strict=True)
     ]
     none = Boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32))
-    if len({label for *_, label in things}) < 2:
+    labels = np.array([label for *_, label in things])
+    if len(np.unique(labels)) < 2:
         return [none] * len(images)
     tall = np.array([box[3] - box[1] for _, box, _ in things])
     taken = [
@@ -86,11 +118,10 @@ def sliding(train: Split, images: Sequence[Image], classes: int, seed: int) -> l
         return [none] * len(images)
     windows = things + nothing
     features = _features(train.images, windows)
-    shapes = [(box[2] - box[0]) / (box[3] - box[1]) for _, box, _ in things]
+    shapes = np.array([(box[2] - box[0]) / (box[3] - box[1]) for _, box, _ in things])
     wide = np.ones(classes)
-    for label in range(classes):
-        ratios = [ratio for ratio, (*_, one) in zip(shapes, things, strict=True) if one == label]
-        wide[label] = np.median(ratios) if ratios else 1.0
+    for label in np.unique(labels):
+        wide[label] = np.median(shapes[labels == label])
     low, high = np.log(np.quantile(tall, [0.01, 0.99]))
     heights = np.exp(np.linspace(low, high, SCALES))
     rule = _fit(features, windows, classes)

@@ -34,8 +34,7 @@ def precision_and_recall(
 
     `sweep` are the scores, and precision, recall and F1 when boxes of that score and above count.
     """
-    figure = canvas(8.6, 3.4)
-    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=10)
+    figure = canvas(8.6, 3.4, title)
     left, right = figure.subplots(1, 2)
     recall = np.linspace(0, 1, 101)
     if len(curves) <= MOST_CLASSES:
@@ -44,7 +43,7 @@ def precision_and_recall(
     known = curves[~np.isnan(curves).all(axis=1)]
     if len(known):
         left.plot(recall, known.mean(axis=0), color=BLUE, label="mean of the classes")
-        hardest = int(np.nanargmin(np.nanmean(curves, axis=1) if len(known) else [0]))
+        hardest = int(np.nanargmin(np.nanmean(curves, axis=1)))
         name = shorten(classes[hardest], 12)
         left.plot(recall, curves[hardest], color=ORANGE, ls="--", label=f"lowest: {name}")
         left.legend(loc="lower left")

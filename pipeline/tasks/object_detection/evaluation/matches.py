@@ -16,6 +16,7 @@ too far off, both, on one that has its box already, on nothing."""
 NEAR = 0.1
 """IoU from which a wrong box is on a thing."""
 DRAWS = 1000
+"""Of the images, for an interval."""
 ROUND = 50
 """Draws at a time, which bounds the memory."""
 
@@ -207,10 +208,8 @@ class Sweep(NamedTuple):
 def sweep(matches: Matches) -> Sweep:
     """What each threshold of the score gives, from the highest to the lowest."""
     right = matches.right[0].cumsum()
-    precision = right / np.arange(1, len(right) + 1)
-    recall = right / max(len(matches.true_label), 1)
-    f1 = 2 * right / (np.arange(1, len(right) + 1) + max(len(matches.true_label), 1))
-    return Sweep(matches.score, precision, recall, f1)
+    found, true = np.arange(1, len(right) + 1), max(len(matches.true_label), 1)
+    return Sweep(matches.score, right / found, right / true, 2 * right / (found + true))
 
 
 def best_threshold(matches: Matches) -> float:

@@ -1,23 +1,51 @@
 """What evaluation measures and draws of the boxes that were found."""
 
 import json
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from pipeline.evaluation.intervals import Floats
 from pipeline.evaluation.learning import learning
-from pipeline.figures.curves import Reliability, reliability_diagram
+from pipeline.figures.curves import Reliability, reliability_diagram, robustness_curves
 from pipeline.figures.matrices import confusion_matrix
 from pipeline.figures.page import Page
-from pipeline.tasks.object_detection.boxes import pictures
+from pipeline.images.damage import blur, noise
+from pipeline.tasks.object_detection.boxes.pictures import boxes_sheet
 from pipeline.tasks.object_detection.evaluation import figures, matches
 from pipeline.tasks.object_detection.evaluation.metrics import coco_results
 from pipeline.tasks.object_detection.evaluation.study import SIZES, Study, numbers_of
 from pipeline.tasks.object_detection.settings import ABOUT, TTFNet
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DASHES = "Dashed green is where a thing is, orange what was found, with its class and score"
 DRAWN = 8
+"""The first test images that are drawn, at most."""
 BINS = 10
+"""Of scores, in the reliability diagram."""
+
+
+def _faded(images: NDArray[np.uint8], lost: float, _seed: int) -> NDArray[np.uint8]:
+    faded = (images.astype(np.float32) - 128) * (1 - lost) + 128
+    return np.clip(faded.round(), 0, 255).astype(np.uint8)
+
+
+DAMAGES: dict[str, tuple[str, tuple[float, ...], Callable[[Any, float, int], Any]]] = {
+    "noise": ("standard deviation, share of the range", (0, 0.05, 0.1, 0.2), noise),
+    "blur": ("radius in pixels", (0, 0.5, 1, 2), blur),
+    "contrast": ("share that is lost", (0, 0.3, 0.5, 0.7), _faded),
+    "inversion": (
+        "inverted or not",
+        (0, 1),
+        lambda images, much, _: 255 - images if much else images,
+    ),
+}
 
 
 def learnt(page: Page, study: Study) -> None:
@@ -28,43 +56,46 @@ def learnt(page: Page, study: Study) -> None:
 
 def answers(page: Page, study: Study) -> None:
     """The first test images, and the worst."""
-    test, threshold = study.test, study.threshold
-    shown = [boxes.where(boxes.scores >= threshold) for boxes in study.found]
-    rows = range(min(DRAWN, len(test.images)))
+    rows = range(min(DRAWN, len(study.test.images)))
     heat = [
         one.float().sigmoid().amax(0).cpu().numpy()
-        for output in study.outputs(test.images[:DRAWN])
+        for output in study.outputs(study.test.images[:DRAWN])
         for one in output.get("heat", ())
     ]
-    dashes = "Dashed green is where a thing is, orange what was found, with its class and score"
+    below = (
+        " Below each is its heat map: how sure the network is at each cell of 4×4 pixels that a "
+        "thing, of whatever class, has its centre there."
+    )
     page.figure(
         "answers",
-        pictures.boxes_sheet(
-            [test.images[i] for i in rows], [test.boxes[i] for i in rows],
-            [shown[i] for i in rows], study.classes, f"{study.name}: answers", heat,
-        ),
+        _sheet(study, rows, "answers", heat),
         title="What is found",
-        text=f"The first test images. {dashes}."
-        + (
-            " Below each is its heat map: how sure the network is at each cell of 4×4 pixels that "
-            "a thing, of whatever class, has its centre there."
-            if heat
-            else ""
-        ),
+        text=f"The first test images. {DASHES}.{below if heat else ''}",
         alt=f"{len(rows)} images with boxes around what was found.",
-    )  # fmt: skip
-    quality = matches.image_scores(study.matches, threshold)
-    worst = np.argsort(quality, kind="stable")[: study.settings.mistakes]
+    )
+    quality = matches.image_scores(study.matches, study.threshold)
+    worst = np.argsort(quality, kind="stable")[: study.settings.mistakes].tolist()
     page.figure(
         "mistakes",
-        pictures.boxes_sheet(
-            [test.images[i] for i in worst], [test.boxes[i] for i in worst],
-            [shown[i] for i in worst], study.classes, f"{study.name}: its worst images",
-        ),
+        _sheet(study, worst, "its worst images"),
         title="The worst images",
-        text=f"The test images with the lowest F1, mean over the IoUs. {dashes}.",
+        text=f"The test images with the lowest F1, mean over the IoUs. {DASHES}.",
         alt=f"{len(worst)} images whose found boxes and true ones differ.",
-    )  # fmt: skip
+    )
+
+
+def _sheet(
+    study: Study, rows: Sequence[int], title: str, heat: Sequence[Floats] | None = None
+) -> "Figure":
+    found = [study.found[row] for row in rows]
+    return boxes_sheet(
+        [study.test.images[row] for row in rows],
+        [study.test.boxes[row] for row in rows],
+        [boxes.where(boxes.scores >= study.threshold) for boxes in found],
+        study.classes,
+        f"{study.name}: {title}",
+        heat,
+    )
 
 
 def curves(page: Page, study: Study) -> None:
@@ -142,6 +173,39 @@ def calibration(page: Page, study: Study) -> None:
         "diagonal a score of 0.8 would be right in 8 of 10 cases.",
         alt=f"Precision by score; they differ by {error:.1%} on average.",
     )
+
+
+def robustness(page: Page, study: Study) -> None:
+    """Mean average precision on damaged images."""
+    images, truth, ignored = test = study.test.first(study.parts.damaged)
+    seed = study.settings.seed
+    points: dict[str, list[tuple[float, float, float, float]]] = {}
+    for kind, (_, severities, damage) in DAMAGES.items():
+        points[kind] = []
+        for severity in severities:
+            changed = [damage(image[None], severity, seed + n)[0] for n, image in enumerate(images)]
+            found = study.detect(changed)
+            value = study.judge(found, test).map
+            value = 0.0 if np.isnan(value) else value
+            made = matches.match(found, truth, ignored)
+            points[kind].append((severity, value, *matches.interval(made, value, seed, 200)))
+    rows = [
+        {"kind": kind, "severity": point[0], "map": point[1], "low": point[2], "high": point[3]}
+        for kind, found in points.items()
+        for point in found
+    ]
+    page.table("robustness", rows, ["kind", "severity", "map", "low", "high"])
+    page.numbers |= {f"robustness/{kind}": found[-1][1] for kind, found in points.items()}
+    units = {kind: unit for kind, (unit, _, _) in DAMAGES.items()}
+    page.figure(
+        "robustness",
+        robustness_curves(points, units, 0, f"{study.name}: damaged images", "mAP"),
+        title="How it stands damage",
+        text=f"Mean average precision on {len(images)} test images with damage that training did "
+        "not show, or showed less of, and its 95 % interval.",
+        alt=", ".join(f"{kind}: {found[0][1]:.1%} to {found[-1][1]:.1%}"
+                      for kind, found in points.items()),
+    )  # fmt: skip
 
 
 def scores(page: Page, study: Study) -> None:

@@ -1,4 +1,4 @@
-"""What a linear probe reads off single cells of a detector's maps."""
+"""What a linear probe reads off single cells of a heat map's network."""
 
 from typing import Any
 
@@ -11,9 +11,12 @@ from torch.nn.functional import pad
 from pipeline.evaluation.features import forward, hooks, untrained
 from pipeline.evaluation.intervals import share
 from pipeline.evaluation.probes import probe
-from pipeline.figures.depth import Measured
+from pipeline.figures.depth import Measured, probe_panels
+from pipeline.figures.page import Page
 from pipeline.tasks.object_detection.boxes.read import Boxes, Split
 from pipeline.tasks.object_detection.data import inputs, scales
+from pipeline.tasks.object_detection.evaluation.study import Study
+from pipeline.tasks.object_detection.settings import TTFNet
 from pipeline.training.hardware import Hardware
 from pipeline.training.net import Net
 
@@ -24,30 +27,63 @@ TRIES = 20
 Curves = dict[str, dict[str, dict[str, Measured]]]
 
 
-def probe_cells(
-    net: Net, train: Split, test: Split, hardware: Hardware, seed: int
-) -> Curves | None:
+def probes(page: Page, study: Study) -> None:
+    """Accuracy of the probes by depth, of the trained and of the untrained network."""
+    if not isinstance(study.net.settings, TTFNet):
+        return
+    train = study.train.first(study.parts.probe_train)
+    test = study.test.first(study.parts.probe_test)
+    found = _probed(study.net, train, test, study.hardware, study.settings.seed)
+    if found is None:
+        return
+    rows = [
+        {"question": question, "network": network, "depth": depth, "accuracy": one.value,
+         "low": one.low, "high": one.high}
+        for question, networks in found.items()
+        for network, points in networks.items()
+        for depth, one in points.items()
+    ]  # fmt: skip
+    page.table("probes", rows, list(rows[0]))
+    last = {question: list(one["trained"].values())[-1].value for question, one in found.items()}
+    page.figure(
+        "probes",
+        probe_panels(found),
+        title="What a cell knows, by depth",
+        text="A linear probe sees the maps at one cell: is it the middle of a thing or no part of "
+        "one, and if it is one, which? Depths are named by the pixels from cell to cell, back is "
+        "the way back to 4. The untrained network shows what the architecture gives away.",
+        alt=", ".join(f"{question} {value:.1%} at the end" for question, value in last.items()),
+    )
+
+
+def _probed(net: Net, train: Split, test: Split, hardware: Hardware, seed: int) -> Curves | None:
     """Accuracy of linear probes by depth: {question: {network: {depth: accuracy}}}.
 
     A probe sees one cell: the middle of a thing, or a place that is in no box. One asks whether
     there is a thing; one, of the middles of things, which. None where too few things are there.
     """
-    where = [_places(split, net, seed + number) for number, split in enumerate((train, test))]
-    (_, first), (_, second) = where
-    things = [labels >= 0 for labels in (first, second)]
-    if min(np.unique(first[things[0]]).size, things[0].sum(), things[1].sum()) < 2:
+    points, labels = _places(train, net, seed)
+    test_points, test_labels = _places(test, net, seed + 1)
+    thing, test_thing = labels >= 0, test_labels >= 0
+    if min(np.unique(labels[thing]).size, thing.sum(), test_thing.sum()) < 2:
         return None
     found: Curves = {"object or not": {}, "which class": {}}
     for name, module in (("trained", net.module), ("untrained", untrained(net.module, seed))):
-        learnt, asked = (
-            _cells(module, split, net, points, hardware)
-            for split, (points, _) in zip((train, test), where, strict=True)
-        )
-        for depth in learnt:
-            a, b = learnt[depth], asked[depth]
-            right = probe(a, things[0].astype(np.int64), b, things[1].astype(np.int64), seed)
-            which = probe(a[things[0]], first[things[0]], b[things[1]], second[things[1]], seed)
-            for question, hits in (("object or not", right), ("which class", which)):
+        learnt = _cells(module, train, net, points, hardware)
+        asked = _cells(module, test, net, test_points, hardware)
+        for depth, cells in learnt.items():
+            test_cells, is_thing = asked[depth], test_thing.astype(np.int64)
+            answers = {
+                "object or not": probe(cells, thing.astype(np.int64), test_cells, is_thing, seed),
+                "which class": probe(
+                    cells[thing],
+                    labels[thing],
+                    test_cells[test_thing],
+                    test_labels[test_thing],
+                    seed,
+                ),
+            }
+            for question, hits in answers.items():
                 value, spread = share(hits)
                 found[question].setdefault(name, {})[depth] = Measured(value, *spread)
     return found
