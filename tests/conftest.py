@@ -12,6 +12,9 @@ import pytest
 from bench.measure import ROOT as ROOT
 from bench.measure import copy_of_the_repository as copy_of_the_repository
 
+BRIEF = {"probe_train": 30, "probe_test": 20, "pictured": 10, "damaged": 10, "suspected": 4}
+"""Sizes of the parts of an evaluation that take long."""
+
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
@@ -56,6 +59,11 @@ def schemas() -> dict[str, Any]:
         "report": Report,
         **{task.about.stage: task.settings.Train for task in tasks()},
     }
+
+
+def stages_of(about: Any) -> tuple[str, str, str]:
+    """What DVC calls the stages of a task."""
+    return f"prepare@{about.data}", about.stage, f"evaluate@{about.model}"
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:

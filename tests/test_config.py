@@ -12,22 +12,23 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline import conf_files, config
-from pipeline.tasks.image_classification.settings import Train as TrainCNN
+from tests.conftest import schemas
 
 PARAMS = yaml.safe_load(conf_files.PARAMS.read_text())
+SCHEMA = schemas()["train_cnn"]
 
 
 @pytest.fixture
 def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Compose train_cnn's config from the given params.yaml and command line."""
 
-    def run(*argv: str, params: Any = None, text: str | None = None) -> list[TrainCNN]:
+    def run(*argv: str, params: Any = None, text: str | None = None) -> list[Any]:
         file = tmp_path / "params.yaml"
         file.write_text(text if text is not None else yaml.safe_dump(params or PARAMS))
         monkeypatch.setattr(conf_files, "PARAMS", file)
         monkeypatch.setattr(sys, "argv", ["train_cnn", *argv])
-        composed: list[TrainCNN] = []
-        config.main("train_cnn", TrainCNN, lambda settings, _: composed.append(settings))
+        composed: list[Any] = []
+        config.main("train_cnn", SCHEMA, lambda settings, _: composed.append(settings))
         return composed
 
     monkeypatch.setattr(conf_files, "ROOT", tmp_path)  # where sweeps go
@@ -340,14 +341,14 @@ class TestErrors:
         monkeypatch.setattr(conf_files, "PARAMS", tmp_path)
         monkeypatch.setattr(sys, "argv", ["train_cnn"])
         with pytest.raises(SystemExit):
-            config.main("train_cnn", TrainCNN, print)
+            config.main("train_cnn", SCHEMA, print)
         assert "can't be read (Is a directory); restore it" in capsys.readouterr().err
 
     def test_a_missing_params_file(self, compose, capsys, monkeypatch, tmp_path):
         monkeypatch.setattr(conf_files, "PARAMS", tmp_path / "nowhere" / "params.yaml")
         monkeypatch.setattr(sys, "argv", ["train_cnn"])
         with pytest.raises(SystemExit):
-            config.main("train_cnn", TrainCNN, print)
+            config.main("train_cnn", SCHEMA, print)
         assert "params.yaml is missing" in capsys.readouterr().err
 
 

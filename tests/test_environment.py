@@ -16,7 +16,6 @@ from pipeline.errors import PipelineError
 from pipeline.settings import Train
 from pipeline.stage import Context, stage
 from pipeline.task import find
-from pipeline.tasks.image_classification.settings import Train as TrainCNN
 from pipeline.tracking import Run
 from pipeline.tracking import run as tracking_run
 from pipeline.training.net import Net
@@ -37,10 +36,10 @@ def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name, value in {"PLACE": SECRET, "SEED": "12", "MODEL": "cnn"}.items():
         monkeypatch.setenv(name, value)
 
-    def run(*argv: str, name: str = "train_cnn", schema: Any = TrainCNN) -> list[Any]:
+    def run(*argv: str, name: str = "train_cnn") -> list[Any]:
         monkeypatch.setattr(sys, "argv", [name, *argv])
         composed: list[Any] = []
-        config.main(name, schema, lambda *given: composed.append(given))
+        config.main(name, schemas()[name], lambda *given: composed.append(given))
         return composed
 
     return run
@@ -91,9 +90,7 @@ class TestConfig:
         assert said.config["curve"] == "${data}/curve.csv"
 
     def test_a_reference_that_is_chosen_by_a_variable_stays_one(self, compose):
-        ((settings, said),) = compose(
-            "model=${oc.env:MODEL}", name="evaluate", schema=schemas()["evaluate"]
-        )
+        ((settings, said),) = compose("model=${oc.env:MODEL}", name="evaluate")
         assert settings.data == "data/image"
         assert said.config["model"] == "${oc.env:MODEL}"
         assert said.config["data"] == "data/${task:${model},data}"
@@ -150,17 +147,14 @@ class TestStage:
                 ],
             )  # fmt: skip
             with pytest.raises(SystemExit):
-                stage("train_cnn", lambda: TrainCNN, computes=False)(body)()
+                stage("train_cnn", lambda: schemas()["train_cnn"], computes=False)(body)()
 
     def test_neither_the_journal_nor_the_state_of_a_training_has_the_value(
         self, compose, tmp_path, monkeypatch, capsys
     ):
         monkeypatch.chdir(tmp_path)
         (tmp_path / SECRET / "image").mkdir(parents=True)
-        monkeypatch.setattr(
-            "pipeline.stage.read_card",
-            lambda _: CARD,
-        )
+        monkeypatch.setattr("pipeline.stage.read_card", lambda _: CARD)
 
         def body(settings: Train, context: Context) -> float:
             assert settings.data == f"{SECRET}/image"
@@ -177,10 +171,7 @@ class TestStage:
         assert "output.${oc.env:PLACE}/image.csv" in said
 
     def test_another_value_is_another_training(self, compose, tmp_path, monkeypatch):
-        monkeypatch.setattr(
-            "pipeline.stage.read_card",
-            lambda _: CARD,
-        )
+        monkeypatch.setattr("pipeline.stage.read_card", lambda _: CARD)
 
         def body(settings: Train, context: Context) -> float:
             folders.append(context.checkpoints.folder)
@@ -195,9 +186,7 @@ class TestStage:
 
 def test_the_model_is_described_by_the_reference(compose):
     task = find(model="transformer")
-    ((settings, said),) = compose(
-        "transformer.name='${oc.env:PLACE}/base'", name=task.about.stage, schema=task.settings.Train
-    )
+    ((settings, said),) = compose("transformer.name='${oc.env:PLACE}/base'", name=task.about.stage)
     net = Net(task, settings.transformer, None, torch.nn.Identity())
     assert net.settings.name == f"{SECRET}/base"
     assert _written(net, Context(Run(), said)).settings.name == "${oc.env:PLACE}/base"
@@ -214,7 +203,7 @@ def test_a_repeated_training_is_given_references(compose, monkeypatch):
 
     ((settings, said),) = compose(
         "model=cnn", "again=1", "data=${oc.env:PLACE}", "overrides=['curve=${oc.env:PLACE}.csv']",
-        name="repeat", schema=schemas()["repeat"],
+        name="repeat",
     )  # fmt: skip
     monkeypatch.setattr(repeat.subprocess, "Popen", start)
     with pytest.raises(PipelineError):

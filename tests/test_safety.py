@@ -25,7 +25,8 @@ from pipeline.errors import PipelineError
 from pipeline.files import digest, write_json
 from pipeline.task import find
 from pipeline.training import net
-from tests.data.sources import audio_source, complaint, image_folder, image_source, text_source
+from tests.conftest import schemas
+from tests.data.sources import complaint, image_folder, source
 from tests.models.presets import preset
 
 SOURCES = [
@@ -97,17 +98,18 @@ class TestCode:
 
 @pytest.fixture
 def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
-    """Compose a stage's config from params.yaml and conf/ as files of the test's own."""
+    """Compose train_cnn's config from params.yaml and conf/ as files of the test's own."""
     shutil.copytree(conf_files.CONF, tmp_path / "conf")
     shutil.copy(conf_files.PARAMS, tmp_path)
     for name, value in {"CONF": "conf", "PARAMS": "params.yaml", "ROOT": "."}.items():
         monkeypatch.setattr(conf_files, name, tmp_path / value)
 
-    def run(*argv: str, stage: str = "train_cnn", schema: Any = None) -> list[Any]:
-        monkeypatch.setattr(sys, "argv", [stage, *argv])
+    def run(*argv: str) -> list[Any]:
+        monkeypatch.setattr(sys, "argv", ["train_cnn", *argv])
         composed: list[Any] = []
-        chosen = schema or find(model="cnn").settings.Train
-        config.main(stage, chosen, lambda settings, _: composed.append(settings))
+        config.main(
+            "train_cnn", schemas()["train_cnn"], lambda settings, _: composed.append(settings)
+        )
         return composed
 
     return run
@@ -370,15 +372,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prepare(folder: Path, modality: str, output: Path) -> None:
-    shares = {"validation": 0.2, "test": 0.3}
-    if modality == "image":
-        source: Any = image_source(kind="folder", folder=str(folder / "pictures"), **shares)
-    elif modality == "text":
-        source = text_source(kind="csv", file=str(folder / "rows.csv"), **shares)
-    else:
-        source = audio_source(kind="folder", folder=str(folder / "clips"), **shares)
+    own = {
+        "image": {"kind": "folder", "folder": str(folder / "pictures")},
+        "text": {"kind": "csv", "file": str(folder / "rows.csv")},
+        "audio": {"kind": "folder", "folder": str(folder / "clips")},
+    }[modality]
     task = find(data=modality)
-    prepared.write(output, task.name, task.prepare.prepare(source, 0, None), 0)
+    made = task.prepare.prepare(source(modality, validation=0.2, test=0.3, **own), 0, None)
+    prepared.write(output, task.name, made, 0)
 
 
 def load(modality: str, folder: Path) -> Any:
