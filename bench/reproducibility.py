@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from pipeline.training.loop import Loop
 
 ROOT = Path(__file__).parents[1]
-STAGES = ("train_cnn", "finetune_transformer", "train_rnn")
 STEPS = {"train_cnn": 20, "finetune_transformer": 4, "train_rnn": 20}
 ROUNDS = 7
 SAVES = 5
@@ -36,7 +35,7 @@ def main() -> None:
         "| stage | deterministic / free, a step | state | a save / an epoch | by the wall clock |"
     )
     print("|---|---|---|---|---|")
-    for stage in STAGES:
+    for stage in STEPS:
         with tempfile.TemporaryDirectory() as folder:
             done = subprocess.run(
                 [sys.executable, "-m", "bench.reproducibility", stage],

@@ -37,6 +37,21 @@ def digest(path: Path, algorithm: str = "md5") -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
+def refuse_other(path: Path, sha256: str, key: str) -> None:
+    """Make sure that a file is the one that was chosen.
+
+    Raises:
+        PipelineError: its digest is another one; `key` is the setting that says which.
+        OSError: it can't be read.
+    """
+    found = digest(path, "sha256")
+    if found != sha256:
+        raise PipelineError(
+            f"{key}: {path} has sha256 {found}, expected {sha256}; the file is damaged or not the "
+            "one you chose, install it again"
+        )
+
+
 @contextmanager
 def new_file(path: Path, needs: int | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success make it durable and rename it to `path`.

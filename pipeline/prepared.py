@@ -19,6 +19,7 @@ from pydantic_core import to_jsonable_python
 
 from pipeline.errors import PipelineError
 from pipeline.files import digest, new_directory, read_json, write_json
+from pipeline.settings import Sha256
 from pipeline.task import find, tasks
 
 SplitName = Literal["train", "validation", "test"]
@@ -38,7 +39,7 @@ class Split(_Model):
     """One Parquet file."""
 
     rows: Annotated[int, Field(gt=0)]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Sha256
 
 
 class Card(_Model):

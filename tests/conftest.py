@@ -15,6 +15,9 @@ from bench.measure import copy_of_the_repository as copy_of_the_repository
 from pipeline import conf_files, config
 from pipeline.settings import Profile, Stage, Tracking
 
+BRIEF = {"probe_train": 30, "probe_test": 20, "pictured": 10, "damaged": 10, "suspected": 4}
+"""Sizes of the parts of an evaluation that take long."""
+
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
@@ -92,6 +95,11 @@ def stage_settings(**changes: Any) -> Stage:
         ),
     }  # fmt: skip
     return Stage(**{**values, **changes})
+
+
+def stages_of(about: Any) -> tuple[str, str, str]:
+    """What DVC calls the stages of a task."""
+    return f"prepare@{about.data}", about.stage, f"evaluate@{about.model}"
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:

@@ -15,11 +15,10 @@ from pipeline.errors import PipelineError
 from pipeline.settings import Train
 from pipeline.stage import Context, stage
 from pipeline.task import find
-from pipeline.tasks.image_classification.settings import Train as TrainCNN
 from pipeline.tracking import Run, delivery
 from pipeline.training.net import Net
 from pipeline.training.stage import _written
-from tests.conftest import composed
+from tests.conftest import composed, schemas
 
 CARD = type("Card", (), {"digest": "0", "task": "image_classification"})
 SECRET = "se/kret-91c4"
@@ -139,17 +138,14 @@ class TestStage:
                 ],
             )  # fmt: skip
             with pytest.raises(SystemExit):
-                stage("train_cnn", lambda: TrainCNN, computes=False)(body)()
+                stage("train_cnn", lambda: schemas()["train_cnn"], computes=False)(body)()
 
     def test_neither_the_journal_nor_the_state_of_a_training_has_the_value(
         self, compose, tmp_path, monkeypatch, capsys
     ):
         monkeypatch.chdir(tmp_path)
         (tmp_path / SECRET / "image").mkdir(parents=True)
-        monkeypatch.setattr(
-            "pipeline.stage.read_card",
-            lambda _: CARD,
-        )
+        monkeypatch.setattr("pipeline.stage.read_card", lambda _: CARD)
 
         def body(settings: Train, context: Context) -> float:
             assert settings.data == f"{SECRET}/image"
@@ -166,10 +162,7 @@ class TestStage:
         assert "output.${oc.env:PLACE}/image.csv" in said
 
     def test_another_value_is_another_training(self, compose, tmp_path, monkeypatch):
-        monkeypatch.setattr(
-            "pipeline.stage.read_card",
-            lambda _: CARD,
-        )
+        monkeypatch.setattr("pipeline.stage.read_card", lambda _: CARD)
 
         def body(settings: Train, context: Context) -> float:
             folders.append(context.checkpoints.folder)

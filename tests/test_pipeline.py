@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from pipeline.task import tasks
-from tests.conftest import copy_of_the_repository, run
+from tests.conftest import BRIEF, copy_of_the_repository, run, stages_of
 
 ABOUT = {task.about.model: task.about for task in tasks()}
 FIGURES = {
@@ -25,7 +25,6 @@ FIGURES = {
     "rnn": {"evidence", "reliability"},
     "detector": {"answers", "curves", "errors"},
 }
-SIZES = {"probe_train": 30, "probe_test": 20, "pictured": 10, "damaged": 10, "suspected": 4}
 LEFT_OUT = ("baselines", "similarity", "slices", "suspects", "exploration")
 """Parts of the evaluation that take long: the contract of a task draws each of them."""
 CNN_STEPS = list(range(1, 11))  # of its 10 epochs, whose end is a point, each has one whole batch
@@ -43,11 +42,7 @@ def models(request: pytest.FixtureRequest) -> list[str]:
 @pytest.fixture(scope="module")
 def stages(models: list[str]) -> set[str]:
     """The stages of these models."""
-    found = {
-        stage
-        for about in (ABOUT[model] for model in models)
-        for stage in (f"prepare@{about.data}", about.stage, f"evaluate@{about.model}")
-    }
+    found = {stage for model in models for stage in stages_of(ABOUT[model])}
     return found | ({"report"} if len(models) == len(ABOUT) else set())
 
 
@@ -61,7 +56,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory, stages: set[str]) -> Pa
     params.write_text(text.replace("language_model: smollm2", "language_model: scratch"))
     sizes = folder / "conf/evaluate.yaml"
     conf = yaml.safe_load(sizes.read_text())
-    conf["parts"] |= {**SIZES, **dict.fromkeys(LEFT_OUT, False)}
+    conf["parts"] |= {**BRIEF, **dict.fromkeys(LEFT_OUT, False)}
     sizes.write_text(yaml.safe_dump(conf, sort_keys=False))
     done = run(folder, "dvc", "repro", *([] if "report" in stages else sorted(stages)))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -102,8 +97,8 @@ def would_run(repository: Path, stages: set[str]) -> set[str]:
 
 def test_dvc_has_the_stages_of_the_tasks_and_no_other(repository):
     listed = run(repository, "dvc", "stage", "list", "--name-only").stdout.split()
-    each = ((f"prepare@{one.data}", one.stage, f"evaluate@{one.model}") for one in ABOUT.values())
-    assert set(listed) == {"report", *(stage for stages in each for stage in stages)}
+    each = {stage for about in ABOUT.values() for stage in stages_of(about)}
+    assert set(listed) == {"report", *each}
 
 
 def test_every_stage_is_a_finished_run_below_one_parent(runs, models, stages):

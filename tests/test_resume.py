@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.task import find
 from tests.conftest import copy_of_the_repository, environment, run
-from tests.workspace import MODALITIES, QUICK, STAGES, Ended, Nursery, Stage, outputs
+from tests.workspace import QUICK, STAGES, Ended, Nursery, Stage, outputs
 
 TIMED = ("time/", "memory/", "system/")
 PLACES = {
@@ -284,7 +285,7 @@ def test_a_damaged_state_is_noticed_and_the_one_before_continued(
 
 @pytest.mark.parametrize("model", STAGES)
 def test_a_truncated_split_is_one_line(model, nursery, root, tmp_path):
-    modality = MODALITIES[model]
+    modality = find(model=model).about.data
     data = shutil.copytree(nursery.folder / "data" / modality, tmp_path / modality)
     os.truncate(data / "train.parquet", 1000)
     training = Training(nursery, root, tmp_path, model, UNTRACKED, f"data={data}")
@@ -436,7 +437,7 @@ class TestDVC:
 
     @pytest.mark.slow
     @pytest.mark.timeout(1200)
-    @pytest.mark.parametrize("stage", ["train_cnn", "train_rnn", "finetune_transformer"])
+    @pytest.mark.parametrize("stage", STAGES.values())
     def test_killed_and_run_again_it_leaves_the_lock_of_an_uninterrupted_run(
         self, stage, repository, lock
     ):

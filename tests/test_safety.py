@@ -27,7 +27,7 @@ from pipeline.files import digest, write_json
 from pipeline.task import find
 from pipeline.training import net
 from tests.conftest import composed
-from tests.data.sources import audio_source, complaint, image_folder, image_source, text_source
+from tests.data.sources import complaint, image_folder, source
 from tests.models.presets import preset
 
 SOURCES = [
@@ -360,15 +360,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prepare(folder: Path, modality: str, output: Path) -> None:
-    shares = {"validation": 0.2, "test": 0.3}
-    if modality == "image":
-        source: Any = image_source(kind="folder", folder=str(folder / "pictures"), **shares)
-    elif modality == "text":
-        source = text_source(kind="csv", file=str(folder / "rows.csv"), **shares)
-    else:
-        source = audio_source(kind="folder", folder=str(folder / "clips"), **shares)
+    own = {
+        "image": {"kind": "folder", "folder": str(folder / "pictures")},
+        "text": {"kind": "csv", "file": str(folder / "rows.csv")},
+        "audio": {"kind": "folder", "folder": str(folder / "clips")},
+    }[modality]
     task = find(data=modality)
-    prepared.write(output, task.name, task.prepare.prepare(source, 0, None), 0)
+    made = task.prepare.prepare(source(modality, validation=0.2, test=0.3, **own), 0, None)
+    prepared.write(output, task.name, made, 0)
 
 
 def load(modality: str, folder: Path) -> Any:

@@ -12,8 +12,7 @@ import pytest
 
 from bench import measure
 from pipeline import config
-from pipeline.tasks.image_classification.settings import Train as TrainCNN
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT, environment, schemas
 
 START = "import sys; from pipeline.streams import make_safe; make_safe()\n"
 END = "open('done', 'w').close(); sys.exit(3)"
@@ -99,7 +98,7 @@ def test_every_program_begins_with_it(path):
 @pytest.mark.parametrize(
     "begin",
     [
-        lambda: config.main("train_cnn", TrainCNN, lambda settings, written: None),
+        lambda: config.main("train_cnn", schemas()["train_cnn"], lambda *_: None),
         lambda: measure.options(argparse.ArgumentParser()),
     ],
     ids=["stage", "bench"],

@@ -28,7 +28,6 @@ import psutil
 from tests.conftest import copy_of_the_repository, environment
 
 STAGES = {"cnn": "train_cnn", "transformer": "finetune_transformer", "rnn": "train_rnn"}
-MODALITIES = {"cnn": "image", "transformer": "text", "rnn": "audio"}
 ROWS = 240
 QUICK = {
     "cnn": ["training.epochs=4", "training.batch_size=16", "training.log_every=2"],

@@ -1,5 +1,6 @@
 """Byte-pair encodings (Sennrich et al. 2016; over bytes, as GPT-2's), told by their merges."""
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,8 +10,6 @@ END = "<|endoftext|>"
 
 def learn(texts: Iterable[str], size: int) -> str:
     """The merges of an encoding of `size` tokens at most, a pair on each line."""
-    import json
-
     from tokenizers import trainers
 
     encoding = tokenizer("")

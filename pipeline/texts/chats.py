@@ -148,7 +148,7 @@ def parts(document: Document, frame: Frame, *, asked: bool = False) -> list[Part
                     "the tokenizer's chat template leaves out or repeats message "
                     f"{number + 1} ({message['role']})"
                 )
-            if number and message["role"] == ANSWERS:
+            if number and message["role"] == ANSWERS:  # nobody can ask for the first message
                 before = whole.split(mark)[0]
                 begun = _render(frame.template, messages[:number], True, frame.names)
                 if begun.rstrip() != before.rstrip():
@@ -165,9 +165,9 @@ def parts(document: Document, frame: Frame, *, asked: bool = False) -> list[Part
 
 def _joined(whole: str, document: list[Message], special: Sequence[str]) -> Iterator[Part]:
     """Context between special tokens and answers is one piece, as its tokenizer would meet it."""
-    names, context = "|".join(map(re.escape, special)), ""
+    apart, context = "|".join(["\ufdd0\\d+\ufdd0", *map(re.escape, special)]), ""
     kind: Literal["context", "message"] = "context"
-    for piece in re.split(f"(\ufdd0\\d+\ufdd0{'|' * bool(names)}{names})", whole):
+    for piece in re.split(f"({apart})", whole):
         if piece.startswith("\ufdd0"):
             message = document[int(piece.strip("\ufdd0"))]
             if message["role"] != ANSWERS:

@@ -11,8 +11,6 @@ import numpy as np
 
 def typos(texts: Sequence[str], share: float, seed: int) -> list[str]:
     """Misspell this share of the words of four letters or more: swap, drop or double a letter."""
-    if not share:
-        return list(texts)
     generator = np.random.default_rng(seed)
     return [
         " ".join(
@@ -27,8 +25,6 @@ def typos(texts: Sequence[str], share: float, seed: int) -> list[str]:
 
 def upper_case(texts: Sequence[str], share: float, seed: int) -> list[str]:
     """Write this share of the words in capitals."""
-    if not share:
-        return list(texts)
     generator = np.random.default_rng(seed)
     return [
         " ".join(word.upper() if generator.random() < share else word for word in text.split(" "))

@@ -3,7 +3,6 @@
 transformers reads such files in 19 s, gguf's own reader in 4; this takes one.
 """
 
-import hashlib
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
+from pipeline.files import refuse_other
 from pipeline.texts import bpe
 from pipeline.texts.chats import Frame
 
@@ -66,17 +66,12 @@ def read(path: Path, sha256: str, key: str) -> Base:
         PipelineError: the file is missing, another one, or of a kind that is not known here.
     """
     try:
+        refuse_other(path, sha256, f"{key}.sha256")
         content = path.read_bytes()
     except OSError as error:
         raise PipelineError(
             f"{key}.file: {path} can't be read ({error.strerror}); correct the setting"
         ) from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
-        raise PipelineError(
-            f"{key}.sha256: {path} has sha256 {found}, expected {sha256}; the file is "
-            "damaged or not the one you chose, install it again"
-        )
     try:
         return _parsed(content)
     except (LookupError, ValueError, struct.error) as error:
@@ -91,12 +86,10 @@ def _parsed(content: bytes) -> Base:
     kind = fields["general.architecture"]
     if kind != "llama":
         raise ValueError(f"its architecture is {kind}")
-    about = {
-        name.removeprefix("llama."): value
-        for name, value in fields.items()
-        if name.startswith("llama.")
+    heads = {
+        "attn_q": fields["llama.attention.head_count"],
+        "attn_k": fields["llama.attention.head_count_kv"],
     }
-    heads = {"attn_q": about["attention.head_count"], "attn_k": about["attention.head_count_kv"]}
     weights = {}
     for name, (shape, type_, offset) in places.items():
         parts = name.removesuffix(".weight").split(".")
@@ -110,14 +103,14 @@ def _parsed(content: bytes) -> Base:
             weights[f"{_NAMES[parts[0]]}.weight"] = values
     config = {
         "vocab_size": len(fields["tokenizer.ggml.tokens"]),
-        "hidden_size": about["embedding_length"],
-        "intermediate_size": about["feed_forward_length"],
-        "num_hidden_layers": about["block_count"],
+        "hidden_size": fields["llama.embedding_length"],
+        "intermediate_size": fields["llama.feed_forward_length"],
+        "num_hidden_layers": fields["llama.block_count"],
         "num_attention_heads": heads["attn_q"],
         "num_key_value_heads": heads["attn_k"],
-        "max_position_embeddings": about["context_length"],
-        "rms_norm_eps": about["attention.layer_norm_rms_epsilon"],
-        "rope_parameters": {"rope_type": "default", "rope_theta": about["rope.freq_base"]},
+        "max_position_embeddings": fields["llama.context_length"],
+        "rms_norm_eps": fields["llama.attention.layer_norm_rms_epsilon"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": fields["llama.rope.freq_base"]},
         "tie_word_embeddings": "lm_head.weight" not in weights,
     }
     return Base(config, weights, _tokenizer(fields), _frame(fields))

@@ -39,10 +39,9 @@ def kneser_ney(
     order = min(ORDER, 63 // bits)
     seen = np.concatenate([np.asarray(ids, np.int64) for ids in train])
     told = np.concatenate([np.asarray(ids, np.int64) for ids in test])
-    ends = np.cumsum([len(ids) for ids in test])
-    depth = np.arange(len(told)) - np.repeat(
-        ends - np.diff(ends, prepend=0), np.diff(ends, prepend=0)
-    )
+    lengths = np.array([len(ids) for ids in test])
+    ends = lengths.cumsum()
+    depth = np.arange(len(told)) - np.repeat(ends - lengths, lengths)
     chance = np.full(len(told), 1 / vocabulary)
     found = {size: np.unique(_grams(seen, size, bits), return_counts=True)
              for size in range(1, order + 1)}  # fmt: skip

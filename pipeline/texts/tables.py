@@ -59,13 +59,11 @@ def read_csv(path: Path, *columns: str) -> Iterator[dict[str, str]]:
                 if not row["label"].strip().isprintable():
                     raise PipelineError(f"{where}: the label has unprintable characters; mend it")
                 yield row
-    except FileNotFoundError:
-        raise PipelineError(f"{path} is missing; put it there or correct text.file") from None
     except UnicodeDecodeError as error:
         raise PipelineError(f"{path} is not UTF-8 ({error.reason}); convert it") from error
     except csv.Error as error:
         raise PipelineError(f"{path}, line {reader.line_num}: {error}; mend it") from error
     except OSError as error:
         raise PipelineError(
-            f"{path} can't be read ({error.strerror}); correct text.file"
+            f"{path} can't be read ({error.strerror}); put it there or name another file"
         ) from error

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.files import digest
+from pipeline.files import digest, refuse_other
 
 TRUSTED: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "*token*", "vocab*"]
@@ -81,12 +81,7 @@ def check_digest(folder: Path, sha256: str | None, key: str) -> None:
             f"{key}: {weights} is missing, only that file can be checked; "
             "set the digest to null for weights in several files"
         )
-    found = digest(weights, "sha256")
-    if found != sha256:
-        raise PipelineError(
-            f"{key}: {weights} has sha256 {found}, expected {sha256}; "
-            "the file is damaged or not the one you chose, install it again"
-        )
+    refuse_other(weights, sha256, key)
 
 
 def identity(folder: Path) -> str:

@@ -10,16 +10,13 @@ import numpy as np
 import pytest
 from playwright.sync_api import expect
 
+from pipeline.task import tasks
 from tests.browser.analyst import cell, expand, parents, runs, toggle_columns
+from tests.conftest import stages_of
 
 pytestmark = pytest.mark.browser
 expect.set_options(timeout=30_000)  # a busy machine takes its time to draw
-STAGES = [
-    "evaluate@cnn", "evaluate@detector", "evaluate@language_model", "evaluate@rnn",
-    "evaluate@transformer", "finetune_transformer", "prepare@audio", "prepare@boxes",
-    "prepare@image", "prepare@language", "prepare@text", "report", "train_cnn", "train_detector",
-    "train_language_model", "train_rnn",
-]  # fmt: skip
+STAGES = sorted(["report", *(stage for task in tasks() for stage in stages_of(task.about))])
 RAN_AGAIN = ["report", "evaluate@cnn", "train_cnn"]  # the newest first
 MODELS = ["cnn", "transformer", "rnn"]
 PLOT = ".plot-container"  # its parent has the numbers, but at times no width or class

@@ -19,10 +19,9 @@ from pipeline.training import loop, modules, net
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.hardware import Hardware, configure
 from stages.evaluate import PREDICTIONS, check_predictions
-from tests.conftest import composed
+from tests.conftest import BRIEF, composed
 
 ROWS, BATCH, STEPS = 32, 8, 6
-BRIEF = {"probe_train": 30, "probe_test": 20, "pictured": 10, "damaged": 10, "suspected": 4}
 
 
 class StoppedError(Exception):

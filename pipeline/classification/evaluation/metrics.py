@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.evaluation import calibration
 from pipeline.evaluation.intervals import Floats, Integers, bootstrap, rounded, share
 from pipeline.figures.curves import Reliability
-
-BINS = 15
 
 
 def scores(
@@ -64,28 +63,13 @@ def log_loss(logits: NDArray[Any], labels: Integers, temperature: float = 1.0) -
 
 def reliability(chances: Floats, labels: Integers) -> Reliability:
     """Confidence against accuracy in equally wide bins of the predicted class's probability."""
-    confidence = chances.max(axis=1).astype(np.float64)
     right = chances.argmax(axis=1) == labels
-    edges = np.linspace(0, 1, BINS + 1)
-    where = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, BINS - 1)
-    count = np.bincount(where, minlength=BINS)
-    used = count > 0
-    sums = np.bincount(where, weights=confidence, minlength=BINS)
-    hits = np.bincount(where, weights=right, minlength=BINS)
-    return Reliability(
-        edges[:-1][used],
-        edges[1:][used],
-        sums[used] / count[used],
-        hits[used] / count[used],
-        count[used],
-    )
+    return calibration.reliability(chances.max(axis=1).astype(np.float64), right)
 
 
 def calibration_error(chances: Floats, labels: Integers) -> float:
     """Expected calibration error (Guo et al. 2017): the gap of confidence and accuracy, 0 to 1."""
-    table = reliability(chances, labels)
-    gaps = np.abs(table.accuracy - table.confidence)
-    return float((gaps * table.examples).sum() / table.examples.sum())
+    return calibration.calibration_error(reliability(chances, labels))
 
 
 def temperature(logits: NDArray[Any], labels: Integers) -> float:

@@ -4,7 +4,6 @@ Of a chat the messages of the assistant are learnt and measured; all else is con
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from torch.nn import functional as F
 
 from pipeline.errors import PipelineError
 from pipeline.prepared import SplitName, first_row, read_split
-from pipeline.texts.chats import Document, Message, before_last_answer, chat, learnt, parts
+from pipeline.texts.chats import Document, Message, Part, before_last_answer, chat, learnt, parts
 from pipeline.training.batches import Batches, Ragged
 from pipeline.training.net import Net
 
@@ -26,6 +25,8 @@ NOTHING, ANSWER, ENDING = 0, 1, 2
 """What a token is: context, learnt and measured, or learnt only."""
 
 Integers = NDArray[np.int32]
+Pair = tuple[Integers, Integers]
+"""Tokens, and of each what it is, or what it is measured by."""
 
 
 class Targets(NamedTuple):
@@ -56,6 +57,17 @@ class Rows(NamedTuple):
     first: Tensor
     sizes: Tensor
 
+    @classmethod
+    def of(cls, examples: Sequence[list[Pair]], sizes: Sequence[int]) -> "Rows":
+        """The rows of each example, and its bytes that count; on the CPU."""
+        every = [row for rows in examples for row in rows]
+        return cls(
+            Ragged.of([ids for ids, _ in every], torch.device("cpu")),
+            torch.from_numpy(np.concatenate([after for _, after in every])),
+            torch.from_numpy(np.cumsum([0, *map(len, examples)])),
+            torch.tensor(sizes),
+        )
+
     def gather(self, index: Tensor) -> tuple[dict[str, Tensor], Targets]:
         """Examples `index` [n] as inputs and targets."""
         counts = self.first[index + 1] - self.first[index]
@@ -73,9 +85,15 @@ class Rows(NamedTuple):
 
     @property
     def counted(self) -> Tensor:
-        """How many tokens of each row count, int64 [rows]."""
+        """How many tokens of each example count, int64 [examples]."""
         ends = F.pad((self.targets >= 0).cumsum(0), (1, 0))
-        return ends[self.tokens.offsets].diff()
+        return ends[self.tokens.offsets[self.first]].diff()
+
+    @property
+    def longest(self) -> Tensor:
+        """How many tokens the longest row of each example has, int64 [examples]."""
+        lengths = self.tokens.offsets.diff().numpy()
+        return torch.from_numpy(np.maximum.reduceat(lengths, self.first[:-1].numpy()))
 
 
 def load(
@@ -101,22 +119,18 @@ def load(
     """
     _, table = read_split(folder, split, TASK)
     texts = raw(table)
-    rows = _blocks(texts, net, tokens) if shuffle else documents(texts, net)
-    lengths, weights = rows.tokens.offsets.diff(), rows.counted
-    if not shuffle:
-        weights = torch.stack([weights[a:b].sum() for a, b in pairwise(rows.first.tolist())])
-        lengths = torch.stack([lengths[a:b].max() for a, b in pairwise(rows.first.tolist())])
-    where = rows._replace(
+    rows = blocks(texts, net, tokens) if shuffle else documents(texts, net)
+    on_device = rows._replace(
         tokens=Ragged(rows.tokens.values.to(device), rows.tokens.offsets),
         targets=rows.targets.to(device),
     )
     return Batches(
         len(rows.sizes),
         device,
-        where.gather,
+        on_device.gather,
         shuffle=shuffle,
-        lengths=lengths,
-        weights=weights.double(),
+        lengths=rows.longest,
+        weights=rows.counted.double(),
         **how,
     )
 
@@ -138,8 +152,39 @@ def documents(texts: Sequence[Document], net: Net) -> Rows:
     Raises:
         PipelineError: the template of the network's tokenizer does not take a chat.
     """
+    most, examples = net.settings.context, []
+    for ids, kinds in _prepared(texts, net):
+        after = _after(ids, kinds == ANSWER)
+        starts = range(0, max(len(ids) - 1 - most // 2, 1), most // 2)
+        rows = [_row(ids, after, at, most, net) for at in starts]
+        for _, counted in rows[1:]:
+            counted[: most // 2] = -1
+        examples.append(rows)
     sizes = [sum(len(text.encode()) for text in learnt(one)) for one in texts]
-    return _windows(_prepared(texts, net), sizes, net)
+    return Rows.of(examples, sizes)
+
+
+def blocks(texts: Sequence[Document], net: Net, tokens: int | None) -> Rows:
+    """What is trained on, see `load`: each row an example, cut where the last one ends.
+
+    Raises:
+        PipelineError: the template of the network's tokenizer does not take a chat.
+    """
+    size, examples, left, chats, long = net.settings.block, [], tokens, 0, 0
+    for one, (ids, kinds) in zip(texts, _prepared(texts, net, ended=True), strict=False):
+        chats += not isinstance(one, str)
+        long += not isinstance(one, str) and len(ids) > size + 1
+        after = _after(ids, kinds != NOTHING)
+        examples += [
+            [_row(ids, after, at, size, net)]
+            for at in range(0, len(ids) - 1, size)
+            if (after[at : at + size] >= 0).any()
+        ]
+        if left is not None and (left := left - len(ids) + 1) <= 0:
+            break
+    if long:
+        print(f"{long} of {chats} chats are cut at language_model.block={size}", flush=True)
+    return Rows.of(examples, [0] * len(examples))
 
 
 def encode(raw: Sequence[Any], net: Net) -> dict[str, Tensor]:
@@ -154,9 +199,8 @@ def encode(raw: Sequence[Any], net: Net) -> dict[str, Tensor]:
         if not isinstance(each, str | dict):
             raise ValueError(f"a text is a string, not {type(each).__name__}")
         asked.append(each if isinstance(each, str) else chat(each))
-    each = [[(ids, np.full_like(ids, -1))] for ids, _ in _tokens(asked, net, asked=True)]
-    rows = _rows(each, [0] * len(asked))
-    return rows.gather(torch.arange(len(asked)))[0]
+    examples = [[(ids, np.full_like(ids, -1))] for ids, _ in _tokens(asked, net, asked=True)]
+    return Rows.of(examples, [0] * len(asked)).gather(torch.arange(len(asked)))[0]
 
 
 def example(folder: Path) -> str | dict[str, list[Message]]:
@@ -170,51 +214,59 @@ def example(folder: Path) -> str | dict[str, list[Message]]:
 
 def _tokens(
     texts: Sequence[Document], net: Net, *, asked: bool = False, ended: bool = False
-) -> Iterator[tuple[Integers, Integers]]:
+) -> Iterator[Pair]:
     """The tokens of each document, and what each of them is.
 
     `asked` begins an answer, `ended` has the end of each document that is not ended yet.
     """
     module: Any = net.module
-    frame, encoding = module.frame, net.tokenizer
     for at in range(0, len(texts), 256):
         pieces = []
         for row, one in enumerate(texts[at : at + 256], at):
             try:
-                pieces.append(parts(one, frame, asked=asked))
+                pieces.append(parts(one, module.frame, asked=asked))
             except ValueError as error:
                 raise ValueError(f"row {row}: {error}") from error
         words = [part.text for each in pieces for part in each if part.kind != "special"]
-        found = iter(encoding.encode_batch(words, add_special_tokens=False))
+        encoded = iter(net.tokenizer.encode_batch(words, add_special_tokens=False))
         for each in pieces:
-            # a template begins as its network is used to
-            begun = bool(each) and each[0].kind == "special"
-            ids, kinds = [[]] if begun else [[frame.start]], [[]] if begun else [[NOTHING]]
-            after: int | None = None  # an answer that has not ended
-            for part in each:
-                special = part.kind == "special"
-                own = [encoding.token_to_id(part.text)] if special else next(found).ids
-                kind = [ANSWER if part.kind == "answer" else NOTHING] * len(own)
-                if own and kinds[-1] and kinds[-1][-1] == ANSWER and kind[0] == NOTHING:
-                    kind[0] = ENDING
-                ids.append(own)
-                kinds.append(kind)
-                if part.kind == "answer":
-                    after = len(kinds)
-                elif part.kind == "message":
-                    after = None
-                elif after is not None and special and own[0] in frame.ends:
-                    kinds[after:] = [[ENDING] * len(one) for one in kinds[after:]]
-                    after = None
-            if ended and after is not None:
-                ids.append([frame.ends[0]])
-                kinds[after:] = [[ENDING] * len(one) for one in ids[after:]]
-            yield np.concatenate(ids).astype(np.int32), np.concatenate(kinds).astype(np.int32)
+            yield _told_apart(each, encoded, net, ended)
 
 
-def _prepared(
-    texts: Sequence[Document], net: Net, *, ended: bool = False
-) -> Iterator[tuple[Integers, Integers]]:
+def _told_apart(pieces: list[Part], encoded: Iterator[Any], net: Net, ended: bool) -> Pair:
+    """The tokens of one document, and what each of them is.
+
+    An answer's ending is the token behind it, and all up to one that ends it, if such a one comes
+    before somebody else speaks.
+    """
+    module: Any = net.module
+    frame = module.frame
+    # a template begins as its network is used to
+    begun = bool(pieces) and pieces[0].kind == "special"
+    ids, kinds = ([], []) if begun else ([frame.start], [NOTHING])
+    behind: int | None = None  # where an answer stopped that has not ended
+    for part in pieces:
+        special, start = part.kind == "special", len(ids)
+        own = [net.tokenizer.token_to_id(part.text)] if special else next(encoded).ids
+        ids += own
+        kinds += [ANSWER if part.kind == "answer" else NOTHING] * len(own)
+        if part.kind == "answer":
+            behind = len(ids)
+            continue
+        if own and start == behind:
+            kinds[start] = ENDING
+        if part.kind == "message":
+            behind = None
+        elif behind is not None and special and own[0] in frame.ends:
+            kinds[behind:] = [ENDING] * (len(ids) - behind)
+            behind = None
+    if ended and behind is not None:
+        ids.append(frame.ends[0])
+        kinds[behind:] = [ENDING] * (len(ids) - behind)
+    return np.array(ids, np.int32), np.array(kinds, np.int32)
+
+
+def _prepared(texts: Sequence[Document], net: Net, *, ended: bool = False) -> Iterator[Pair]:
     try:
         yield from _tokens(texts, net, ended=ended)
     except ValueError as error:
@@ -223,56 +275,15 @@ def _prepared(
         ) from error
 
 
-def _windows(found: Iterator[tuple[Integers, Integers]], sizes: list[int], net: Net) -> Rows:
-    most, cut = net.settings.context, []
-    for ids, kinds in found:
-        after = _after(ids, kinds == ANSWER)
-        starts = range(0, max(len(ids) - 1 - most // 2, 1), most // 2)
-        each = [_row(ids, after, at, most, net) for at in starts]
-        for _, counted in each[1:]:
-            counted[: most // 2] = -1
-        cut.append(each)
-    return _rows(cut, sizes)
-
-
-def _blocks(texts: Sequence[Document], net: Net, tokens: int | None) -> Rows:
-    size, cut, left, chats, long = net.settings.block, [], tokens, 0, 0
-    for one, (ids, kinds) in zip(texts, _prepared(texts, net, ended=True), strict=False):
-        chats += not isinstance(one, str)
-        long += not isinstance(one, str) and len(ids) > size + 1
-        after = _after(ids, kinds != NOTHING)
-        cut += [
-            [_row(ids, after, at, size, net)]
-            for at in range(0, len(ids) - 1, size)
-            if (after[at : at + size] >= 0).any()
-        ]
-        if left is not None and (left := left - len(ids) + 1) <= 0:
-            break
-    if long:
-        print(f"{long} of {chats} chats are cut at language_model.block={size}", flush=True)
-    return _rows(cut, [0] * len(cut))
-
-
 def _after(ids: Integers, counts: Any) -> Integers:
     """The next token of each where that one counts, else -1."""
     return np.append(np.where(counts[1:], ids[1:], -1), -1).astype(np.int32)
 
 
-def _row(ids: Integers, after: Integers, at: int, size: int, net: Net) -> tuple[Integers, Integers]:
+def _row(ids: Integers, after: Integers, at: int, size: int, net: Net) -> Pair:
     """`size` tokens with what they are measured by, and one more where the network takes it."""
     module: Any = net.module
     most = getattr(module.llama.config, "max_position_embeddings", None)
     told = after[at : at + size + 1].copy()
     told[size:] = -1  # the next token is in another row
     return ids[at : at + size + 1][:most], told[:most]
-
-
-def _rows(cut: Sequence[list[tuple[Integers, Integers]]], sizes: Sequence[int]) -> Rows:
-    """Rows of each example: its tokens, and what each is measured by."""
-    every = [row for rows in cut for row in rows]
-    return Rows(
-        Ragged.of([ids for ids, _ in every], torch.device("cpu")),
-        torch.from_numpy(np.concatenate([after for _, after in every])),
-        torch.from_numpy(np.cumsum([0, *map(len, cut)])),
-        torch.tensor(sizes),
-    )

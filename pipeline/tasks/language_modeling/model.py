@@ -16,7 +16,7 @@ from pipeline.sources import package_file
 from pipeline.task import Forward
 from pipeline.tasks.language_modeling.network import folders
 from pipeline.tasks.language_modeling.network.adapters import Frozen, Norm, adapt
-from pipeline.tasks.language_modeling.network.decoder import LanguageModel, said
+from pipeline.tasks.language_modeling.network.decoder import LanguageModel, as_text
 from pipeline.tasks.language_modeling.settings import (
     ABOUT,
     Adapted,
@@ -223,4 +223,4 @@ def score(module: Forward, batches: Batches, _settings: Training) -> dict[str, f
 def answer(output: Tensor, net: Net) -> list[dict[str, str]]:
     """What each text is gone on with."""
     module: Any = net.module
-    return [{"text": said(row, module, net.settings.writing)} for row in output.tolist()]
+    return [{"text": as_text(row, module, net.settings.writing)} for row in output.tolist()]

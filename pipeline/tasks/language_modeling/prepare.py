@@ -43,10 +43,10 @@ def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
             raise PipelineError("language.folder is null; name a folder with texts")
         found = _folder(Path(source.folder))
         about = {"source": f"folder {Path(source.folder).name}"}
-    if len(found) < len(SPLITS):
-        raise PipelineError(
-            f"language.folder: {source.folder} has {len(found)} documents; each split needs one"
-        )
+        if len(found) < len(SPLITS):
+            raise PipelineError(
+                f"language.folder: {source.folder} has {len(found)} documents; each split needs one"
+            )
     features = {"text": datasets.Value("string")}
     columns: dict[str, Any] = {"text": [plain(one) for one in found]}
     if not all(isinstance(one, str) for one in found):

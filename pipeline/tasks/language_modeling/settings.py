@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline import settings
-from pipeline.settings import Input, Settings
+from pipeline.settings import Input, Settings, Sha256
 from pipeline.task import About
 
 Count = Annotated[int, Field(gt=0)]
@@ -129,7 +129,7 @@ class Adapted(Tuned):
     """Import name of the package that has the file; null for a file on this disk."""
     file: Annotated[str, Field(min_length=1), Input()]
     """Its path, in the package or on this disk."""
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Sha256
     """Of the file; checked before use."""
 
 
@@ -141,7 +141,7 @@ class Pretrained(Tuned):
     """`hub`: downloaded; `folder`: a local folder."""
     model: Annotated[str, Field(min_length=1), Input()]
     """Hub name, or path of the folder."""
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
+    sha256: Sha256 | None
     """Expected digest of `model.safetensors`; checked before use where given."""
     revision: str | None
     """Commit of a Hub model; pin it for runs that repeat."""

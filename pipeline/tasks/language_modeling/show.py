@@ -19,7 +19,7 @@ from pipeline.tasks.language_modeling.evaluation.study import (
     Read,
     Study,
     numbers,
-    opened,
+    open_study,
     per_byte,
     score,
 )
@@ -29,12 +29,12 @@ from pipeline.texts.chats import learnt
 from pipeline.training.hardware import Hardware
 from pipeline.training.net import Net
 
-study = opened
+study = open_study
 
 
 def repetition(first: Net, second: Net, settings: Repeat, hardware: Hardware) -> dict[str, float]:
     """The second network's numbers; how it stands to the first on the same test documents."""
-    before, now = (opened(net, settings, hardware, ()).read for net in (first, second))
+    before, now = (open_study(net, settings, hardware, ()).read for net in (first, second))
     gains = np.stack([now.bits - before.bits, now.sizes], axis=1)
     low, high = bootstrap(gains, settings.seed, per_byte)
     against = compare(score(before), score(now), settings.seed)

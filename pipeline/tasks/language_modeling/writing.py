@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from pipeline.tasks.language_modeling.data import encode
-from pipeline.tasks.language_modeling.network.decoder import said
+from pipeline.tasks.language_modeling.network.decoder import as_text
 from pipeline.tasks.language_modeling.settings import Writing
 from pipeline.training.net import Net
 
@@ -32,12 +32,12 @@ def stream(net: Net, beginning: Any, **how: Any) -> Iterator[str]:
     with torch.inference_mode():
         for token in module.go_on(prompt.to(device), writing):
             tokens.append(token)
-            text = said(tokens, module, writing)
+            text = as_text(tokens, module, writing)
             sure = len(text) - _unsure(text, writing.stop)
             if sure > told:
                 yield text[told:sure]
                 told = sure
-    yield said(tokens, module, writing)[told:]
+    yield as_text(tokens, module, writing)[told:]
 
 
 def _unsure(text: str, stop: Sequence[str]) -> int:

@@ -103,9 +103,9 @@ def _prepared(
     dropped: dict[str, int],
     pictures: dict[SplitName, list[Picture]],
 ) -> Prepared:
-    channels = max(picture.channels for part in pictures.values() for picture in part)
+    grey = all(picture.channels == 1 for part in pictures.values() for picture in part)
     sizes = _thirds([picture.corners[~picture.ignore] for picture in pictures["train"]])
-    facts = Facts(classes=classes, channels=channels, sizes=sizes)
+    facts = Facts(classes=classes, channels=1 if grey else 3, sizes=sizes)
     tables = {split: _table(part, classes) for split, part in pictures.items()}
     return Prepared(about, facts, dropped, tables, file_identities("image"))
 

@@ -7,7 +7,7 @@ from typing_extensions import override
 
 from pipeline import settings
 from pipeline.errors import PipelineError
-from pipeline.settings import Fraction, Input, Settings
+from pipeline.settings import Fraction, Input, Settings, Sha256
 from pipeline.task import About
 
 Count = Annotated[int, Field(gt=0)]
@@ -107,7 +107,7 @@ class Weights(Settings):
     """A file of weights, as torch saves them."""
 
     file: Annotated[str, Field(min_length=1), Input()]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Sha256
     """Of the file; checked before use."""
 
 

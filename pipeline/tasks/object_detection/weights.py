@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import PipelineError
-from pipeline.files import digest
+from pipeline.files import refuse_other
 from pipeline.tasks.object_detection.settings import Weights
 
 PREDICTORS = {
@@ -30,14 +30,9 @@ def take(net: Any, architecture: str, weights: Weights) -> None:
     """
     path, where = Path(weights.file), f"detector.weights: {weights.file}"
     try:
-        found = digest(path, "sha256")
+        refuse_other(path, weights.sha256, "detector.weights")
     except OSError as error:
         raise PipelineError(f"{where} can't be read ({error.strerror}); correct it") from error
-    if found != weights.sha256:
-        raise PipelineError(
-            f"{where} has sha256 {found}, expected {weights.sha256}; the file is damaged or not "
-            "the one you chose"
-        )
     last = PREDICTORS[architecture]
     try:
         state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from pipeline.classification.settings import ClassFacts, TrainClassifier
 from pipeline.classification.settings import Parts as Parts
-from pipeline.settings import Fraction, Input, Settings
+from pipeline.settings import Fraction, Input, Settings, Sha256
 from pipeline.settings import Source as AnySource
 from pipeline.task import About
 
@@ -45,7 +45,7 @@ class Model(Settings):
     """`package`: weights in a pip package; `hub`: downloaded; `folder`: a local folder."""
     name: Annotated[str, Field(min_length=1), Input()]
     """Import name of the package, Hub name or path of the folder."""
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
+    sha256: Sha256 | None
     """Expected digest of `model.safetensors`; checked before use where given."""
     revision: str | None
     """Commit of a Hub model; pin it for runs that repeat."""

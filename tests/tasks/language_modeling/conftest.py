@@ -17,6 +17,7 @@ from tests.models.presets import preset
 TASK = find(name="language_modeling")
 TEXTS = ["The film was good, and the end of it was better.\nSee it!", "A bad film.", "Été 1984"] * 4
 LAYERS, WIDTH, HEADS, GROUPS, WIDE = 2, 64, 4, 2, 96
+SMALL = {"block": 16, "context": 16, "writing": {"tokens": 6, "temperature": 0.8, "seed": 0}}
 
 
 @pytest.fixture(scope="session")
@@ -75,18 +76,13 @@ def base(tmp_path_factory: pytest.TempPathFactory, facts: Facts) -> Path:
 
 def adapted(base: Path, **changes: Any) -> Any:
     """Settings of a network with adapters of the small Llama."""
-    values = {
-        "package": None, "file": str(base), "sha256": sha256(base.read_bytes()).hexdigest(),
-        "block": 16, "context": 16, "rank": 2, "alpha": 4,
-        "writing": {"tokens": 6, "temperature": 0.8, "seed": 0},
-    }  # fmt: skip
-    return preset("language_model", "smollm2", **{**values, **changes})
+    file = {"package": None, "file": str(base), "sha256": sha256(base.read_bytes()).hexdigest()}
+    values = {**SMALL, **file, "rank": 2, "alpha": 4, **changes}
+    return preset("language_model", "smollm2", **values)
 
 
 def scratch(**changes: Any) -> Any:
-    values = {"layers": 2, "width": 64, "block": 16, "context": 16,
-              "writing": {"tokens": 6, "temperature": 0.8, "seed": 0}}  # fmt: skip
-    return preset("language_model", "scratch", **{**values, **changes})
+    return preset("language_model", "scratch", **{**SMALL, "layers": 2, "width": 64, **changes})
 
 
 TEMPLATE = (
@@ -134,18 +130,19 @@ def written(folder: Path, kind: str, facts: Facts) -> Path:
 
 def pretrained(folder: Path, **changes: Any) -> Any:
     """Settings of a network of that folder."""
-    values = {
-        "model": str(folder), "block": 16, "context": 16, "rank": 2, "alpha": 4,
-        "writing": {"tokens": 6, "temperature": 0.8, "seed": 0},
-    }  # fmt: skip
-    return preset("language_model", "folder", **{**values, **changes})
+    values = {**SMALL, "model": str(folder), "rank": 2, "alpha": 4, **changes}
+    return preset("language_model", "folder", **values)
 
 
 @pytest.fixture(params=["scratch", "adapted"])
 def net(request: pytest.FixtureRequest, base: Path, facts: Facts) -> nets.Net:
-    """One of each kind, with adapters that do something."""
+    """One of each kind."""
+    return stirred(adapted(base) if request.param == "adapted" else scratch(), facts)
+
+
+def stirred(settings: Any, facts: Facts) -> nets.Net:
+    """A network as after a training, with adapters that do something."""
     torch.manual_seed(0)
-    settings = adapted(base) if request.param == "adapted" else scratch()
     made = nets.build(TASK, settings, facts)
     stir(made)
     made.module.eval()

@@ -15,7 +15,7 @@ import yaml
 from pipeline import prepared
 from pipeline.errors import PipelineError
 from pipeline.tasks.language_modeling import model as models
-from pipeline.tasks.language_modeling.data import _blocks, documents, encode, example, load
+from pipeline.tasks.language_modeling.data import blocks, documents, encode, example, load
 from pipeline.tasks.language_modeling.prepare import prepare
 from pipeline.texts.chats import Frame, parts
 from pipeline.training import net as nets
@@ -28,7 +28,7 @@ from tests.tasks.language_modeling.conftest import (
     TEMPLATE,
     pretrained,
     scratch,
-    stir,
+    stirred,
 )
 
 CPU = torch.device("cpu")
@@ -44,21 +44,14 @@ PAIR = [{"role": "user", "content": "Was it good?"}, {"role": "assistant", "cont
 
 @pytest.fixture
 def asked(folder, facts):
-    """A network with a chat template, and adapters that do something."""
-    torch.manual_seed(0)
-    made = nets.build(TASK, pretrained(folder, block=64, context=64), facts)
-    stir(made)
-    made.module.eval()
-    return made
+    """A network with a chat template."""
+    return stirred(pretrained(folder, block=64, context=64), facts)
 
 
 @pytest.fixture
 def plain(facts):
     """A network without a template."""
-    torch.manual_seed(0)
-    made = nets.build(TASK, scratch(block=64, context=64), facts)
-    made.module.eval()
-    return made
+    return stirred(scratch(block=64, context=64), facts)
 
 
 class TestParts:
@@ -130,17 +123,14 @@ class TestTokens:
 
     def test_the_end_of_an_answer_is_learnt_and_not_measured(self, asked, plain, tmp_path):
         for net, end in ((asked, "<|im_end|>"), (plain, "<|endoftext|>")):
-            where = tmp_path / end
-            chats(where / "raw", [PAIR] * 1, more=3)
-            made = prepare(source("language", kind="folder", folder=str(where / "raw")), 0, None)
-            prepared.write(where / "language", TASK.name, made, 0)
-            trained = load(where / "language", "train", net, batch_size=9, device=CPU, shuffle=True)
+            data = prepared_chats(tmp_path / end, [PAIR], more=3)
+            trained = load(data, "train", net, batch_size=9, device=CPU, shuffle=True)
             (batch,) = trained.epoch(0)
             ids = batch.targets.tokens
             ends = int((ids == net.tokenizer.token_to_id(end)).sum())
             assert ends == len(ids) == trained.examples
             assert batch.weight == int((ids >= 0).sum())
-            measured = load(where / "language", "train", net, batch_size=9, device=CPU)
+            measured = load(data, "train", net, batch_size=9, device=CPU)
             (batch,) = measured.epoch(0)
             assert not (batch.targets.tokens == net.tokenizer.token_to_id(end)).any()
             assert batch.weight == int((ids >= 0).sum()) - ends
@@ -148,10 +138,10 @@ class TestTokens:
     @pytest.mark.parametrize(
         ("behind", "learnt"),
         [
-            (" <|im_end|>\n", ["It was. <|im_end|>"]),
-            ("<|im_end|>\n", ["It was.<|im_end|>"]),
-            ("\n\n", ["It was.\n\n<|im_end|>"]),
-            ("", ["It was.<|im_end|>"]),
+            (" <|im_end|>\n", "It was. <|im_end|>"),
+            ("<|im_end|>\n", "It was.<|im_end|>"),
+            ("\n\n", "It was.\n\n<|im_end|>"),
+            ("", "It was.<|im_end|>"),
         ],
     )
     def test_an_answer_is_learnt_up_to_its_end(self, asked, behind, learnt):
@@ -161,39 +151,27 @@ class TestTokens:
             "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
         ).replace("BEHIND", repr(behind))
         asked.module.frame = asked.module.frame._replace(template=template)
-        rows = _blocks([PAIR], asked, None)
-        _, targets = rows.gather(torch.arange(len(rows.sizes)))
-        told = targets.tokens[targets.tokens >= 0].tolist()
-        assert [asked.tokenizer.decode(told, skip_special_tokens=False)] == learnt
+        assert is_learnt(PAIR, asked) == learnt
 
     def test_no_message_of_others_is_learnt_with_the_end_of_an_answer(self, asked):
         template = "{% for m in messages %}{{ m['content'] + '\n' }}{% if m['role'] == 'user' %}"
         template += "{{ '<|im_end|>' }}{% endif %}{% endfor %}"
         asked.module.frame = asked.module.frame._replace(template=template)
-        rows = _blocks([[*PAIR, *PAIR]], asked, None)
-        _, targets = rows.gather(torch.arange(len(rows.sizes)))
-        told = asked.tokenizer.decode(
-            targets.tokens[targets.tokens >= 0].tolist(), skip_special_tokens=False
-        )
-        assert told == "It was.\nIt was.\n<|im_end|>"
+        assert is_learnt([*PAIR, *PAIR], asked) == "It was.\nIt was.\n<|im_end|>"
 
     def test_a_block_in_which_nothing_is_learnt_is_left_out(self, facts, tmp_path):
         net = nets.build(TASK, scratch(block=4, context=8), facts)
         long = [{"role": "user", "content": "Was it good? " * 20}, PAIR[1]]
-        chats(tmp_path / "raw", [long], more=3)
-        made = prepare(source("language", kind="folder", folder=str(tmp_path / "raw")), 0, None)
-        prepared.write(tmp_path / "language", TASK.name, made, 0)
+        data = prepared_chats(tmp_path, [long], more=3)
         for split in prepared.SPLITS:
-            batches = load(
-                tmp_path / "language", split, net, batch_size=1, device=CPU, shuffle=True
-            )
+            batches = load(data, split, net, batch_size=1, device=CPU, shuffle=True)
             assert all(batch.weight > 0 for batch in batches.epoch(0))
 
     def test_chats_that_are_cut_are_counted(self, plain, capsys):
         long = [{"role": "user", "content": "Was it good? " * 40}, PAIR[1]]
-        _blocks(["A text. " * 80, PAIR, long], plain, None)
+        blocks(["A text. " * 80, PAIR, long], plain, None)
         assert capsys.readouterr().out == "1 of 2 chats are cut at language_model.block=64\n"
-        _blocks([PAIR, PAIR], plain, None)
+        blocks([PAIR, PAIR], plain, None)
         assert capsys.readouterr().out == ""
 
     def test_a_chat_that_its_template_refuses_is_named(self, asked):
@@ -254,10 +232,7 @@ class TestAnswers:
         assert end not in list(said)
 
     def test_the_example_is_what_the_last_answer_is_given_to(self, tmp_path, asked):
-        chats(tmp_path / "raw", [SAID], more=3)
-        made = prepare(source("language", kind="folder", folder=str(tmp_path / "raw")), 0, None)
-        prepared.write(tmp_path / "language", TASK.name, made, 0)
-        found = example(tmp_path / "language")
+        found = example(prepared_chats(tmp_path, [SAID], more=3))
         assert found["messages"][-1]["role"] == "user"
         with torch.inference_mode():
             answers = models.answer(asked.module(**encode([found], asked)), asked)
@@ -267,6 +242,14 @@ class TestAnswers:
 def nets_batch(inputs, targets):
     count = float((targets.tokens >= 0).sum())
     return Batch(inputs, targets, count, count)
+
+
+def is_learnt(chat, net):
+    """The text of the tokens that a training on a chat learns."""
+    rows = blocks([chat], net, None)
+    _, targets = rows.gather(torch.arange(len(rows.sizes)))
+    told = targets.tokens[targets.tokens >= 0].tolist()
+    return net.tokenizer.decode(told, skip_special_tokens=False)
 
 
 def one_epoch(batch):
@@ -280,6 +263,14 @@ def chats(folder: Path, said: list, more: int) -> None:
     (folder / "chats.jsonl").write_text(lines)
     rows = [{"prompt": f"Was film {n} good?", "answer": f"Film {n} was."} for n in range(more)]
     pq.write_table(pa.Table.from_pylist(rows), folder / "pairs.parquet")
+
+
+def prepared_chats(folder: Path, said: list, more: int) -> Path:
+    """The data set of these chats and as many pairs more."""
+    chats(folder / "raw", said, more)
+    made = prepare(source("language", kind="folder", folder=str(folder / "raw")), 0, None)
+    prepared.write(folder / "language", TASK.name, made, 0)
+    return folder / "language"
 
 
 @pytest.mark.slow

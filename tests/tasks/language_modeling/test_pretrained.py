@@ -11,21 +11,25 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.errors import PipelineError
 from pipeline.tasks.language_modeling import model as models
-from pipeline.tasks.language_modeling.data import _blocks, encode
+from pipeline.tasks.language_modeling.data import blocks, encode
 from pipeline.tasks.language_modeling.writing import stream
 from pipeline.training import net as nets
 from tests.data.sources import complaint
+from tests.models.presets import preset
 from tests.tasks.language_modeling.conftest import (
     TASK,
     TEXTS,
     adapted,
     pretrained,
     scratch,
-    stir,
+    stirred,
 )
 from tests.tasks.language_modeling.test_model import nats, saved
 
 IDS = torch.arange(5, 20)[None]
+MERGED = {
+    "context": 64, "writing": {"tokens": 12, "temperature": 0.0, "seed": 0}, "merge": True,
+}  # fmt: skip
 
 
 def theirs(folder):
@@ -43,6 +47,12 @@ def trained(net):
     return {name for name, one in net.module.named_parameters() if one.requires_grad}
 
 
+@pytest.fixture
+def own(folder, tmp_path):
+    """A copy of the folder, for tests that change it."""
+    return Path(shutil.copytree(folder, tmp_path / "own"))
+
+
 class TestFolder:
     def test_a_network_is_that_of_transformers(self, folder, facts):
         with torch.inference_mode():
@@ -57,7 +67,7 @@ class TestFolder:
         ids = made.tokenizer.encode(text, add_special_tokens=False).ids
         assert len(ids) > 2 * 64
         assert len(nats(made, [text])) == len(ids)
-        rows = _blocks([text], made, None)
+        rows = blocks([text], made, None)
         inputs, targets = rows.gather(torch.arange(len(rows.sizes)))
         assert inputs["input_ids"].shape[1] == 64
         told = targets.tokens[targets.tokens >= 0].tolist()
@@ -74,8 +84,7 @@ class TestFolder:
     def test_peft_reads_the_adapters(self, folder, facts, tmp_path):
         from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
-        made = nets.build(TASK, pretrained(folder), facts)
-        stir(made)
+        made = stirred(pretrained(folder), facts)
         weights = load_file(saved(made, tmp_path / "model") / "model.safetensors")
         config = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear")
         peft = get_peft_model(theirs(folder), config)
@@ -85,9 +94,7 @@ class TestFolder:
 
     @pytest.mark.parametrize("rank", [2, None])
     def test_one_that_was_written_says_the_same(self, folder, facts, tmp_path, rank):
-        made = nets.build(TASK, pretrained(folder, rank=rank), facts)
-        stir(made)
-        made.module.eval()
+        made = stirred(pretrained(folder, rank=rank), facts)
         again = nets.load(saved(made, tmp_path / "model"))
         assert torch.equal(nats(again, TEXTS), nats(made, TEXTS))
         assert again.module.frame == made.module.frame
@@ -104,9 +111,7 @@ class TestFolder:
         with torch.inference_mode():
             assert torch.equal(theirs(written)(IDS).logits, logits(made))
 
-    def test_other_frozen_weights_are_refused(self, folder, facts, tmp_path):
-        own = tmp_path / "own"
-        shutil.copytree(folder, own)
+    def test_other_frozen_weights_are_refused(self, own, facts, tmp_path):
         made = nets.build(TASK, pretrained(own), facts)
         written = saved(made, tmp_path / "model")
         weights = load_file(own / "model.safetensors")
@@ -115,12 +120,8 @@ class TestFolder:
         save_file(weights, own / "model.safetensors", {"format": "pt"})
         assert "belongs to frozen weights of sha256" in complaint(lambda: nets.load(written))
 
-    def test_elsewhere_the_base_is_taken_from_the_folder(self, folder, facts, tmp_path):
-        own = tmp_path / "own"
-        shutil.copytree(folder, own)
-        made = nets.build(TASK, pretrained(own), facts)
-        stir(made)
-        made.module.eval()
+    def test_elsewhere_the_base_is_taken_from_the_folder(self, own, facts, tmp_path):
+        made = stirred(pretrained(own), facts)
         written, expected = saved(made, tmp_path / "model"), nats(made, TEXTS)
         for name, file in models.carried(made).items():
             (written / name).parent.mkdir(exist_ok=True)
@@ -134,12 +135,10 @@ class TestFolder:
         said = complaint(lambda: nets.build(TASK, pretrained(folder, sha256="0" * 64), facts))
         assert said.startswith("language_model.sha256: ")
 
-    def test_what_is_none_is_one_line(self, folder, facts, tmp_path):
+    def test_what_is_none_is_one_line(self, own, facts, tmp_path):
         def said(**changes):
             return complaint(lambda: nets.build(TASK, pretrained(own, **changes), facts))
 
-        own = tmp_path / "own"
-        shutil.copytree(folder, own)
         assert "65 tokens" not in (said(context=64) or "")
         assert "context: 66 tokens are more than" in said(context=66)
         assert "block: 65 tokens are more than" in said(block=65)
@@ -162,20 +161,16 @@ class TestFolder:
         (own / "config.json").unlink()
         assert f"language_model.model: {own}/config.json is missing" in said()
 
-    def test_what_needs_a_package_that_is_missing_is_one_line(self, folder, facts, tmp_path):
-        own = tmp_path / "own"
-        shutil.copytree(folder, own)
+    def test_what_needs_a_package_that_is_missing_is_one_line(self, own, facts):
         values = json.loads((own / "config.json").read_text())
         quantized = {"quantization_config": {"quant_method": "awq", "bits": 4}}
         (own / "config.json").write_text(json.dumps(values | quantized))
         said = complaint(lambda: nets.build(TASK, pretrained(own), facts))
         assert "can't be loaded as a causal language model" in said
 
-    def test_a_network_that_can_not_go_on_from_a_cache_is_refused(self, folder, facts, tmp_path):
+    def test_a_network_that_can_not_go_on_from_a_cache_is_refused(self, own, facts):
         import transformers
 
-        own = tmp_path / "own"
-        shutil.copytree(folder, own)
         size = json.loads((own / "config.json").read_text())["vocab_size"]
         config = transformers.MambaConfig(
             vocab_size=size, hidden_size=32, num_hidden_layers=2, state_size=4
@@ -189,11 +184,9 @@ class TestFolder:
         said = complaint(lambda: nets.build(TASK, pretrained(own), facts))
         assert "can't go on from keys and values (MambaForCausalLM)" in said
 
-    def test_a_network_that_looks_ahead_is_refused(self, folder, facts, tmp_path):
+    def test_a_network_that_looks_ahead_is_refused(self, own, facts):
         import transformers
 
-        own = tmp_path / "own"
-        shutil.copytree(folder, own)
         size = json.loads((own / "config.json").read_text())["vocab_size"]
         config = transformers.BertConfig(
             vocab_size=size, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
@@ -208,8 +201,6 @@ class TestFolder:
 def test_offline_the_hub_can_not_be_reached(monkeypatch, tmp_path, facts):
     from huggingface_hub import constants
 
-    from tests.models.presets import preset
-
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(PipelineError, match=r"or choose language_model=smollm2$"):
@@ -221,17 +212,12 @@ class TestMerged:
 
     @pytest.fixture(params=["scratch", "gguf", "folder"])
     def made(self, request, base, folder, facts):
-        writing = {"tokens": 12, "temperature": 0.0, "seed": 0}
-        torch.manual_seed(0)
         settings = {
-            "scratch": lambda: scratch(context=64, writing=writing, merge=True),
-            "gguf": lambda: adapted(base, context=64, writing=writing, merge=True),
-            "folder": lambda: pretrained(folder, context=64, writing=writing, merge=True),
+            "scratch": lambda: scratch(**MERGED),
+            "gguf": lambda: adapted(base, **MERGED),
+            "folder": lambda: pretrained(folder, **MERGED),
         }[request.param]()
-        net = nets.build(TASK, settings, facts)
-        stir(net)
-        net.module.eval()
-        return net
+        return stirred(settings, facts)
 
     def test_generates_what_our_own_network_does(self, made, tmp_path):
         import transformers
@@ -262,10 +248,7 @@ class TestMerged:
     def test_a_chat_is_answered_as_the_pipeline_answers_it(self, folder, facts, tmp_path):
         import transformers
 
-        writing = {"tokens": 12, "temperature": 0.0, "seed": 0}
-        made = nets.build(TASK, pretrained(folder, context=64, writing=writing, merge=True), facts)
-        stir(made)
-        made.module.eval()
+        made = stirred(pretrained(folder, **MERGED), facts)
         chat = [{"role": "user", "content": "A film?"}]
         expected = "".join(stream(made, {"messages": chat}))
         pipe = transformers.pipeline(
@@ -278,8 +261,6 @@ class TestMerged:
 @pytest.mark.slow
 def test_smollm2_with_adapters_is_merged(tmp_path: Path) -> None:
     import transformers
-
-    from tests.models.presets import preset
 
     writing = {"tokens": 16, "temperature": 0.0, "seed": 0}
     settings = preset("language_model", "smollm2", writing=writing, merge=True)

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from pipeline.settings import Tracking
-from pipeline.training import net as nets
-from tests.tasks.language_modeling.conftest import TASK, adapted, stir
+from tests.tasks.language_modeling.conftest import TASK, adapted, stirred
 from tests.tracking.answers import fresh, log, logged
 
 
@@ -19,10 +18,7 @@ def test_a_language_model_goes_on_with_texts_where_its_base_is_not(
     """The file with the frozen weights went along, and no package that has it is asked for."""
     file = tmp_path / "own.gguf"
     file.write_bytes(base.read_bytes())
-    torch.manual_seed(0)
-    net = nets.build(TASK, adapted(file), facts)
-    stir(net)
-    net.module.eval()
+    net = stirred(adapted(file), facts)
     log(settings, net, "A film", tmp_path)
     file.unlink()
     model = logged(client, settings.experiment)

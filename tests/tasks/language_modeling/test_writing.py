@@ -10,16 +10,12 @@ from pipeline.tasks.language_modeling.data import encode
 from pipeline.tasks.language_modeling.model import answer
 from pipeline.tasks.language_modeling.network.decoder import _nucleus
 from pipeline.tasks.language_modeling.writing import stream
-from pipeline.training import net as nets
-from tests.tasks.language_modeling.conftest import TASK, scratch
+from tests.tasks.language_modeling.conftest import scratch, stirred
 
 
 def made(facts, **writing):
-    torch.manual_seed(0)
     how = {"tokens": 40, "temperature": 2.0, "seed": 0, **writing}
-    net = nets.build(TASK, scratch(context=128, writing=how), facts)
-    net.module.eval()
-    return net
+    return stirred(scratch(context=128, writing=how), facts)
 
 
 def whole(net, beginning):

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation.intervals import Floats, Interval, bootstrap
+from pipeline.evaluation.intervals import DRAWS, Floats, Interval, bootstrap
 from pipeline.figures.page import Page
 from pipeline.tasks.language_modeling.evaluation.study import Study, per_byte
 from pipeline.texts.chats import Document, before_last_answer, learnt, plain
@@ -37,7 +37,7 @@ def _gap(known: Floats, others: Floats, seed: int) -> Interval:
     """95 % bootstrap interval of the difference, each group drawn for itself."""
     generator = np.random.default_rng(seed)
     draws = [
-        per_byte(part[generator.integers(len(part), size=(2000, len(part)))])
+        per_byte(part[generator.integers(len(part), size=(DRAWS, len(part)))])
         for part in (known, others)
     ]
     low, high = np.quantile(draws[0] - draws[1], [0.025, 0.975])

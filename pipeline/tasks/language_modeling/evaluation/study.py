@@ -41,7 +41,7 @@ class Read(NamedTuple):
         bits: of each document.
         sizes: its bytes.
         tokens: those of each that count, [documents] of [tokens].
-        nats, surest, right: of each token, see `decoder.Said`.
+        nats, surest, right: of each token, see `decoder.Judged`.
         before: tokens that the network saw before each.
     """
 
@@ -175,7 +175,7 @@ class Study:
         return raw(read_split(Path(self.settings.data), split, TASK)[1].slice(0, most))
 
 
-def opened(net: Net, settings: Any, hardware: Hardware, curve: Any) -> Study:
+def open_study(net: Net, settings: Any, hardware: Hardware, curve: Any) -> Study:
     """A network and the test documents.
 
     Raises:

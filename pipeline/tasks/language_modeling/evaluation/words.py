@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.evaluation.calibration import BINS, calibration_error, reliability
 from pipeline.evaluation.intervals import Integers, bootstrap
-from pipeline.figures.curves import Reliability, reliability_diagram
+from pipeline.figures.curves import reliability_diagram
 from pipeline.figures.page import Page
 from pipeline.figures.style import BLUE, MUTED, ORANGE, canvas
 from pipeline.figures.tokens import Passage, surprise
@@ -19,7 +20,6 @@ from pipeline.texts.chats import ANSWERS, Document
 from pipeline.training.net import Net
 
 SHOWN, EXCERPT = 2, 110
-BINS = 15
 BYTE = re.compile("<0x[0-9A-F]{2}>")
 """A token that is a byte, in the vocabularies of SentencePiece."""
 PLACES = (0, 16, 64, 256, 1024)
@@ -125,14 +125,11 @@ def _token_bytes(net: Net) -> Integers:
 
 def calibration(page: Page, study: Study) -> None:
     """How often the likeliest next token is the one, by its chance."""
-    surest, right = (np.concatenate(part).astype(np.float64) for part in study.read[4:6])
-    edges = np.linspace(0, 1, BINS + 1)
-    place = np.minimum((surest * BINS).astype(int), BINS - 1)
-    count = np.bincount(place, minlength=BINS)
-    held = count > 0
-    means = [np.bincount(place, part, BINS)[held] / count[held] for part in (surest, right)]
-    table = Reliability(edges[:-1][held], edges[1:][held], means[0], means[1], count[held])
-    error = float(np.abs(means[0] - means[1]) @ count[held] / len(surest))
+    surest, right = (
+        np.concatenate(part).astype(np.float64) for part in (study.read.surest, study.read.right)
+    )
+    table = reliability(surest, right)
+    error = calibration_error(table)
     page.numbers |= {"ece": error, "accuracy": float(right.mean())}
     page.figure(
         "reliability",
@@ -143,10 +140,7 @@ def calibration(page: Page, study: Study) -> None:
         f"bins, is {error:.1%}.",
         alt=f"Accuracy against confidence of next tokens; expected calibration error {error:.1%}.",
     )
-    rows = [
-        {"confidence": one, "accuracy": other, "examples": int(many)}
-        for one, other, many in zip(*means, count[held], strict=True)
-    ]
+    rows = [dict(zip(table._fields, row, strict=True)) for row in zip(*table, strict=True)]
     page.table("reliability", rows, ["confidence", "accuracy", "examples"])
 
 

@@ -16,7 +16,7 @@ AT_ONCE = 512
 """Tokens whose logits are held at the same time."""
 
 
-class Said(NamedTuple):
+class Judged(NamedTuple):
     """What a network says of tokens that it is told afterwards, float32 [n] each.
 
     Attributes:
@@ -97,7 +97,7 @@ class LanguageModel(nn.Module):
         """Float32 [n, vocabulary] of states after the last norm, [n, width]."""
         return self.llama.get_output_embeddings()(states).float()
 
-    def judge(self, states: Tensor, targets: Tensor) -> Said:
+    def judge(self, states: Tensor, targets: Tensor) -> Judged:
         """What is said of `targets` [n] in `states` [n, width]."""
         parts = []
         for part, told in zip(states.split(AT_ONCE), targets.split(AT_ONCE), strict=True):
@@ -105,7 +105,7 @@ class LanguageModel(nn.Module):
             best, likeliest = chances.max(-1)
             nats = -chances.gather(1, told[:, None])[:, 0]
             parts.append((nats, best.exp(), (likeliest == told).float()))
-        return Said(*(torch.cat(each) for each in zip(*parts, strict=True)))
+        return Judged(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
     def write(self, input_ids: Tensor, lengths: Tensor, document: Tensor) -> Tensor:
         """Go on with the last row of each document; see `forward`."""
@@ -163,7 +163,7 @@ def _nucleus(chances: Tensor, share: float) -> Tensor:
     return torch.zeros_like(chances).scatter(0, order[left], ordered[left])
 
 
-def said(tokens: list[int], module: LanguageModel, writing: Writing) -> str:
+def as_text(tokens: list[int], module: LanguageModel, writing: Writing) -> str:
     """New tokens as a text, up to where it ends."""
     end = module.frame.ends[0]
     text: str = module.tokenizer.decode(tokens[: tokens.index(end)] if end in tokens else tokens)

@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.evaluation.calibration import calibration_error, reliability
 from pipeline.evaluation.intervals import Floats
 from pipeline.evaluation.learning import learning
-from pipeline.figures.curves import Reliability, reliability_diagram, robustness_curves
+from pipeline.figures.curves import reliability_diagram, robustness_curves
 from pipeline.figures.matrices import confusion_matrix
 from pipeline.figures.page import Page
 from pipeline.images.damage import blur, noise
@@ -150,18 +151,10 @@ def errors(page: Page, study: Study) -> None:
 def calibration(page: Page, study: Study) -> None:
     """Precision by score."""
     made = study.matches
-    edges = np.linspace(0, 1, BINS + 1)
-    where = np.clip((made.score * BINS).astype(int), 0, BINS - 1)
-    count = np.bincount(where, minlength=BINS)
-    bins = np.flatnonzero(count)
-    if not len(bins):
+    if not len(made.score):
         return
-    mean, right = (
-        np.bincount(where, values, BINS)[bins] / count[bins]
-        for values in (made.score, made.right[0].astype(np.float64))
-    )
-    table = Reliability(edges[bins], edges[bins + 1], mean, right, count[bins])
-    error = float((np.abs(mean - right) * count[bins]).sum() / count.sum())
+    table = reliability(made.score, made.right[0], BINS)
+    error = calibration_error(table)
     page.numbers["ece"] = error
     rows = [dict(zip(table._fields, row, strict=True)) for row in zip(*table, strict=True)]
     page.table("reliability", rows, list(table._fields))
