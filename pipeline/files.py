@@ -37,14 +37,12 @@ def digest(path: Path, algorithm: str = "md5") -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def refuse_other(path: Path, sha256: str, key: str) -> None:
-    """Make sure that a file is the one that was chosen.
+def refuse_other(path: Path, found: str, sha256: str, key: str) -> None:
+    """Make sure that a file, whose digest was `found`, is the one that was chosen.
 
     Raises:
-        PipelineError: its digest is another one; `key` is the setting that says which.
-        OSError: it can't be read.
+        PipelineError: it is another one; `key` is the setting that says which.
     """
-    found = digest(path, "sha256")
     if found != sha256:
         raise PipelineError(
             f"{key}: {path} has sha256 {found}, expected {sha256}; the file is damaged or not the "

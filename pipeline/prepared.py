@@ -8,13 +8,19 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
 from pydantic_core import to_jsonable_python
 
 from pipeline.errors import PipelineError
@@ -26,8 +32,6 @@ SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 CARD = "dataset.json"
 
-Count = Annotated[int, Field(ge=0)]
-
 
 class _Model(BaseModel):
     model_config = ConfigDict(
@@ -38,7 +42,7 @@ class _Model(BaseModel):
 class Split(_Model):
     """One Parquet file."""
 
-    rows: Annotated[int, Field(gt=0)]
+    rows: PositiveInt
     sha256: Sha256
 
 
@@ -53,7 +57,7 @@ class Card(_Model):
     citation: str = "not stated"
     seed: int
     """Seed of the splits."""
-    dropped: dict[str, Count]
+    dropped: dict[str, NonNegativeInt]
     """Examples left out, and why: `repeats` of another one, say."""
     facts: Any
     """What has to be known to build a model for it: the task's `Facts`."""

@@ -8,9 +8,8 @@ Library functions take the small classes (`Training`, `Optimizer`, …), never a
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
-Count = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -55,9 +54,9 @@ class Settings(BaseModel):
 class Profile(Settings):
     """How much of the work is done: `tiny` caps it for CI, `full` does not."""
 
-    max_examples: Annotated[int, Field(gt=0)] | None
+    max_examples: PositiveInt | None
     """Rows per prepared split, at most."""
-    max_steps: Annotated[int, Field(gt=0)] | None
+    max_steps: PositiveInt | None
     """Optimizer steps of one training, at most."""
 
 
@@ -131,10 +130,10 @@ class Optimizer(Settings):
 class Training(Settings):
     """The loop, for every model."""
 
-    epochs: Annotated[int, Field(gt=0)]
-    batch_size: Annotated[int, Field(gt=0)]
+    epochs: PositiveInt
+    batch_size: PositiveInt
     """Examples per forward pass and process."""
-    accumulate: Annotated[int, Field(gt=0)]
+    accumulate: PositiveInt
     """Batches per optimizer step (gradient accumulation)."""
     schedule: Literal["linear", "cosine", "constant"]
     """Learning rate after the warm-up: down to zero on a line or a half cosine, or constant."""
@@ -142,11 +141,11 @@ class Training(Settings):
     """Share of the steps in which the learning rate rises from zero."""
     clip_norm: Annotated[float, Field(gt=0)] | None
     """Gradients are scaled down to this global norm."""
-    patience: Annotated[int, Field(gt=0)] | None
+    patience: PositiveInt | None
     """Early stopping: epochs without a better validation metric; null never stops."""
     monitor: str
     """Validation score that decides the best checkpoint."""
-    log_every: Annotated[int, Field(gt=0)]
+    log_every: PositiveInt
     """Steps between two points of the training loss."""
     save_minutes: Annotated[float, Field(gt=0)]
     """Minutes between two saves of the training state; every epoch saves too."""
@@ -185,8 +184,8 @@ class Evaluate(Stage):
     """JSON of the test metrics."""
     plots: Annotated[str, Output("folder", "predictions.parquet")]
     """Folder of tables and figures."""
-    batch_size: Annotated[int, Field(gt=0)]
-    mistakes: Annotated[int, Field(gt=0)]
+    batch_size: PositiveInt
+    mistakes: PositiveInt
     """How many mistakes the sheet shows, the most confident first."""
     parts: Any
     """Switches and sizes of what is measured and drawn."""
@@ -208,7 +207,7 @@ class Repeat(Stage):
     """Folder of the model while it is compared; it and its learning curve are then removed."""
     metrics: Metrics
     """JSON of its test metrics and of the comparison."""
-    batch_size: Annotated[int, Field(gt=0)]
+    batch_size: PositiveInt
     compared: Annotated[int, Field(gt=1)]
     """Test examples that the stages of the two networks are compared on, at most."""
 

@@ -15,11 +15,11 @@ from pipeline.stage import Context, run, stage
 @stage("report", lambda: Report, computes=False)
 def main(settings: Report, context: Context) -> None:
     """The body."""
+    models = build(settings)
     for name, data in settings.data.items():
         context.run.input(Path(data), name=f"{name}.data")
         context.run.input(Path(settings.models) / name, name=f"{name}.model")
         context.run.input(Path(settings.plots) / name, name=f"{name}.evaluation")
-    models = build(settings)
     html = Path(settings.html)
     for target in ("self", "parent"):
         context.run.artifact(html, target=target)

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
-from pipeline.settings import Count, Fraction, Settings, Train, Training
+from pipeline.settings import Fraction, Settings, Train, Training
 
 
 class ClassFacts(Settings):
@@ -51,9 +51,9 @@ class Parts(Settings):
     """Training examples a probe learns from, at most."""
     probe_test: Annotated[int, Field(gt=1)]
     """Test examples of probes, of similarity and of the interactive page's map, at most."""
-    pictured: Count
+    pictured: PositiveInt
     """Test images that the most exciting patches are sought in, at most."""
-    damaged: Count
+    damaged: PositiveInt
     """Test examples of the robustness curves, at most."""
-    suspected: Count
+    suspected: PositiveInt
     """Length of the list of label suspects, at most."""

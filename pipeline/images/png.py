@@ -98,6 +98,8 @@ def decode(
     images = np.empty((len(column), *shape), np.uint8)
     start = 0
     for chunk in column.chunks:
+        if not len(chunk):
+            continue
         files = chunk.to_pylist()
         pixels = _own(files, shape)
         if pixels is None:

@@ -35,8 +35,9 @@ def read_csv(path: Path, *columns: str) -> Iterator[dict[str, str]]:
     """Rows of a csv file that has at least these columns and a text and a label in each row.
 
     Raises:
-        PipelineError: the file is missing, is no UTF-8 or no csv, lacks a column, or has a row of
-            another length or without text or label; names the row and its line.
+        OSError: the file can't be read.
+        PipelineError: it is no UTF-8 or no csv, lacks a column, or has a row of another length or
+            without text or label; names the row and its line.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -63,7 +64,3 @@ def read_csv(path: Path, *columns: str) -> Iterator[dict[str, str]]:
         raise PipelineError(f"{path} is not UTF-8 ({error.reason}); convert it") from error
     except csv.Error as error:
         raise PipelineError(f"{path}, line {reader.line_num}: {error}; mend it") from error
-    except OSError as error:
-        raise PipelineError(
-            f"{path} can't be read ({error.strerror}); put it there or name another file"
-        ) from error

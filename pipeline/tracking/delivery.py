@@ -26,7 +26,7 @@ class Delivery:
 
     def look_after(self) -> None:
         """Start another sender if there is none, and say once what git refuses."""
-        self._tell_what_git_refuses()
+        self.tell_what_git_refuses()
         self._see_to_a_sender()
 
     def wait(self) -> None:
@@ -36,7 +36,7 @@ class Delivery:
             state = self._journal.state()
             if (progress := (state.sent, len(state.parts))) != before:
                 before, patience = progress, time.monotonic() + self._begin.flush
-            self._tell_what_git_refuses()
+            self.tell_what_git_refuses()
             if time.monotonic() > patience:
                 self._tell_what_is_pending()
                 return
@@ -51,8 +51,8 @@ class Delivery:
             with contextlib.suppress(OSError), alone.acquire(timeout=0):
                 self._sender = _start_sender(self._journal)
 
-    def _tell_what_git_refuses(self) -> None:
-        """Why it is not recorded what this stage runs from."""
+    def tell_what_git_refuses(self) -> None:
+        """Say once why it is not recorded what this stage runs from."""
         refused = "" if self._told else self._journal.source(self._begin).get("refused")
         if refused:
             warn(f"what this stage runs from is not recorded whole; git says: {refused}")

@@ -244,6 +244,8 @@ class Run:
         """Close the run and wait until the store has it, as long as it makes progress."""
         if not self._journal:
             return
+        # a sender may have closed the run, and deleted its journal, as soon as it reads this
+        self._delivery.tell_what_git_refuses()
         self._append(op.End(status=status, error=clean(error or "")))
         self._log.sync()
         if self._log.unwritten or self._log.lost:

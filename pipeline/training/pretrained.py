@@ -81,7 +81,7 @@ def check_digest(folder: Path, sha256: str | None, key: str) -> None:
             f"{key}: {weights} is missing, only that file can be checked; "
             "set the digest to null for weights in several files"
         )
-    refuse_other(weights, sha256, key)
+    refuse_other(weights, digest(weights, "sha256"), sha256, key)
 
 
 def identity(folder: Path) -> str:

@@ -18,7 +18,7 @@ class TestPrepare:
             "prepare", "modality=text", "text=csv", f"text.file={tmp_path}/none.csv",
             f"output={tmp_path}/out", f"plots={tmp_path}/plots", fails=True,
         )  # fmt: skip
-        assert f"{tmp_path}/none.csv" in line
+        assert f"text.file: {tmp_path}/none.csv can't be read (No such file" in line
         assert nothing_written(tmp_path / "out")
 
     def test_an_empty_data_set(self, call, tmp_path):

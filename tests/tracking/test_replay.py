@@ -319,3 +319,11 @@ def test_what_git_refuses_to_say_is_said_once_and_is_a_tag(when, start, client, 
     assert send(journal)
     (found,) = runs(client, settings.experiment)
     assert found.data.tags["source.git"] == "fatal: not yours"
+
+
+def test_what_git_refuses_is_said_though_a_sender_takes_the_end_at_once(start, monkeypatch, capsys):
+    run, journal = start()
+    journal.note_source(journal.begin(), {"refused": "fatal: not yours"})
+    monkeypatch.setattr(Journal, "is_complete", lambda _: True)
+    run.end()
+    assert "git says: fatal: not yours\n" in capsys.readouterr().err

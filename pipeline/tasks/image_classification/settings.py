@@ -2,12 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from typing_extensions import override
 
 from pipeline.classification.settings import ClassFacts, TrainClassifier
 from pipeline.classification.settings import Parts as Parts
-from pipeline.settings import Count, Fraction, Input, Settings
+from pipeline.settings import Fraction, Input, Settings
 from pipeline.settings import Source as AnySource
 from pipeline.task import About
 
@@ -41,9 +41,9 @@ class Facts(ClassFacts):
     """What has to be known of the images."""
 
     channels: Literal[1, 3]
-    height: Count
+    height: PositiveInt
     """Pixels, as `width`."""
-    width: Count
+    width: PositiveInt
     mean: PerChannel
     """Of the training split's pixels in 0..1, for each channel."""
     std: PerChannel
@@ -67,9 +67,9 @@ class ConvNet(Settings):
     """Stages of 3×3 convolutions, batch norm and ReLU, halving the size between stages."""
 
     name: Literal["convnet"]
-    channels: Annotated[list[Count], Field(min_length=1)]
+    channels: Annotated[list[PositiveInt], Field(min_length=1)]
     """Maps of each stage."""
-    depth: Count
+    depth: PositiveInt
     """Convolutions per stage."""
     dropout: Fraction
 
@@ -103,7 +103,7 @@ class Train(TrainClassifier):
 
     cnn: Model
     augment: Augment | None
-    in_memory_limit: Count
+    in_memory_limit: PositiveInt
     """Bytes of pixels: a larger split stays on the disk while the model trains."""
 
     @property

@@ -2,13 +2,11 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from pipeline import settings
 from pipeline.settings import Input, Settings, Sha256
 from pipeline.task import About
-
-Count = Annotated[int, Field(gt=0)]
 
 ABOUT = About(
     data="language",
@@ -50,7 +48,7 @@ class Facts(Settings):
 class Writing(Settings):
     """How a text is gone on with."""
 
-    tokens: Count
+    tokens: PositiveInt
     """New ones, at most."""
     temperature: Annotated[float, Field(ge=0)]
     """What the logits are divided by before a token is drawn; 0 takes the likeliest."""
@@ -77,7 +75,7 @@ class Writing(Settings):
 class Decoder(Settings):
     """What every network has."""
 
-    block: Count
+    block: PositiveInt
     """Tokens of a document that are trained on together, at most."""
     context: Annotated[int, Field(gt=1, multiple_of=2)]
     """Tokens that the network sees at once when it is measured and when it writes, at most."""
@@ -101,7 +99,7 @@ class Scratch(Decoder):
     """A small Llama (Touvron et al. 2023), from random weights."""
 
     name: Literal["scratch"]
-    layers: Count
+    layers: PositiveInt
     width: Annotated[int, Field(gt=0, multiple_of=64)]
     """Numbers that stand for a token; a head of attention has 64 of them."""
 
@@ -109,7 +107,7 @@ class Scratch(Decoder):
 class Tuned(Decoder):
     """A network that is there already."""
 
-    rank: Count | None
+    rank: PositiveInt | None
     """Of the adapters beside each linear map of each layer (Hu et al. 2022); null has none and
     trains all weights."""
     alpha: Annotated[float, Field(gt=0)]
@@ -154,7 +152,7 @@ class Train(settings.Train):
     """The settings of `stages.train_language_model`."""
 
     language_model: Model
-    tokens: Count | None
+    tokens: PositiveInt | None
     """Of the training split in an epoch: its first documents that have as many, prompts counted
     too; null takes all."""
 
@@ -187,17 +185,17 @@ class Parts(Settings):
     """Which heads of attention find what stood before, in repeated random tokens."""
     depths: bool = True
     """What a linear read-out of each depth says of the next token."""
-    compared_documents: Count = 24
+    compared_documents: PositiveInt = 24
     """Test documents that the network before the training is measured on, at most."""
-    ngram_documents: Count = 4000
+    ngram_documents: PositiveInt = 4000
     """Training documents that the n-grams are counted in, at most."""
-    damaged_documents: Count = 5
+    damaged_documents: PositiveInt = 5
     """Test documents that are damaged, at most."""
-    known_documents: Count = 10
+    known_documents: PositiveInt = 10
     """Training documents that are looked for in the model's memory, at most."""
-    recalled_documents: Count = 1
+    recalled_documents: PositiveInt = 1
     """Training documents whose beginnings are gone on with, at most."""
-    other_sentences: Count = 40
+    other_sentences: PositiveInt = 40
     """Sentences of Rotten Tomatoes, drawn by seed, that forgetting is measured on, at most."""
     repeated_tokens: Annotated[int, Field(gt=1)] = 64
     """Random tokens that are shown twice, one run behind the other."""

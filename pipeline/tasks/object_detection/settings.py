@@ -2,15 +2,13 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from typing_extensions import override
 
 from pipeline import settings
 from pipeline.errors import PipelineError
 from pipeline.settings import Fraction, Input, Settings, Sha256
 from pipeline.task import About
-
-Count = Annotated[int, Field(gt=0)]
 
 ABOUT = About(
     data="boxes",
@@ -29,9 +27,9 @@ ABOUT = About(
 class Scenes(Settings):
     """How many scenes each split has."""
 
-    train: Count
-    validation: Count
-    test: Count
+    train: PositiveInt
+    validation: PositiveInt
+    test: PositiveInt
 
 
 class Paths(Settings):
@@ -93,13 +91,13 @@ class TTFNet(Sized):
     """A heat map of centres with a box at each of its cells (Liu et al. 2020, "TTFNet")."""
 
     name: Literal["ttfnet"]
-    stem: Count
+    stem: PositiveInt
     """Maps of the first convolution, at 2×2 pixels."""
-    channels: Annotated[list[Count], Field(min_length=2, max_length=4)]
+    channels: Annotated[list[PositiveInt], Field(min_length=2, max_length=4)]
     """Maps of each stage; the first has a cell for 4×4 pixels, each further one for twice that."""
-    depth: Annotated[list[Count], Field(min_length=2, max_length=4)]
+    depth: Annotated[list[PositiveInt], Field(min_length=2, max_length=4)]
     """Convolutions of each stage; on the way back each has one less, and one at least."""
-    neck: Count
+    neck: PositiveInt
     """Maps on the way back to 4×4 pixels."""
 
 
@@ -191,9 +189,9 @@ class Parts(Settings):
     """Training images a probe learns from, at most."""
     probe_test: Annotated[int, Field(gt=1)]
     """Test images of probes, at most."""
-    damaged: Annotated[int, Field(gt=0)]
+    damaged: PositiveInt
     """Test images of the robustness curves, at most."""
     hog_train: Annotated[int, Field(gt=1)] = 1000
     """Training images that the sliding window learns from, at most."""
-    hog_test: Annotated[int, Field(gt=0)] = 300
+    hog_test: PositiveInt = 300
     """Test images that the sliding window is measured on, at most."""

@@ -5,16 +5,16 @@ from functools import partial
 from pipeline.evaluation.intervals import rounded
 from pipeline.settings import Repeat
 from pipeline.tasks.object_detection.evaluation import baselines, matches, parts, probes
-from pipeline.tasks.object_detection.evaluation.study import numbers_of, opened
+from pipeline.tasks.object_detection.evaluation.study import numbers_of, open_study
 from pipeline.training.hardware import Hardware
 from pipeline.training.net import Net
 
-study = partial(opened, splits=("train", "test"))
+study = partial(open_study, splits=("train", "test"))
 
 
 def repetition(first: Net, second: Net, settings: Repeat, hardware: Hardware) -> dict[str, float]:
     """The second network's numbers; how it stands to the first on the same test images."""
-    studies = [opened(net, settings, hardware, (), ("test",)) for net in (first, second)]
+    studies = [open_study(net, settings, hardware, (), ("test",)) for net in (first, second)]
     numbers = numbers_of(studies[1])
     against = matches.difference(studies[0].matches, studies[1].matches, settings.seed)
     return rounded(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import PipelineError
-from pipeline.files import refuse_other
+from pipeline.files import digest, refuse_other
 from pipeline.tasks.object_detection.settings import Weights
 
 PREDICTORS = {
@@ -30,9 +30,10 @@ def take(net: Any, architecture: str, weights: Weights) -> None:
     """
     path, where = Path(weights.file), f"detector.weights: {weights.file}"
     try:
-        refuse_other(path, weights.sha256, "detector.weights")
+        found = digest(path, "sha256")
     except OSError as error:
         raise PipelineError(f"{where} can't be read ({error.strerror}); correct it") from error
+    refuse_other(path, found, weights.sha256, "detector.weights")
     last = PREDICTORS[architecture]
     try:
         state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)

@@ -2,11 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from pipeline.classification.settings import ClassFacts, TrainClassifier
 from pipeline.classification.settings import Parts as Parts
-from pipeline.settings import Count, Fraction, Input, Settings
+from pipeline.settings import Fraction, Input, Settings
 from pipeline.settings import Source as AnySource
 from pipeline.task import About
 
@@ -41,7 +41,7 @@ class Source(AnySource):
 class Facts(ClassFacts):
     """What has to be known of the clips."""
 
-    sample_rate: Count
+    sample_rate: PositiveInt
     """Hz."""
 
 
@@ -49,13 +49,13 @@ class Model(Settings):
     """Bidirectional GRU or LSTM over log-mel features, mean over time, linear head."""
 
     cell: Literal["gru", "lstm"]
-    mels: Count
+    mels: PositiveInt
     """Mel bands."""
-    stride: Count
+    stride: PositiveInt
     """Feature frames (10 ms each) per step of the recurrence."""
-    hidden: Count
+    hidden: PositiveInt
     """Units per direction."""
-    layers: Count
+    layers: PositiveInt
     dropout: Fraction
 
 

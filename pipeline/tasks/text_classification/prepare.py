@@ -34,7 +34,12 @@ def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
             raise PipelineError("text.file is null; name a csv file with columns text and label")
         file = Path(source.file)
         refuse_leaving(file, file.parent, "text.file")
-        rows = [(row["text"], row["label"].strip()) for row in read_csv(file, "text", "label")]
+        try:
+            rows = [(row["text"], row["label"].strip()) for row in read_csv(file, "text", "label")]
+        except OSError as error:
+            raise PipelineError(
+                f"text.file: {file} can't be read ({error.strerror}); correct the setting"
+            ) from error
         path = str(file)
         about = {"source": f"file {file.name}"}
     if not rows:

@@ -110,7 +110,7 @@ class TestCsv:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            (None, r"x\.csv is missing"),
+            (None, r"text\.file: .*x\.csv can't be read \(No such file"),
             (b"", r"x\.csv has no column 'text'"),
             (b"text,lable\na,b\n", r"x\.csv has no column 'label'"),
             (b"text,label\n", r"x\.csv has no rows"),

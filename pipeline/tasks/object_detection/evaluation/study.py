@@ -100,7 +100,7 @@ class Study:
         return average_precision(found, split.boxes, len(self.classes), self.sizes, split.ignored)
 
 
-def opened(
+def open_study(
     net: Net,
     settings: Any,
     hardware: Hardware,
