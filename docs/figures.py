@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.figures.depth import Measured, probe_panels  # noqa: E402
+from pipeline.figures.depth import Estimate, probe_panels  # noqa: E402
 from pipeline.figures.style import save  # noqa: E402
 from pipeline.task import tasks  # noqa: E402
 
@@ -31,11 +31,11 @@ def main() -> None:
     save(probe_panels(models), IMAGES / "probes.png")
 
 
-def _probes(table: Path) -> dict[str, dict[str, Measured]]:
-    found: dict[str, dict[str, Measured]] = {"trained": {}, "untrained": {}}
+def _probes(table: Path) -> dict[str, dict[str, Estimate]]:
+    found: dict[str, dict[str, Estimate]] = {"trained": {}, "untrained": {}}
     with table.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            point = Measured(float(row["accuracy"]), float(row["low"]), float(row["high"]))
+            point = Estimate(float(row["accuracy"]), float(row["low"]), float(row["high"]))
             # The raw input is the same for both, and in the table once.
             for network in found if row["depth"] == "raw" else (row["network"],):
                 found[network][row["depth"]] = point

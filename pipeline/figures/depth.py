@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Measured(NamedTuple):
+class Estimate(NamedTuple):
     """A value with its 95 % interval."""
 
     value: float
@@ -34,8 +34,8 @@ class Measured(NamedTuple):
 
 @drawn
 def probe_curve(
-    trained: Mapping[str, Measured],
-    control: Mapping[str, Measured],
+    trained: Mapping[str, Estimate],
+    control: Mapping[str, Estimate],
     model: float,
     chance: float,
     title: str,
@@ -69,10 +69,10 @@ def probe_curve(
 
 
 @drawn
-def probe_panels(models: Mapping[str, Mapping[str, Mapping[str, Measured]]]) -> "Figure":
+def probe_panels(models: Mapping[str, Mapping[str, Mapping[str, Estimate]]]) -> "Figure":
     """Probe accuracy by depth of several models side by side.
 
-    `models` maps a heading to {"trained": …, "untrained": …}, each {name of the depth: Measured}.
+    `models` maps a heading to {"trained": …, "untrained": …}, each {name of the depth: Estimate}.
     """
     figure = canvas(3.1 * len(models), 2.9)
     panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
@@ -225,7 +225,7 @@ def attention(
 
 
 def _measured(
-    axes: Any, where: Any, points: Mapping[str, Measured], label: str, control: bool = False
+    axes: Any, where: Any, points: Mapping[str, Estimate], label: str, control: bool = False
 ) -> None:
     values = np.array(list(points.values()))
     axes.errorbar(

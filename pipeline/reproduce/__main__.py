@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.errors import PipelineError
 from pipeline.reproduce.restore import again
-from pipeline.reproduce.verdict import Result, compare
+from pipeline.reproduce.verdict import Result, judge
 from pipeline.streams import make_safe
 from pipeline.tracking.reader import Reader
 
@@ -50,7 +50,7 @@ def reproduce(run_id: str) -> Result:
     with tempfile.TemporaryDirectory(prefix="reproduce-") as place:
         folder = Path(place).resolve()
         with again(before, reader, folder) as reproduction:
-            return compare(before, reproduction, reader, folder)
+            return judge(before, reproduction, reader, folder)
 
 
 if __name__ == "__main__":

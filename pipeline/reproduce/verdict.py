@@ -116,7 +116,7 @@ class Reproduction:
     reasons: list[str]
 
 
-def compare(before: Recorded, after: Reproduction, reader: Reader, folder: Path) -> Result:
+def judge(before: Recorded, after: Reproduction, reader: Reader, folder: Path) -> Result:
     """Compare outputs, weights tensor by tensor, and metrics point by point.
 
     Raises:

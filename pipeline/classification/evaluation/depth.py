@@ -20,7 +20,7 @@ def probes(page: Page, study: Study) -> None:
     stages = depths([stage for stage in found.trained[0] if stage != "logits"])
     labels = found.train.labels, found.test.labels
     rows: list[dict[str, Any]] = []
-    drawn: dict[str, dict[str, figures.Measured]] = {"trained": {}, "untrained": {}}
+    drawn: dict[str, dict[str, figures.Estimate]] = {"trained": {}, "untrained": {}}
     right = np.zeros(len(found.test), dtype=bool)
     for network, features in (("trained", found.trained), ("untrained", found.control)):
         places = {"raw": ("input", raw)} | {
@@ -33,7 +33,7 @@ def probes(page: Page, study: Study) -> None:
                 continue
             right = probe(train, labels[0], test, labels[1], study.seed)
             accuracy, (low, high) = share(right)
-            drawn[network][f"{depth}: {stage}"] = figures.Measured(accuracy, low, high)
+            drawn[network][f"{depth}: {stage}"] = figures.Estimate(accuracy, low, high)
             rows.append(
                 {"network": network, "depth": depth, "stage": stage}
                 | {"accuracy": accuracy, "low": low, "high": high}
@@ -97,5 +97,5 @@ def similarity(page: Page, study: Study) -> None:
     )
 
 
-def _listing(drawn: dict[str, figures.Measured]) -> str:
+def _listing(drawn: dict[str, figures.Estimate]) -> str:
     return ", ".join(f"{name} {point.value:.1%}" for name, point in drawn.items())

@@ -1,10 +1,14 @@
 """What is measured of boxes, against counts by hand and against COCO's."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
 from pipeline.tasks.object_detection.evaluation import matches
 from pipeline.tasks.object_detection.evaluation.metrics import average_precision
+from pipeline.tasks.object_detection.evaluation.study import numbers_of
 from tests.tasks.object_detection.drawn import boxes
 
 
@@ -54,6 +58,21 @@ def test_sizes_are_those_of_the_data():
     truth = [boxes((0, 0, 10, 10, 0), (20, 20, 40, 40, 0), (50, 50, 100, 100, 0))]
     found = [boxes((0, 0, 10, 10, 0, 0.9), (50, 50, 100, 100, 0, 0.8))]
     assert average_precision(found, truth, 1, [15.0, 30.0]).by_size == pytest.approx([1, 0, 1])
+
+
+def test_a_class_may_be_called_like_a_size():
+    found, truth = crowd(20)
+    judged = average_precision(found, truth, 10)
+    study: Any = SimpleNamespace(
+        precision=judged,
+        matches=matches.match(found, truth),
+        settings=SimpleNamespace(seed=0),
+        classes=["small", *"123456789"],
+        test=SimpleNamespace(images=truth),
+    )
+    numbers = numbers_of(study)
+    assert numbers["map/small"] == judged.by_class[0]
+    assert numbers["map_small"] == judged.by_size[0] != judged.by_class[0]
 
 
 def test_each_kind_of_error():

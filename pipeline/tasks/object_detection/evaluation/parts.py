@@ -229,9 +229,9 @@ def scores(page: Page, study: Study) -> None:
         "By size",
         ["Size", "Root of the area, pixels", "mAP"],
         (
-            [size, f"{edges[place]}–{edges[place + 1]}", f"{numbers[f'map/{size}']:.1%}"]
+            [size, f"{edges[place]}–{edges[place + 1]}", f"{numbers[f'map_{size}']:.1%}"]
             for place, size in enumerate(SIZES)
-            if f"map/{size}" in numbers
+            if f"map_{size}" in numbers
         ),
     )
     page.show(

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from pipeline.evaluation.features import forward, hooks, untrained
 from pipeline.evaluation.intervals import share
 from pipeline.evaluation.probes import probe
-from pipeline.figures.depth import Measured, probe_panels
+from pipeline.figures.depth import Estimate, probe_panels
 from pipeline.figures.page import Page
 from pipeline.tasks.object_detection.boxes.read import Boxes, Split
 from pipeline.tasks.object_detection.data import inputs, scales
@@ -24,7 +24,7 @@ AT_ONCE = 100
 AROUND = 2
 """Pixels on each side of one that the probe of the input sees, too."""
 TRIES = 20
-Curves = dict[str, dict[str, dict[str, Measured]]]
+Curves = dict[str, dict[str, dict[str, Estimate]]]
 
 
 def probes(page: Page, study: Study) -> None:
@@ -85,7 +85,7 @@ def _probed(net: Net, train: Split, test: Split, hardware: Hardware, seed: int) 
             }
             for question, hits in answers.items():
                 value, spread = share(hits)
-                found[question].setdefault(name, {})[depth] = Measured(value, *spread)
+                found[question].setdefault(name, {})[depth] = Estimate(value, *spread)
     return found
 
 

@@ -131,7 +131,8 @@ def numbers_of(study: Study) -> dict[str, float]:
     low, high = matches.interval(study.matches, found.map, study.settings.seed)
     numbers = {"map": found.map, "map_low": low, "map_high": high, "map_50": found.map_50,
                "map_75": found.map_75, "recall_mean": found.recall}  # fmt: skip
-    for names, values in ((SIZES, found.by_size), (study.classes, found.by_class)):
-        numbers |= {f"map/{name}": value for name, value in zip(names, values, strict=True)}
+    numbers |= {f"map_{name}": value for name, value in zip(SIZES, found.by_size, strict=True)}
+    by_class = zip(study.classes, found.by_class, strict=True)
+    numbers |= {f"map/{name}": value for name, value in by_class}
     known = {name: float(value) for name, value in numbers.items() if not np.isnan(value)}
     return known | {"examples": len(study.test.images)}
