@@ -9,6 +9,8 @@ from bench.measure import Row, alternate, at_least, main, ratios, scratch, timed
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.loop import Loop
 
+CASES = {"CNN": "cnn", "MiniLM": "transformer", "GRU": "rnn", "detector": "detector"}
+
 
 def measure(quick: bool) -> list[Row]:
     """By the loop's own training and evaluation, in bf16, over the same training split.
@@ -17,10 +19,11 @@ def measure(quick: bool) -> list[Row]:
     """
     rows = []
     with scratch() as folder:
-        for name, model in (("CNN", "cnn"), ("MiniLM", "transformer"), ("GRU", "rnn")):
+        for name, model in CASES.items():
             one = job(model, folder)
+            steps = 3 if quick else min(30, len(one.batches[0]))
             found = alternate(
-                {"train": partial(_train, one, quick), "infer": partial(_infer, one)},
+                {"train": partial(train, one, steps), "infer": partial(_infer, one)},
                 1 if quick else 5,
             )
             what = f"inference against training, examples/s, {name}"
@@ -39,22 +42,15 @@ def measure(quick: bool) -> list[Row]:
     return rows
 
 
-def _train(one: Job, quick: bool) -> float:
-    batches, settings = one.batches[0], one.settings
+def train(one: Job, steps: int) -> float:
+    """Examples per second of so many steps of an epoch, and no scores."""
+    settings = one.settings
     loop = Loop(
         one.build().module, *one.batches, task=one.task.model, settings=settings.training,
         optimizer=settings.optimizer, hardware=one.hardware, seed=settings.seed,
-        checkpoints=Checkpoints(Path()), log=lambda *_: None,
+        checkpoints=Checkpoints(Path()), log=lambda *_: None, max_steps=steps,
     )  # fmt: skip
-    loop.model.train()
-    epoch, steps = batches.epoch(0), 3 if quick else min(30, len(batches))
-
-    def run() -> None:
-        for _ in range(steps):
-            loss = loop.step(epoch)
-        float(loss)  # waits for the device
-
-    return steps * batches.batch_size / timed(run)
+    return steps * settings.training.batch_size / timed(loop.run_epoch)
 
 
 def _infer(one: Job) -> float:
