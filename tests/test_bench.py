@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -107,6 +108,20 @@ def test_cifar_is_read_from_torchvisions_folder_and_trained_on(tmp_path, monkeyp
     assert len(curve) == 2
     assert 0 < curve[0][0] < curve[1][0]
     assert 0 <= curve[1][1] <= 0.5
+
+
+@pytest.mark.slow
+def test_the_peer_of_the_detector_has_its_network_its_loss_and_its_data(tmp_path):
+    from bench import detection  # torchvision takes seconds
+
+    data = prepare(tmp_path, "boxes", "profile=tiny")
+    one = job("detector", tmp_path, "augment=null", "precision=fp32", data=data)
+    batches = replace(one.batches[0], shuffle=False)
+    ours = one.loss(one.build().module, next(batches.epoch(0)))
+    scenes = detection.Scenes(data, None)
+    peer = detection.Reference(one.settings, data)
+    rows = detection.collate([scenes[row] for row in range(batches.batch_size)])
+    assert peer(*rows)["loss"].item() == pytest.approx(ours.item(), rel=1e-4)
 
 
 @pytest.mark.slow
