@@ -23,7 +23,7 @@ from bench.measure import RESULTS, ROOT, Row, options, save, show
 NUMBERS = {
     "mnist": 1, "overhead": 2, "finetune": 3, "start": 5, "tiny": 6, "noop": 7, "contention": 8,
     "prepare": 9, "growth": 10, "larger": 11, "inference": 12, "tracking": 12, "device": 13,
-    "cifar": 14, "detection": 15,
+    "cifar": 14, "detection": 15, "language": 16,
 }  # fmt: skip
 """The measurements and the (first) goal of each."""
 LIMIT = 1800

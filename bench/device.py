@@ -17,7 +17,10 @@ from bench.jobs import Job, job
 from bench.measure import Row, alternate, for_comparison, main, ratios, scratch, timed
 from pipeline.training.hardware import Hardware, card
 
-CASES = {"CNN": ("cnn", 216), "GRU": ("rnn", 70), "MiniLM": ("transformer", 60)}
+CASES = {
+    "CNN": ("cnn", 216), "GRU": ("rnn", 70), "MiniLM": ("transformer", 60),
+    "SmolLM2": ("language_model", 60),
+}  # fmt: skip
 
 
 def measure(quick: bool) -> list[Row]:
@@ -45,7 +48,7 @@ def measure(quick: bool) -> list[Row]:
             ratio = statistics.median(ratios(found["ours"], found["bare"]))
             where = card(one.hardware)["device_name"]
             what = (
-                f"{name} on {where}: {examples / median:,.0f} examples/s, "
+                f"{name} on {where}: {examples / median:,.1f} examples/s, "
                 f"{ratio:.3f} × the time of a bare loop, {work / median / 1e9:,.0f} GFLOP/s, of a "
                 f"matrix product's {top / 1e9:,.0f} in {one.hardware.precision}"
             )
@@ -55,14 +58,14 @@ def measure(quick: bool) -> list[Row]:
 
 def flops(one: Job) -> float:
     """Floating-point operations of a training step, forward and backward: a mean of 5 batches."""
+    from torch.utils._pytree import tree_map_only
     from torch.utils.flop_counter import FlopCounterMode
 
     model = one.build().module.cpu().train()
     batches = [batch for batch, _ in zip(one.batches[0].epoch(0), range(5), strict=False)]
     with FlopCounterMode(display=False) as counter:
         for batch in batches:
-            inputs = {name: value.cpu() for name, value in batch.inputs.items()}
-            one.loss(model, batch._replace(inputs=inputs, targets=batch.targets.cpu())).backward()
+            one.loss(model, tree_map_only(torch.Tensor, torch.Tensor.cpu, batch)).backward()
     return counter.get_total_flops() / len(batches)
 
 

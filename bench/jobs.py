@@ -1,4 +1,4 @@
-"""The three trainings inside this process, by our loop and by a bare one."""
+"""The trainings inside this process, by our loop and by a bare one."""
 
 import sys
 import tempfile
