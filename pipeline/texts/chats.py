@@ -41,7 +41,7 @@ class Frame(NamedTuple):
     start: int
     ends: tuple[int, ...]
     template: str | None = None
-    names: Mapping[str, str] = {}
+    names: Mapping[str, Any] = {}
     special: tuple[str, ...] = ()
 
 
@@ -122,12 +122,16 @@ def before_last_answer(messages: list[Message]) -> list[Message]:
     return messages[:last]
 
 
-def parts(document: Document, frame: Frame, *, asked: bool = False) -> list[Part]:
+def parts(document: Document, frame: Frame, *, asked: bool = False) -> list[list[Part]]:
     """A document in pieces, in their order; what stands in a message is never a special token.
+
+    It is one list; or one for each answer, all that comes before it as context, where the template
+    writes something else before an answer once others follow it (an empty block of thoughts, say).
 
     Args:
         document: a text is an answer to nothing.
-        frame: whose template is used.
+        frame: whose template is used; it is told not to think if else it asks for an answer by
+            other words than stand before one.
         asked: whether the next message of the assistant is begun.
 
     Raises:
@@ -135,45 +139,67 @@ def parts(document: Document, frame: Frame, *, asked: bool = False) -> list[Part
             what it does not write when it asks for one; blanks before an answer may differ.
     """
     if isinstance(document, str):
-        return [Part(document, "answer")]
-    marks = [f"\ufdd0{number}\ufdd0" for number in range(len(document))]
-    if frame.template is None:
-        whole = SEPARATOR.join(marks) + SEPARATOR * asked
+        return [[Part(document, "answer")]]
+    said = [{**one, "content": f"\ufdd0{number}\ufdd0"} for number, one in enumerate(document)]
+    answers = [number for number, one in enumerate(said) if one["role"] == ANSWERS]
+    # by the first answer alone, so that whoever asks for one decides as a training did
+    at = next(filter(None, answers), len(said))
+    first = [*said[:at], {"role": ANSWERS, "content": f"\ufdd0{at}\ufdd0"}]
+    if _unlike(first, at, _written(first, frame), frame):
+        frame = frame._replace(names={"enable_thinking": False, **frame.names})
+    whole = _written(said, frame, asked)
+    if asked or not any(_unlike(said, at, whole, frame) for at in answers):
+        made = [list(_joined(whole, document, frame.special, answers))]
     else:
-        messages = [{**one, "content": mark} for one, mark in zip(document, marks, strict=True)]
-        whole = _render(frame.template, messages, asked, frame.names)
-        for number, (message, mark) in enumerate(zip(messages, marks, strict=True)):
-            if whole.count(mark) != 1:
-                raise ValueError(
-                    "the tokenizer's chat template leaves out or repeats message "
-                    f"{number + 1} ({message['role']})"
-                )
-            if number and message["role"] == ANSWERS:  # nobody can ask for the first message
-                before = whole.split(mark)[0]
-                begun = _render(frame.template, messages[:number], True, frame.names)
-                if begun.rstrip() != before.rstrip():
-                    ends = [one.rpartition("\ufdd0")[2][-40:] for one in (begun, before)]
-                    raise ValueError(
-                        "the tokenizer's chat template asks for an answer by "
-                        f"{ends[0]!r}, but has {ends[1]!r} before one"
-                    )
-    made = list(_joined(whole, document, frame.special))
-    if [part.text for part in made if part.kind == "answer"] != learnt(document):
+        made = []
+        for at in answers:
+            whole = _written(said[: at + 1], frame)
+            if fault := _unlike(said, at, whole, frame):
+                raise ValueError(f"the tokenizer's chat template {fault}")
+            made.append(list(_joined(whole, document, frame.special, [at])))
+    if [part.text for one in made for part in one if part.kind == "answer"] != learnt(document):
         raise ValueError("the tokenizer's chat template changes the order of answers")
     return made
 
 
-def _joined(whole: str, document: list[Message], special: Sequence[str]) -> Iterator[Part]:
+def _unlike(said: list[Message], at: int, whole: str, frame: Frame) -> str:
+    """How an answer is asked for by other words than stand before it, or nothing."""
+    if not at:  # nobody can ask for the first message
+        return ""
+    before, begun = whole.split(f"\ufdd0{at}\ufdd0")[0], _written(said[:at], frame, asked=True)
+    if begun.rstrip() == before.rstrip():
+        return ""
+    ends = [one.rpartition("\ufdd0")[2][-40:] for one in (begun, before)]
+    return f"asks for an answer by {ends[0]!r}, but has {ends[1]!r} before one"
+
+
+def _written(messages: list[Message], frame: Frame, asked: bool = False) -> str:
+    """What the template makes of messages, each of which is found in it once."""
+    if frame.template is None:
+        return SEPARATOR.join(one["content"] for one in messages) + SEPARATOR * asked
+    whole = _render(frame.template, messages, asked, frame.names)
+    for number, one in enumerate(messages, 1):
+        if whole.count(one["content"]) != 1:
+            raise ValueError(
+                f"the tokenizer's chat template leaves out or repeats message {number} "
+                f"({one['role']})"
+            )
+    return whole
+
+
+def _joined(
+    whole: str, document: list[Message], special: Sequence[str], answers: Sequence[int]
+) -> Iterator[Part]:
     """Context between special tokens and answers is one piece, as its tokenizer would meet it."""
     apart, context = "|".join(["\ufdd0\\d+\ufdd0", *map(re.escape, special)]), ""
     kind: Literal["context", "message"] = "context"
     for piece in re.split(f"({apart})", whole):
         if piece.startswith("\ufdd0"):
-            message = document[int(piece.strip("\ufdd0"))]
-            if message["role"] != ANSWERS:
-                context, kind = context + message["content"], "message"
+            number = int(piece.strip("\ufdd0"))
+            if number not in answers:
+                context, kind = context + document[number]["content"], "message"
                 continue
-            made = Part(message["content"], "answer")
+            made = Part(document[number]["content"], "answer")
         elif piece in special:
             made = Part(piece, "special")
         else:
@@ -187,7 +213,7 @@ def _joined(whole: str, document: list[Message], special: Sequence[str]) -> Iter
         yield Part(context, kind)
 
 
-def _render(template: str, messages: list[Message], asked: bool, names: Mapping[str, str]) -> str:
+def _render(template: str, messages: list[Message], asked: bool, names: Mapping[str, Any]) -> str:
     import jinja2
 
     try:

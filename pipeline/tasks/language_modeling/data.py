@@ -152,14 +152,16 @@ def documents(texts: Sequence[Document], net: Net) -> Rows:
     Raises:
         PipelineError: the template of the network's tokenizer does not take a chat.
     """
-    most, examples = net.settings.context, []
-    for ids, kinds in _prepared(texts, net):
-        after = _after(ids, kinds == ANSWER)
-        starts = range(0, max(len(ids) - 1 - most // 2, 1), most // 2)
-        rows = [_row(ids, after, at, most, net) for at in starts]
-        for _, counted in rows[1:]:
-            counted[: most // 2] = -1
-        examples.append(rows)
+    most, examples = net.settings.context, list[list[Pair]]()
+    for pairs in _prepared(texts, net):
+        examples.append([])
+        for ids, kinds in pairs:
+            after = _after(ids, kinds == ANSWER)
+            starts = range(0, max(len(ids) - 1 - most // 2, 1), most // 2)
+            rows = [_row(ids, after, at, most, net) for at in starts]
+            for _, counted in rows[1:]:
+                counted[: most // 2] = -1
+            examples[-1] += rows
     sizes = [sum(len(text.encode()) for text in learnt(one)) for one in texts]
     return Rows.of(examples, sizes)
 
@@ -171,16 +173,17 @@ def blocks(texts: Sequence[Document], net: Net, tokens: int | None) -> Rows:
         PipelineError: the template of the network's tokenizer does not take a chat.
     """
     size, examples, left, chats, long = net.settings.block, [], tokens, 0, 0
-    for one, (ids, kinds) in zip(texts, _prepared(texts, net, ended=True), strict=False):
+    for one, pairs in zip(texts, _prepared(texts, net, ended=True), strict=False):
         chats += not isinstance(one, str)
-        long += not isinstance(one, str) and len(ids) > size + 1
-        after = _after(ids, kinds != NOTHING)
-        examples += [
-            [_row(ids, after, at, size, net)]
-            for at in range(0, len(ids) - 1, size)
-            if (after[at : at + size] >= 0).any()
-        ]
-        if left is not None and (left := left - len(ids) + 1) <= 0:
+        long += not isinstance(one, str) and any(len(ids) > size + 1 for ids, _ in pairs)
+        for ids, kinds in pairs:
+            after = _after(ids, kinds != NOTHING)
+            examples += [
+                [_row(ids, after, at, size, net)]
+                for at in range(0, len(ids) - 1, size)
+                if (after[at : at + size] >= 0).any()
+            ]
+        if left is not None and (left := left - sum(len(ids) - 1 for ids, _ in pairs)) <= 0:
             break
     if long:
         print(f"{long} of {chats} chats are cut at language_model.block={size}", flush=True)
@@ -199,7 +202,7 @@ def encode(raw: Sequence[Any], net: Net) -> dict[str, Tensor]:
         if not isinstance(each, str | dict):
             raise ValueError(f"a text is a string, not {type(each).__name__}")
         asked.append(each if isinstance(each, str) else chat(each))
-    examples = [[(ids, np.full_like(ids, -1))] for ids, _ in _tokens(asked, net, asked=True)]
+    examples = [[(ids, np.full_like(ids, -1))] for [(ids, _)] in _tokens(asked, net, asked=True)]
     return Rows.of(examples, [0] * len(asked)).gather(torch.arange(len(asked)))[0]
 
 
@@ -214,10 +217,10 @@ def example(folder: Path) -> str | dict[str, list[Message]]:
 
 def _tokens(
     texts: Sequence[Document], net: Net, *, asked: bool = False, ended: bool = False
-) -> Iterator[Pair]:
-    """The tokens of each document, and what each of them is.
+) -> Iterator[list[Pair]]:
+    """The tokens of each list of each document's `parts`, and what each of them is.
 
-    `asked` begins an answer, `ended` has the end of each document that is not ended yet.
+    `asked` begins an answer, `ended` has the end of each list that is not ended yet.
     """
     module: Any = net.module
     for at in range(0, len(texts), 256):
@@ -227,14 +230,15 @@ def _tokens(
                 pieces.append(parts(one, module.frame, asked=asked))
             except ValueError as error:
                 raise ValueError(f"row {row}: {error}") from error
-        words = [part.text for each in pieces for part in each if part.kind != "special"]
+        lists = [one for each in pieces for one in each]
+        words = [part.text for one in lists for part in one if part.kind != "special"]
         encoded = iter(net.tokenizer.encode_batch(words, add_special_tokens=False))
         for each in pieces:
-            yield _told_apart(each, encoded, net, ended)
+            yield [_told_apart(one, encoded, net, ended) for one in each]
 
 
 def _told_apart(pieces: list[Part], encoded: Iterator[Any], net: Net, ended: bool) -> Pair:
-    """The tokens of one document, and what each of them is.
+    """The tokens of these pieces, and what each of them is.
 
     An answer's ending is the token behind it, and all up to one that ends it, if such a one comes
     before somebody else speaks.
@@ -266,7 +270,7 @@ def _told_apart(pieces: list[Part], encoded: Iterator[Any], net: Net, ended: boo
     return np.array(ids, np.int32), np.array(kinds, np.int32)
 
 
-def _prepared(texts: Sequence[Document], net: Net, *, ended: bool = False) -> Iterator[Pair]:
+def _prepared(texts: Sequence[Document], net: Net, *, ended: bool = False) -> Iterator[list[Pair]]:
     try:
         yield from _tokens(texts, net, ended=ended)
     except ValueError as error:

@@ -40,6 +40,14 @@ SAID = [
     {"role": "assistant", "content": "A bad end."},
 ]
 PAIR = [{"role": "user", "content": "Was it good?"}, {"role": "assistant", "content": "It was."}]
+THINKING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if loop.last and m['role'] == 'assistant' %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{{ m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if SWITCH %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
+)
+"""An empty block of thoughts before the last answer, and with a switch where one is asked for."""
 
 
 @pytest.fixture
@@ -58,7 +66,7 @@ class TestParts:
     frame = Frame(0, (0,), TEMPLATE, {}, tuple(SPECIAL))
 
     def test_what_stands_in_a_message_is_no_special_token(self):
-        found = parts(SAID[3:], self.frame)
+        [found] = parts(SAID[3:], self.frame)
         assert [part.text for part in found] == [
             "<|im_start|>", "user\nAnd the <|im_end|> of it?", "<|im_end|>", "\n",
             "<|im_start|>", "assistant\n", "A bad end.", "<|im_end|>", "\n",
@@ -67,8 +75,8 @@ class TestParts:
 
     def test_without_a_template_messages_stand_below_each_other(self):
         bare = self.frame._replace(template=None)
-        assert parts(PAIR, bare) == [("Was it good?\n", "message"), ("It was.", "answer")]
-        assert parts(PAIR[:1], bare, asked=True) == [("Was it good?\n", "message")]
+        assert parts(PAIR, bare) == [[("Was it good?\n", "message"), ("It was.", "answer")]]
+        assert parts(PAIR[:1], bare, asked=True) == [[("Was it good?\n", "message")]]
 
     @pytest.mark.parametrize(
         ("template", "said"),
@@ -86,6 +94,10 @@ class TestParts:
                 "{% if add_generation_prompt %}{{ '<' }}{% endif %}",
                 r"asks for an answer by '\]<', but has '\]\[' before one",
             ),
+            (
+                THINKING.replace("SWITCH", "false"),
+                r"by '.*assistant\\n', but has '.*assistant\\n<think>\\n\\n</think>\\n\\n' before",
+            ),
             ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "refuses it: "),
         ],
     )
@@ -101,7 +113,7 @@ class TestParts:
     def test_marks_around_answers_and_todays_date_change_nothing(self):
         marked = "{% for m in messages %}{%- generation -%} {{ m['content'] }}{% endgeneration %}"
         template = "{{ strftime_now is defined }}" + marked + "{% endfor %}"
-        found = parts(PAIR, self.frame._replace(template=template))
+        [found] = parts(PAIR, self.frame._replace(template=template))
         assert "".join(part.text for part in found) == "FalseWas it good?It was."
 
 
@@ -120,6 +132,27 @@ class TestTokens:
         more = reader.apply_chat_template(chat[:2], add_generation_prompt=True, return_dict=True)
         found = encode([{"messages": chat[:2]}], asked)
         assert found["input_ids"][0].tolist() == more["input_ids"]
+
+    @pytest.mark.parametrize("chat", [SAID, PAIR, [PAIR[1], *SAID[1:]]])
+    def test_before_each_answer_stands_what_asks_for_it(self, facts, chat):
+        net = nets.build(TASK, scratch(block=400, context=400), facts)
+        switch = "enable_thinking is defined and not enable_thinking"
+        template = THINKING.replace("SWITCH", switch)
+        net.module.frame = net.module.frame._replace(template=template)
+        answers = [at for at, one in enumerate(chat) if one["role"] == "assistant"]
+        for rows in (documents([chat], net), blocks([chat], net, None)):
+            inputs, targets = rows.gather(torch.arange(len(rows.sizes)))
+            each = zip(answers, inputs["input_ids"], targets.tokens, strict=True)
+            for at, ids, wanted in each:
+                learnt = wanted >= 0
+                told = net.tokenizer.decode(wanted[learnt].tolist())
+                assert told.startswith(chat[at]["content"])
+                if at:
+                    begun = encode([{"messages": chat[:at]}], net)["input_ids"][0].tolist()
+                    assert "<think>" in net.tokenizer.decode(begun)
+                    assert ids[: int(learnt.nonzero()[0]) + 1].tolist() == begun
+        size = sum(len(chat[at]["content"]) for at in answers)
+        assert documents([chat], net).sizes.tolist() == [size]
 
     def test_the_end_of_an_answer_is_learnt_and_not_measured(self, asked, plain, tmp_path):
         for net, end in ((asked, "<|im_end|>"), (plain, "<|endoftext|>")):
