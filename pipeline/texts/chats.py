@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
+import pyarrow as pa
+
 ROLES = ("system", "user", "assistant")
 ANSWERS = "assistant"
 """Whose messages are learnt; all others are context."""
@@ -100,6 +102,15 @@ def _words(row: dict[str, Any], name: str, where: str = "") -> str:
     except UnicodeEncodeError as error:
         raise ValueError(f"{where}`{name}` has half a character ({error.reason})") from error
     return text.strip()
+
+
+def from_table(table: pa.Table) -> list[Document]:
+    """The documents of a prepared split: texts, or the messages of a chat."""
+    texts: list[Document] = table["text"].to_pylist()
+    if "messages" not in table.column_names:
+        return texts
+    chats = table["messages"].to_pylist()
+    return [text if said is None else said for text, said in zip(texts, chats, strict=True)]
 
 
 def plain(document: Document) -> str:

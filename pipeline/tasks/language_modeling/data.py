@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -16,7 +15,16 @@ from torch.nn import functional as F
 
 from pipeline.errors import PipelineError
 from pipeline.prepared import SplitName, first_row, read_split
-from pipeline.texts.chats import Document, Message, Part, before_last_answer, chat, learnt, parts
+from pipeline.texts.chats import (
+    Document,
+    Message,
+    Part,
+    before_last_answer,
+    chat,
+    from_table,
+    learnt,
+    parts,
+)
 from pipeline.training.batches import Batches, Ragged
 from pipeline.training.net import Net
 
@@ -118,7 +126,7 @@ def load(
             tokenizer does not take.
     """
     _, table = read_split(folder, split, TASK)
-    texts = raw(table)
+    texts = from_table(table)
     rows = blocks(texts, net, tokens) if shuffle else documents(texts, net)
     on_device = rows._replace(
         tokens=Ragged(rows.tokens.values.to(device), rows.tokens.offsets),
@@ -133,15 +141,6 @@ def load(
         weights=rows.counted.double(),
         **how,
     )
-
-
-def raw(table: pa.Table) -> list[Document]:
-    """The documents of a prepared split: texts, or the messages of a chat."""
-    texts: list[Document] = table["text"].to_pylist()
-    if "messages" not in table.column_names:
-        return texts
-    chats = table["messages"].to_pylist()
-    return [text if said is None else said for text, said in zip(texts, chats, strict=True)]
 
 
 def documents(texts: Sequence[Document], net: Net) -> Rows:

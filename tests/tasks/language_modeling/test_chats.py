@@ -14,8 +14,11 @@ import yaml
 
 from pipeline import prepared
 from pipeline.errors import PipelineError
+from pipeline.figures.page import Page
+from pipeline.figures.style import look
 from pipeline.tasks.language_modeling import model as models
 from pipeline.tasks.language_modeling.data import blocks, documents, encode, example, load
+from pipeline.tasks.language_modeling.data_report import data_report
 from pipeline.tasks.language_modeling.prepare import prepare
 from pipeline.texts.chats import Frame, parts
 from pipeline.training import net as nets
@@ -272,6 +275,40 @@ class TestAnswers:
         assert [*answers[0]] == ["text"]
 
 
+class TestReport:
+    def test_tells_what_is_learnt_and_which_prompts_are_equal(self, tmp_path):
+        asked = [{"role": "user", "content": "Which film?"}]
+        said = [[*asked, {"role": "assistant", "content": f"Film {n}."}] for n in range(10)]
+        data = prepared_chats(tmp_path, said, more=0)
+        page = Page(tmp_path / "plots")
+        with look():
+            found = data_report(data, prepared.read_card(data), page)
+            page.close("data")
+        assert found["answers_share"] == pytest.approx(len("Film 0.") / len("Which film?Film 0."))
+        train = prepared.read_card(data).splits["train"].rows
+        assert found["equal_prompts/within"] == train - 1
+        assert found["equal_prompts/across"] == 10 - train > 0
+        assert page.findings["Answers of a chat in training"].startswith("7 to 7 bytes")
+        assert page.findings["Before the last answer"].startswith("11 to 11 bytes")
+        assert page.findings["Chats in training"].startswith(f"{train} of {2 * train} messages; ")
+        figures = (tmp_path / "plots/figures.json").read_text()
+        assert f"The first lines of {2 * train} texts and messages." in figures
+        assert f"train: {7 * train} bytes of a chat's answers" in figures
+
+    def test_says_nothing_of_chats_where_there_are_none(self, tmp_path):
+        (tmp_path / "raw").mkdir()
+        for number in range(5):
+            (tmp_path / f"raw/{number}.txt").write_text(f"A text, the {number}th.")
+        chosen = source("language", kind="folder", folder=str(tmp_path / "raw"))
+        prepared.write(tmp_path / "language", TASK.name, prepare(chosen, 0, None), 0)
+        page = Page(tmp_path / "plots")
+        with look():
+            data = tmp_path / "language"
+            found = data_report(data, prepared.read_card(data), page)
+        assert "answers_share" not in found
+        assert not [name for name in page.findings if "hat" in name or "prompt" in name]
+
+
 def nets_batch(inputs, targets):
     count = float((targets.tokens >= 0).sum())
     return Batch(inputs, targets, count, count)
@@ -295,7 +332,8 @@ def chats(folder: Path, said: list, more: int) -> None:
     lines = "\n".join(json.dumps({"messages": one}) for one in said)
     (folder / "chats.jsonl").write_text(lines)
     rows = [{"prompt": f"Was film {n} good?", "answer": f"Film {n} was."} for n in range(more)]
-    pq.write_table(pa.Table.from_pylist(rows), folder / "pairs.parquet")
+    if rows:
+        pq.write_table(pa.Table.from_pylist(rows), folder / "pairs.parquet")
 
 
 def prepared_chats(folder: Path, said: list, more: int) -> Path:

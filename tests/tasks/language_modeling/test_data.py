@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import prepared
-from pipeline.tasks.language_modeling.data import documents, encode, load, raw
+from pipeline.tasks.language_modeling.data import documents, encode, load
 from pipeline.tasks.language_modeling.prepare import prepare
-from pipeline.texts import bpe
+from pipeline.texts import bpe, chats
 from pipeline.training import net as nets
 from tests.data.sources import complaint, source
 from tests.tasks.language_modeling.conftest import TASK, TEXTS, scratch
@@ -101,7 +101,7 @@ class TestFolder:
         found = {}
         for split in prepared.SPLITS:
             _, table = prepared.read_split(tmp_path / "out/language", split, TASK.name)
-            found |= dict(zip(table["text"].to_pylist(), raw(table), strict=True))
+            found |= dict(zip(table["text"].to_pylist(), chats.from_table(table), strict=True))
 
         def pair(prompt, answer):
             return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]

@@ -15,12 +15,12 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation.intervals import Floats, Integers, bootstrap
 from pipeline.prepared import SplitName, read_split
 from pipeline.settings import Evaluate
-from pipeline.tasks.language_modeling.data import TASK, documents, encode, raw
+from pipeline.tasks.language_modeling.data import TASK, documents, encode
 from pipeline.tasks.language_modeling.model import answer
 from pipeline.tasks.language_modeling.network.adapters import LowRank
 from pipeline.tasks.language_modeling.network.decoder import LanguageModel
 from pipeline.tasks.language_modeling.settings import Parts
-from pipeline.texts.chats import Document, before_last_answer, plain
+from pipeline.texts.chats import Document, before_last_answer, from_table, plain
 from pipeline.training import net as nets
 from pipeline.training.hardware import Hardware
 from pipeline.training.net import Net
@@ -172,7 +172,7 @@ class Study:
 
     def split(self, split: SplitName, most: int) -> list[Document]:
         """The first documents of a split."""
-        return raw(read_split(Path(self.settings.data), split, TASK)[1].slice(0, most))
+        return from_table(read_split(Path(self.settings.data), split, TASK)[1].slice(0, most))
 
 
 def open_study(net: Net, settings: Any, hardware: Hardware, curve: Any) -> Study:
@@ -188,7 +188,7 @@ def open_study(net: Net, settings: Any, hardware: Hardware, curve: Any) -> Study
             "on these first"
         )
     net.module.to(hardware.device).eval()
-    return Study(net, settings, hardware, curve, raw(table))
+    return Study(net, settings, hardware, curve, from_table(table))
 
 
 def decoder(net: Net) -> LanguageModel:
