@@ -8,12 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline import prepared
 from pipeline.errors import PipelineError
 from pipeline.tasks.language_modeling import model as models
 from pipeline.tasks.language_modeling.data import documents, encode
+from pipeline.tasks.language_modeling.prepare import prepare
 from pipeline.texts import gguf as files
 from pipeline.training import net as nets
 from pipeline.training.batches import Batch
+from tests.data.sources import source
+from tests.stages.conftest import start
 from tests.tasks.language_modeling.conftest import (
     TASK,
     TEXTS,
@@ -165,6 +169,34 @@ class TestAdapters:
             shutil.copy(carried, folder / name)
         Path(file).unlink()
         assert torch.equal(nats(nets.load(folder), TEXTS), expected)
+
+
+def test_without_a_rank_all_weights_of_a_gguf_file_are_trained(base, facts, tmp_path):
+    file, data, output = tmp_path / "own.gguf", tmp_path / "language", tmp_path / "model"
+    shutil.copy(base, file)
+    (tmp_path / "raw").mkdir()
+    for number, text in enumerate(TEXTS):
+        (tmp_path / f"raw/{number}.txt").write_text(f"{text} {number}")
+    texts = source("language", kind="folder", folder=str(tmp_path / "raw"))
+    prepared.write(data, TASK.name, prepare(texts, 0, None), 0)
+    settings = adapted(file, rank=None)
+    start(
+        tmp_path, "train_language_model", "language_model.rank=null", "language_model.package=null",
+        f"language_model.file={file}", f"language_model.sha256={settings.sha256}",
+        "language_model.block=16", "language_model.context=16", "language_model.writing.tokens=6",
+        "precision=fp32", f"data={data}", f"output={output}", f"curve={tmp_path}/curve.csv",
+    )  # fmt: skip
+    before = nets.build(TASK, settings, facts)
+    file.unlink()  # which is needed no more
+    made = nets.load(output)
+    weights, old = (dict(one.module.named_parameters()) for one in (made, before))
+    assert weights.keys() == old.keys()
+    assert not [name for name, weight in weights.items() if torch.equal(weight, old[name])]
+    before.module.eval()
+    assert nats(made, TEXTS).mean() < nats(before, TEXTS).mean() - 0.1
+    with torch.inference_mode():
+        said = models.answer(made.module(**encode(["A film"], made)), made)
+    assert said[0]["text"]
 
 
 class TestSaid:
