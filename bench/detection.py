@@ -52,7 +52,7 @@ def measure(quick: bool) -> list[Row]:
     """An epoch of each, without its evaluation, the peer in a process of its own."""
     images, boxes = (20, 10) if quick else (5000, 100)
     with scratch() as folder:
-        one = job("detector", folder)
+        one = job("detector", folder, "optimizer.name=adamw")
         steps = 3 if quick else len(one.batches[0])
         data = folder / "data" / one.task.about.data
         train(one, 3)  # the first steps of a process are slow

@@ -118,8 +118,11 @@ class Prepare(Stage):
 
 
 class Optimizer(Settings):
-    """AdamW (Loshchilov & Hutter 2019)."""
+    """How weights move."""
 
+    name: Literal["adamw", "muon"]
+    """AdamW (Loshchilov & Hutter 2019) moves all; or Muon (Jordan et al. 2024) matrices and
+    filters, at the same rate, and AdamW the rest."""
     lr: Annotated[float, Field(gt=0)]
     """Peak learning rate."""
     weight_decay: Annotated[float, Field(ge=0)]

@@ -98,7 +98,7 @@ def test_a_monitor_that_is_no_score_is_said(tmp_path):
     with pytest.raises(PipelineError, match=r"^training\.monitor is 'r3'; the scores are loss, r2"):
         Loop(
             nn.Linear(2, 2), batches, batches, task=task, settings=loop, hardware=hardware, seed=0,
-            optimizer=Optimizer(lr=0.1, weight_decay=0, betas=[0.9, 0.9]),
+            optimizer=Optimizer(name="adamw", lr=0.1, weight_decay=0, betas=[0.9, 0.9]),
             checkpoints=Checkpoints(tmp_path), log=lambda *_: None,
         ).fit()  # fmt: skip
 

@@ -33,7 +33,7 @@ TRAINING = ClassifierTraining(
     label_smoothing=0.0, patience=None, monitor="accuracy", log_every=2, save_minutes=60,
     compile=None,
 )  # fmt: skip
-OPTIMIZER = Optimizer(lr=0.05, weight_decay=0.01, betas=[0.9, 0.99])
+OPTIMIZER = Optimizer(name="adamw", lr=0.05, weight_decay=0.01, betas=[0.9, 0.99])
 STAGE = stage_settings()
 
 

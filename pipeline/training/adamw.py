@@ -43,13 +43,14 @@ class AdamW:
             for decays, decay in ((True, weight_decay), (False, 0.0))
         ]
         self.lr = 0.0
-        self.steps = torch.zeros((), device=trained[0].device)
+        device = trained[0].device if trained else torch.device("cpu")
+        self.steps = torch.zeros((), device=device)
         self.means = [[torch.zeros_like(p) for p in group["params"]] for group in self.param_groups]
         self.squares = [
             [torch.zeros_like(p) for p in group["params"]] for group in self.param_groups
         ]
         # torch's kernel for Apple's GPUs takes the argument and does not use it
-        self._kernel_scales = trained[0].device.type != "mps"
+        self._kernel_scales = device.type != "mps"
         self._dense: dict[nn.Parameter, Tensor] = {}
         """Zeros between two steps; to fill as many anew takes longer than to move the rows."""
 
@@ -91,7 +92,7 @@ class AdamW:
     def _move(self, scale: Tensor | None) -> None:
         self.steps += 1
         overflowed = getattr(self, "found_inf", None)
-        for group, means, squares in zip(self.param_groups, self.means, self.squares, strict=True):
+        for group, means, squares in zip(self.param_groups, self.means, self.squares, strict=False):
             used = [i for i, p in enumerate(group["params"]) if p.grad is not None]
             if not used:
                 continue

@@ -27,6 +27,7 @@ from pipeline.training.adamw import AdamW, schedule
 from pipeline.training.batches import Batch, Batches, mix
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.hardware import Hardware, explain_failure, peak_memory
+from pipeline.training.muon import Muon
 
 Log = Callable[[dict[str, float], int], None]
 """Takes metrics by name and the optimizer step they belong to."""
@@ -122,7 +123,12 @@ class Loop:
             self.wrapped = cast(nn.Module, torch.compile(self.wrapped, mode=settings.compile))
         self.forward = modules.in_precision(self.wrapped, hardware)
         optimizer = self.optimizer
-        self.adamw = AdamW(self.model.parameters(), optimizer.weight_decay, optimizer.betas)
+        decay, betas = optimizer.weight_decay, optimizer.betas
+        self.adamw = (
+            Muon(self.model, decay, betas)
+            if optimizer.name == "muon"
+            else AdamW(self.model.parameters(), decay, betas)
+        )
         self.best_weights = modules.copied(self.model)
         self.progress = Progress()
         self.pending: list[Tensor] = []

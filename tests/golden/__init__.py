@@ -37,6 +37,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "detector": ("ttfnet", {"size": 64}),
     "language_model": ("scratch", {"layers": 2, "width": 64, "block": 64, "context": 64}),
 }  # fmt: skip
+OPTIMIZERS = {"detector": "muon"}
 SMOOTHED = {"label_smoothing": 0.05}
 OWN: dict[str, dict[str, Any]] = {"detector": {"box_weight": 5.0}, "language_model": {}}
 """What else a training's settings have."""
@@ -74,7 +75,10 @@ def train(model: str, precision: str, data: Path) -> dict[str, Any]:
                     clip_norm=1.0, patience=None, monitor=task.about.headline,
                     log_every=1, save_minutes=60, compile=None, **OWN.get(model, SMOOTHED),
                 ),
-                optimizer=Optimizer(lr=RATES[model], weight_decay=0.01, betas=[0.9, 0.999]),
+                optimizer=Optimizer(
+                    name=OPTIMIZERS.get(model, "adamw"), lr=RATES[model], weight_decay=0.01,
+                    betas=[0.9, 0.999],
+                ),
                 hardware=hardware,
                 seed=0,
                 checkpoints=Checkpoints(Path(states)),

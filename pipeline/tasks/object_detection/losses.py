@@ -58,10 +58,20 @@ def targets(boxes: Tensor, labels: Tensor, shape: torch.Size) -> tuple[Tensor, T
     return heat, boxes[image, which].permute(0, 3, 1, 2), weight
 
 
-def focal(logits: Tensor, heat: Tensor) -> Tensor:
-    """Focal loss with fewer negatives around a centre (Law & Deng 2018), a sum."""
+def focal(logits: Tensor, heat: Tensor, quality: Tensor) -> Tensor:
+    """Focal loss with fewer negatives around a centre (Law & Deng 2018), a sum.
+
+    The chance of a centre should be as high as its box is good (Li et al. 2020, "Generalized focal
+    loss"), so that scores rank boxes by their place too.
+
+    Args:
+        logits: [b, classes, rows, columns].
+        heat: as `targets` gives it.
+        quality: from 0 to 1, of the box that the network places at each cell, [b, rows, columns].
+    """
     chance, miss = logits.sigmoid(), F.softplus(logits)  # log 1 / (1 - chance)
-    hit = (miss - logits) * (1 - chance) ** 2
+    quality = quality[:, None]
+    hit = (miss - quality * logits) * (quality - chance) ** 2
     # a fourth power takes five times as long as two squares
     miss = miss * chance**2 * ((1 - heat) ** 2) ** 2
     return torch.where(heat == 1, hit, miss).sum()

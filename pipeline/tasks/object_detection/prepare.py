@@ -104,8 +104,14 @@ def _prepared(
     pictures: dict[SplitName, list[Picture]],
 ) -> Prepared:
     grey = all(picture.channels == 1 for part in pictures.values() for picture in part)
-    sizes = _thirds([picture.corners[~picture.ignore] for picture in pictures["train"]])
-    facts = Facts(classes=classes, channels=1 if grey else 3, sizes=sizes)
+    corners = np.concatenate([one.corners[~one.ignore] for one in pictures["train"]])
+    facts = Facts(
+        classes=classes,
+        channels=1 if grey else 3,
+        sizes=_thirds(corners.astype(np.float64)),
+        # YOLO's shares of a side have six digits
+        whole=bool((abs(corners - corners.round()) < 0.01).all()),
+    )
     tables = {split: _table(part, classes) for split, part in pictures.items()}
     return Prepared(about, facts, dropped, tables, file_identities("image"))
 
@@ -132,8 +138,7 @@ def _table(pictures: Sequence[Picture], classes: list[str]) -> Any:
     return dataset(table, features, np.arange(len(pictures)))
 
 
-def _thirds(boxes: Sequence[NDArray[np.float32]]) -> list[float]:
-    """Roots of areas that part the boxes into three equal parts, in whole pixels."""
-    corners = np.concatenate(boxes).astype(np.float64)
+def _thirds(corners: NDArray[np.float64]) -> list[float]:
+    """Roots of areas that part boxes [n, 4] into three equal parts, in whole pixels."""
     roots = np.sqrt((corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1]))
     return np.quantile(roots, [1 / 3, 2 / 3]).round().tolist()

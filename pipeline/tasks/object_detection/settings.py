@@ -78,6 +78,8 @@ class Facts(Settings):
     sizes: Annotated[list[float], Field(min_length=2, max_length=2)]
     """Pixels that part small, medium and large boxes by the root of their area: a third of the
     training split's boxes each."""
+    whole: bool
+    """Whether all boxes of the training split end at whole pixels; those that are found do then."""
 
 
 class Sized(Settings):
@@ -91,10 +93,9 @@ class TTFNet(Sized):
     """A heat map of centres with a box at each of its cells (Liu et al. 2020, "TTFNet")."""
 
     name: Literal["ttfnet"]
-    stem: PositiveInt
-    """Maps of the first convolution, at 2×2 pixels."""
     channels: Annotated[list[PositiveInt], Field(min_length=2, max_length=4)]
-    """Maps of each stage; the first has a cell for 4×4 pixels, each further one for twice that."""
+    """Maps of each stage; the first has a cell for 4×4 pixels, which are its input's maps, each
+    further one for twice that."""
     depth: Annotated[list[PositiveInt], Field(min_length=2, max_length=4)]
     """Convolutions of each stage; on the way back each has one less, and one at least."""
     neck: PositiveInt

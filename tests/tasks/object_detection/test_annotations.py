@@ -502,6 +502,18 @@ def rows(made):
     return {split: made.splits[split].data.table.to_pylist() for split in SPLITS}
 
 
+def test_one_box_that_ends_between_pixels_shows_that_any_can(tmp_path):
+    given_scenes = scenes(20)
+    label, corners, ignore = given_scenes[3].boxes[0]
+    given_scenes[3].boxes[0] = label, (corners[0] + 0.25, *corners[1:]), ignore
+    WRITERS["coco"](tmp_path, given_scenes)
+    found = {seed: prepare(source("coco", tmp_path), seed, None) for seed in range(8)}
+    assert {made.facts.whole for made in found.values()} == {False, True}
+    for made in found.values():
+        sides = np.array([box for row in rows(made)["train"] for box in row["boxes"]])
+        assert made.facts.whole == (sides == sides.round()).all()
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_data_set_is_cut_into_splits(kind, tmp_path):
     given_scenes = scenes(20)
@@ -522,6 +534,7 @@ def test_a_data_set_is_cut_into_splits(kind, tmp_path):
     facts = read_card(tmp_path / "data").facts
     assert facts.classes == CLASSES
     assert facts.channels == 3
+    assert facts.whole
     again, other = (prepare(source(kind, tmp_path / "raw"), seed, None) for seed in (0, 1))
     assert rows(again) == rows(made) != rows(other)
     assert all(

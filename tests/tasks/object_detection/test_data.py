@@ -107,6 +107,7 @@ class TestPrepare:
 
     def test_the_card_says_what_the_splits_share(self, made):
         assert "which all splits share" in made.about["source"]
+        assert made.facts.whole
 
     def test_a_cap_takes_the_first_scenes(self, made):
         few = prepare_boxes.prepare(boxes_source(), 0, 5)

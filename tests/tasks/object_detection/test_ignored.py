@@ -54,7 +54,7 @@ def test_an_ignored_box_changes_no_gradient_but_takes_its_own_place_out():
     gradients, others = [], []
     for label in (-1, -2 - class_):
         heat, *rest = targets(box, torch.tensor([[0, label]]), shape)
-        (gradient,) = torch.autograd.grad(focal(logits, heat), logits)
+        (gradient,) = torch.autograd.grad(focal(logits, heat, torch.ones_like(heat[:, 0])), logits)
         gradients.append(gradient)
         others.append(rest)
     without, with_ignored = gradients

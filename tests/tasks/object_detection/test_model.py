@@ -13,7 +13,7 @@ from pipeline.training import net as nets
 from pipeline.training.batches import Batch
 from tests.models.presets import preset
 
-FACTS = Facts(classes=["a", "b", "c"], channels=1, sizes=[10.0, 20.0])
+FACTS = Facts(classes=["a", "b", "c"], channels=1, sizes=[10.0, 20.0], whole=False)
 SHAPE = torch.Size([1, 3, 16, 16])
 
 
@@ -22,11 +22,11 @@ def build(**changes) -> nets.Net:
     return nets.build(find(name="object_detection"), preset("detector", "ttfnet", **changes), FACTS)
 
 
-def perfect(boxes: torch.Tensor, labels: torch.Tensor, size: tuple[int, int] = (64, 64)):
+def perfect(boxes, labels, size=(64, 64), whole=False):
     """What a network would say that knows these boxes [1, m, 4]."""
     heat, corners, _ = detector.targets(boxes, labels, SHAPE)
     logits = torch.logit(heat.clamp(1e-4, 0.99))
-    return {"heat": logits, "boxes": corners, "sizes": torch.tensor([size])}
+    return {"heat": logits, "boxes": corners, "sizes": torch.tensor([size]), "whole": whole}
 
 
 BOXES = torch.tensor([[[4.0, 8.0, 20.0, 30.0], [40.0, 36.0, 60.0, 60.0], [0.0, 0.0, 0.0, 0.0]]])
@@ -36,10 +36,10 @@ LABELS = torch.tensor([[2, 0, -1]])
 def test_the_preset_has_as_many_weights_as_it_says():
     net = nets.build(
         find(name="object_detection"), preset("detector", "ttfnet"),
-        Facts(classes=[str(n) for n in range(10)], channels=1, sizes=[10.0, 20.0]),
+        Facts(classes=[str(n) for n in range(10)], channels=1, sizes=[10.0, 20.0], whole=False),
     )  # fmt: skip
     count = sum(parameter.numel() for parameter in net.module.parameters())
-    assert count == 380_798
+    assert count == 426_894
 
 
 def test_a_depth_of_other_stages_is_a_clear_error():
@@ -58,7 +58,19 @@ def test_targets_have_one_peak_for_each_box_at_its_centre():
 def test_an_image_without_boxes_has_a_finite_loss_and_no_peak():
     heat, _, weight = detector.targets(torch.zeros(1, 1, 4), torch.full((1, 1), -1), SHAPE)
     assert heat.max() == weight.max() == 0
-    assert detector.focal(torch.zeros(SHAPE), heat).isfinite()
+    assert detector.focal(torch.zeros(SHAPE), heat, torch.ones(1, 16, 16)).isfinite()
+
+
+def test_a_centre_costs_least_when_it_is_as_sure_as_its_box_is_good():
+    heat, _, _ = detector.targets(BOXES[:, :1], LABELS[:, :1], SHAPE)
+    chances = torch.linspace(0.01, 0.99, 99)
+    for quality in (0.3, 0.8):
+        good = torch.full((1, 16, 16), quality)
+        costs = [
+            detector.focal(torch.where(heat == 1, chance.logit(), -20.0), heat, good)
+            for chance in chances
+        ]
+        assert chances[torch.stack(costs).argmin()] == pytest.approx(quality, abs=0.006)
 
 
 def test_giou_is_one_for_the_same_box_and_below_zero_far_apart():
@@ -89,6 +101,13 @@ def test_a_box_is_the_mean_of_what_the_cells_around_its_peak_say_by_their_chance
     assert moved > 0.1
     first = found.corners[(found.labels == 2) & (found.scores > 0.9)]
     assert np.allclose(first, BOXES[0, :1] + moved.item(), atol=1e-3)
+
+
+def test_where_all_boxes_end_at_whole_pixels_of_their_images_those_found_do():
+    given = perfect(BOXES, LABELS, (48, 48)), perfect(BOXES, LABELS, (48, 48), whole=True)
+    (loose,), (whole,) = map(detector.decode, given)
+    assert (whole.corners == loose.corners.round()).all()
+    assert (whole.corners != loose.corners).any()
 
 
 def test_an_answer_is_json_with_the_surest_first():
@@ -139,7 +158,7 @@ def test_gradients_reach_every_weight():
     heat, boxes, weight = detector.targets(
         BOXES.expand(2, -1, -1), LABELS.expand(2, -1), output["heat"].shape
     )
-    loss = detector.focal(output["heat"], heat)
+    loss = detector.focal(output["heat"], heat, torch.ones_like(weight))
     (loss + ((1 - detector.giou(output["boxes"], boxes)) * weight).sum()).backward()
     for parameter in net.module.parameters():
         assert parameter.grad is not None

@@ -57,7 +57,7 @@ def test_the_page_draws_boxes_on_a_picture(tmp_path, monkeypatch, capsys):
     (snippet,) = [one for one in re.findall(r"```python\n(.*?)```", page, re.S) if "save(" in one]
     torch.manual_seed(0)
     small = preset("detector", "ttfnet", size=64, channels=[8, 16], depth=[1, 1], neck=8)
-    facts = Facts(classes=["cat", "dog"], channels=1, sizes=[10.0, 20.0])
+    facts = Facts(classes=["cat", "dog"], channels=1, sizes=[10.0, 20.0], whole=False)
     one = nets.build(find(name="object_detection"), small, facts)
     with torch.no_grad():
         one.module.head.bias[4:] = 2  # sure everywhere

@@ -28,7 +28,7 @@ __all__ = [
     "test_encode_gives_what_load_gives",
 ]
 TASK = find(name="object_detection")
-FACTS = Facts(classes=["a", "b", "c"], channels=1, sizes=[10.0, 20.0])
+FACTS = Facts(classes=["a", "b", "c"], channels=1, sizes=[10.0, 20.0], whole=False)
 KNOWN = sorted(set(names("detector")) - {"ttfnet"})
 EACH = [name if name == "ssdlite" else pytest.param(name, marks=pytest.mark.slow) for name in KNOWN]
 
@@ -39,7 +39,7 @@ def house(request, tmp_path_factory):
     found = House(TASK, tmp_path_factory.mktemp("house"))
     found.train = settings(
         "train_detector", f"detector={request.param}", "detector.size=64", "training.batch_size=8",
-        "optimizer.lr=0.001",
+        "optimizer.name=adamw", "optimizer.lr=0.001",
     )  # fmt: skip
     yield found
     torch.set_num_threads(threads)
