@@ -54,6 +54,54 @@ def test_the_map_of_draws_is_cocos_map_of_the_images_drawn():
         assert value == pytest.approx(average_precision(*drawn, 10).map, abs=1e-3)
 
 
+def test_the_map_of_a_draw_is_that_of_its_boxes_one_after_the_other():
+    made = matches.match(*crowd(40, quality=0.7))
+    weights = matches.draws(40, 1, 20)
+    for value, weight in zip(matches.resampled(made, weights), weights.astype(int), strict=True):
+        areas = []
+        for label in np.unique(made.true_label[weight[made.true_image] > 0]):
+            there = weight[made.true_image[made.true_label == label]].sum()
+            mine = made.label == label
+            times = weight[made.image[mine]]
+            for right in made.right[:, mine]:
+                hits, answered = (right * times).cumsum(), np.maximum(times.cumsum(), 1)
+                reached = [100 * hits >= recall * there for recall in range(101)]
+                areas += [np.mean([(hits / answered)[one].max(initial=0) for one in reached])]
+        assert value == pytest.approx(np.mean(areas), abs=1e-7)
+
+
+def taken(covers: np.ndarray, least: float) -> list[int]:
+    """Of each box the true one that it takes, or -1."""
+    free, places = np.ones(covers.shape[1], np.bool_), []
+    for cover in covers:
+        best = max(np.flatnonzero(free & (cover >= least)), key=cover.__getitem__, default=-1)
+        if best >= 0:
+            free[best] = False
+        places.append(best)
+    return places
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_each_box_takes_the_free_true_one_that_it_covers_best(seed):
+    random = np.random.default_rng(seed)
+
+    def some():  # on a coarse grid, so that many are covered equally well
+        corner = random.integers(0, 3, (random.integers(0, 9), 2))
+        side, labels = random.integers(4, 7, corner.shape), random.integers(0, 2, len(corner))
+        return boxes(*np.column_stack([corner, corner + side, labels]))
+
+    found, truth = ([some() for _ in range(8)] for _ in range(2))
+    right, actual = [], []
+    for one, true in zip(found, truth, strict=True):
+        covers = matches.overlaps(one.corners, true.corners)
+        alike = np.where(one.labels[:, None] == true.labels, covers, 0)
+        right.append([[place >= 0 for place in taken(alike, iou)] for iou in matches.IOUS])
+        actual += [true.labels[place] if place >= 0 else -1 for place in taken(covers, 0.5)]
+    made = matches.match(found, truth)  # all score 1, so they stay in their order
+    assert np.array_equal(made.right, np.concatenate(right, axis=1))
+    assert made.actual.tolist() == actual
+
+
 def test_sizes_are_those_of_the_data():
     truth = [boxes((0, 0, 10, 10, 0), (20, 20, 40, 40, 0), (50, 50, 100, 100, 0))]
     found = [boxes((0, 0, 10, 10, 0, 0.9), (50, 50, 100, 100, 0, 0.8))]

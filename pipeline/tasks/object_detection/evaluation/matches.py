@@ -21,6 +21,7 @@ ROUND = 50
 """Draws at a time, which bounds the memory."""
 
 Bools = NDArray[np.bool_]
+Floats32 = NDArray[np.float32]
 
 
 class Matches(NamedTuple):
@@ -52,79 +53,90 @@ def match(found: Sequence[Boxes], truth: Sequence[Boxes], ignored: Sequence[Boxe
     """Say of each found box what it is; one that lies on an ignored one of its class is nothing."""
     if ignored:
         found = [_counted(*three) for three in zip(found, truth, ignored, strict=True)]
-    parts = [_one(one, true) for one, true in zip(found, truth, strict=True)]
-    image = np.repeat(np.arange(len(found)), [len(one.labels) for one in found])
+    image, true_image = (
+        np.repeat(np.arange(len(boxes)), [len(one.labels) for one in boxes])
+        for boxes in (found, truth)
+    )
     label, score = (
         np.concatenate([getattr(one, name) for one in found]) for name in ("labels", "scores")
     )
+    true_label = np.concatenate([one.labels for one in truth])
+    box, true, cover = _near(found, truth)
+    same, over = label[box] == true_label[true], cover >= IOUS[0]
+    kind = np.full(len(label), KINDS.index("background"))
+    kind[box] = KINDS.index("class and place")
+    for name, pairs in (("place", same), ("class", over), ("duplicate", same & over)):
+        kind[box[pairs]] = KINDS.index(name)
+    # a box takes the true one that it covers best, so that pair comes first
+    order = np.flatnonzero(over)[np.lexsort((-cover[over], box[over]))]
+    box, true = box[order], true[order]
+    # at each of the IoUs a pair is of one class, in the last column of any two
+    fits = np.column_stack([same[order, None] & (cover[order, None] >= IOUS), over[order]])
+    taken = _taken(image[box], box, true, fits)
+    right, actual = np.zeros((len(IOUS), len(label)), np.bool_), np.full(len(label), -1)
+    pair, row = np.nonzero(taken[:, :-1])
+    right[row, box[pair]] = True
+    kind[right[0]] = -1
+    actual[box[taken[:, -1]]] = true_label[true[taken[:, -1]]]
     order = np.argsort(-score, kind="stable")
-    right, kind, actual = (
-        np.concatenate(each, axis=-1)[..., order] for each in zip(*parts, strict=True)
-    )
     return Matches(
-        image[order], label[order], score[order].astype(np.float64), right, kind, actual,
-        np.repeat(np.arange(len(truth)), [len(one.labels) for one in truth]),
-        np.concatenate([one.labels for one in truth]), len(found),
+        image[order], label[order], score[order].astype(np.float64), right[:, order], kind[order],
+        actual[order], true_image, true_label, len(found),
     )  # fmt: skip
 
 
-def overlaps(first: NDArray[np.float32], second: NDArray[np.float32]) -> Floats:
+def _near(found: Sequence[Boxes], truth: Sequence[Boxes]) -> tuple[Integers, Integers, Floats]:
+    """Box, true box and IoU of each pair that is near; boxes are counted over all images."""
+    parts, boxes, trues = [], 0, 0
+    for one, true in zip(found, truth, strict=True):
+        covers = overlaps(one.corners, true.corners)
+        pairs = np.nonzero(covers >= NEAR)
+        parts.append((pairs[0] + boxes, pairs[1] + trues, covers[pairs]))
+        boxes, trues = boxes + len(one.labels), trues + len(true.labels)
+    box, true_box, cover = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return box, true_box, cover
+
+
+def _taken(image: Integers, box: Integers, true: Integers, fits: Bools) -> Bools:
+    """Which pairs stay when each takes its two boxes, if both are free; each column for itself."""
+    taken = np.zeros_like(fits)
+    open_box, open_true = (
+        np.ones((each.max(initial=-1) + 1, fits.shape[1]), np.bool_) for each in (box, true)
+    )
+    _, first, count = np.unique(image, return_index=True, return_counts=True)
+    for step in range(count.max(initial=0)):  # the next pair of every image
+        pair = first[count > step] + step
+        taken[pair] = now = fits[pair] & open_box[box[pair]] & open_true[true[pair]]
+        open_box[box[pair]] &= ~now
+        open_true[true[pair]] &= ~now
+    return taken
+
+
+def overlaps(first: Floats32, second: Floats32) -> Floats:
     """IoU of boxes [n, 4] with boxes [m, 4], [n, m]."""
     both, areas = _common(first, second)
     return both / np.maximum(areas[0] + areas[1] - both, 1e-9)
 
 
-def _common(first: NDArray[np.float32], second: NDArray[np.float32]) -> tuple[Floats, list[Floats]]:
+def _common(first: Floats32, second: Floats32) -> tuple[Floats, list[Floats]]:
     """The area that boxes have in common, [n, m], and the areas of both, [n, 1] and [1, m]."""
-    first, second = first[:, None].astype(np.float64), second[None].astype(np.float64)
-    sides = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(
-        first[..., :2], second[..., :2]
+    first, second = first.T[..., None].astype(np.float64), second.T[:, None].astype(np.float64)
+    width, height = (
+        (np.minimum(first[end], second[end]) - np.maximum(first[start], second[start])).clip(0)
+        for start, end in ((0, 2), (1, 3))
     )
-    return sides.clip(0).prod(-1), [
-        (one[..., 2:] - one[..., :2]).prod(-1) for one in (first, second)
-    ]
+    areas = [(one[2] - one[0]) * (one[3] - one[1]) for one in (first, second)]
+    return width * height, areas
 
 
 def _counted(found: Boxes, truth: Boxes, ignored: Boxes) -> Boxes:
+    if not len(ignored.labels):
+        return found
     both, (mine, _) = _common(found.corners, ignored.corners)
     inside = both / np.maximum(mine, 1e-9) * (found.labels[:, None] == ignored.labels)
     on = overlaps(found.corners, truth.corners) * (found.labels[:, None] == truth.labels)
     least = IOUS[0]
     return found.where((inside.max(1, initial=0) < least) | (on.max(1, initial=0) >= least))
-
-
-def _one(found: Boxes, truth: Boxes) -> tuple[Bools, Integers, Integers]:
-    """Right, kind and actual class of the boxes of one image."""
-    count, true = len(found.labels), len(truth.labels)
-    right = np.zeros((len(IOUS), count), np.bool_)
-    kind, actual = np.full(count, KINDS.index("background")), np.full(count, -1)
-    if not true:
-        return right, kind, actual
-    covers = overlaps(found.corners, truth.corners)
-    same = found.labels[:, None] == truth.labels
-    free, untouched = np.ones((len(IOUS), true), np.bool_), np.ones(true, np.bool_)
-    steps = np.arange(len(IOUS))
-    for box in range(count):
-        cover = covers[box]
-        open_to = np.where(free & same[box], cover, 0)
-        best = open_to.argmax(1)
-        right[:, box] = open_to[steps, best] >= IOUS
-        free[steps[right[:, box]], best[right[:, box]]] = False
-        alike, any_class = (cover * same[box]).max(), cover.max()
-        if right[0, box]:
-            kind[box] = -1
-        elif alike >= IOUS[0]:
-            kind[box] = KINDS.index("duplicate")
-        elif any_class >= IOUS[0]:
-            kind[box] = KINDS.index("class")
-        elif alike >= NEAR:
-            kind[box] = KINDS.index("place")
-        elif any_class >= NEAR:
-            kind[box] = KINDS.index("class and place")
-        under = int(np.where(untouched, cover, 0).argmax())
-        if untouched[under] and cover[under] >= IOUS[0]:
-            untouched[under], actual[box] = False, truth.labels[under]
-    return right, kind, actual
 
 
 def resampled(matches: Matches, weights: Floats) -> Floats:
