@@ -1,6 +1,7 @@
 """Which found boxes are right: made once, then resampled, cut at a score, sorted into kinds."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +18,6 @@ NEAR = 0.1
 """IoU from which a wrong box is on a thing."""
 DRAWS = 1000
 """Of the images, for an interval."""
-ROUND = 50
-"""Draws at a time, which bounds the memory."""
 
 Bools = NDArray[np.bool_]
 Floats32 = NDArray[np.float32]
@@ -149,27 +148,42 @@ def resampled(matches: Matches, weights: Floats) -> Floats:
     Returns:
         COCO's mean over classes, IoUs and 101 recalls, [draws]. Nothing is matched again.
     """
-    totals = []
-    for part in (weights[start : start + ROUND] for start in range(0, len(weights), ROUND)):
-        sums, known = np.zeros(len(part)), np.zeros(len(part))
-        for label in np.unique(matches.true_label):
-            there = part[:, matches.true_image[matches.true_label == label]].sum(axis=1)
-            mine = matches.label == label
-            right = matches.right[:, mine]
-            answered = part[:, matches.image[mine]].astype(np.float32)
-            # precision is looked for where a box is right; the others count in what is answered
-            hit = right.any(axis=0)
-            before = np.maximum(answered.cumsum(axis=1)[:, hit], 1e-9)[:, None]
-            hits = (answered[:, None, hit] * right[:, hit]).cumsum(axis=2)
-            precision = np.maximum.accumulate((hits / before)[..., ::-1], axis=2)[..., ::-1]
-            # of the recalls 0, 0.01 … 1, those that each of these boxes is the first to reach
-            most = np.maximum(there, 1)[:, None, None]
-            reached = np.floor(100 * hits / most + 1e-4) + 1
-            gained = np.diff(reached, axis=2, prepend=0)
-            sums += np.where(there > 0, (precision * gained).sum(axis=2).mean(axis=1) / 101, 0)
-            known += there > 0
-        totals.append(sums / np.maximum(known, 1))
-    return np.concatenate(totals)
+    drawn = np.ascontiguousarray(weights.T, np.float32)
+    sums, known = np.zeros(len(weights)), np.zeros(len(weights))
+    for label in np.unique(matches.true_label):
+        true = np.bincount(matches.true_image[matches.true_label == label], minlength=len(drawn))
+        there = true.astype(np.float32) @ drawn
+        mine = matches.label == label
+        # a row for each box, so that they are counted up in all draws at once
+        answered = np.zeros((mine.sum() + 1, len(weights)), np.float32)
+        for place, image in enumerate(matches.image[mine]):
+            np.add(answered[place], drawn[image], out=answered[place + 1])
+        for right in matches.right[:, mine]:
+            sums += _area(right, answered, there)
+        known += there > 0
+    return sums / np.maximum(known, 1) / len(IOUS)
+
+
+def _area(right: Bools, answered: Floats32, there: Floats32) -> Floats:
+    """Mean precision at the 101 recalls, of one class at one IoU, [draws]."""
+    # precision rises along a run of right boxes, so that only its end has to be looked at
+    edges = np.flatnonzero(np.diff(right, prepend=False, append=False))
+    before, after = answered[edges[::2]], answered[edges[1::2]]
+    hits = np.subtract(after, before, out=before)
+    _accumulate(np.add, hits)
+    precision = np.divide(hits, np.maximum(after, 1, out=after), out=after)
+    _accumulate(np.maximum, precision[::-1])
+    # of the recalls 0, 0.01 … 1, those that each run is the first to reach, whatever is rounded
+    gained = np.floor(np.multiply(hits, 100 * (1 + 1e-6) / np.maximum(there, 1), out=hits))
+    gained[1:] -= gained[:-1]
+    gained[:1] += 1
+    return np.einsum("rd,rd->d", precision, gained, dtype=np.float64) / 101
+
+
+def _accumulate(function: np.ufunc, rows: Floats32) -> None:
+    """As the function's own method does along the first axis, in place; fast for long rows."""
+    for before, row in pairwise(rows):
+        function(before, row, out=row)
 
 
 def draws(images: int, seed: int, count: int = DRAWS) -> Floats:
