@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from pipeline.errors import PipelineError
 from pipeline.training.adamw import AdamW
 from pipeline.training.muon import Muon, orthogonal
 from tests.test_adamw import gradients
@@ -134,9 +135,14 @@ def test_frozen_parameters_and_those_without_a_gradient_stay():
     assert all(parameter.grad is None for parameter in net.parameters() if parameter.requires_grad)
 
 
-def test_a_network_of_nothing_but_matrices_is_trained():
-    net = nn.Linear(16, 16, bias=False)
-    before = net.weight.detach().clone()
-    gradients(net, 0)
-    optimizer(net).step(1.0)
-    assert (net.weight != before).all()
+def test_the_last_matrix_is_adamws_whatever_its_size():
+    net = nn.Sequential(nn.Linear(16, 20, bias=False), nn.Linear(20, 30, bias=False))
+    assert [*optimizer(net).momenta] == [net[0].weight]
+
+
+def test_a_network_without_a_matrix_for_it_is_refused():
+    """As adapters of a low rank are none."""
+    net = nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 64), nn.Linear(64, 64))
+    net[2].requires_grad_(False)
+    with pytest.raises(PipelineError, match=r"^optimizer\.name is 'muon', and no trained matrix"):
+        optimizer(net)

@@ -1,7 +1,7 @@
 """AdamW by torch's fused kernel, called directly, and how its learning rate goes."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ class AdamW:
         parameters: those without `requires_grad` are left out.
         weight_decay: decoupled.
         betas: decay of the running means of the gradient and of its square.
+        apart: those that a subclass moves; the last of `param_groups`.
     """
 
     # By this GradScaler knows that for the time of a step it may set these two.
@@ -33,24 +34,29 @@ class AdamW:
     found_inf: Tensor
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], weight_decay: float, betas: Sequence[float]
+        self,
+        parameters: Iterable[nn.Parameter],
+        weight_decay: float,
+        betas: Sequence[float],
+        apart: Set[nn.Parameter] = frozenset(),
     ) -> None:
         trained = [p for p in parameters if p.requires_grad]
+        others = [p for p in trained if p not in apart]
         self.betas = tuple(betas)
         # By this name, torch's GradScaler finds the gradients.
         self.param_groups: list[dict[str, Any]] = [
-            {"params": [p for p in trained if (p.ndim > 1) == decays], "weight_decay": decay}
+            {"params": [p for p in others if (p.ndim > 1) == decays], "weight_decay": decay}
             for decays, decay in ((True, weight_decay), (False, 0.0))
         ]
         self.lr = 0.0
-        device = trained[0].device if trained else torch.device("cpu")
-        self.steps = torch.zeros((), device=device)
+        self.steps = torch.zeros((), device=trained[0].device)
         self.means = [[torch.zeros_like(p) for p in group["params"]] for group in self.param_groups]
         self.squares = [
             [torch.zeros_like(p) for p in group["params"]] for group in self.param_groups
         ]
+        self.param_groups.append({"params": [*apart], "weight_decay": weight_decay})
         # torch's kernel for Apple's GPUs takes the argument and does not use it
-        self._kernel_scales = device.type != "mps"
+        self._kernel_scales = trained[0].device.type != "mps"
         self._dense: dict[nn.Parameter, Tensor] = {}
         """Zeros between two steps; to fill as many anew takes longer than to move the rows."""
 
@@ -92,7 +98,8 @@ class AdamW:
     def _move(self, scale: Tensor | None) -> None:
         self.steps += 1
         overflowed = getattr(self, "found_inf", None)
-        for group, means, squares in zip(self.param_groups, self.means, self.squares, strict=False):
+        own = self.param_groups[:2]
+        for group, means, squares in zip(own, self.means, self.squares, strict=True):
             used = [i for i, p in enumerate(group["params"]) if p.grad is not None]
             if not used:
                 continue

@@ -8,43 +8,50 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from pipeline.errors import PipelineError
 from pipeline.training.adamw import AdamW
 
 LEAST = 16
-"""Rows and columns from which on a matrix is Muon's; a step of a smaller one has no few directions
-that outweigh the others."""
+"""Rows and columns that a matrix of Muon's has at least; in a smaller one there is little to even
+out."""
 MOMENTUM = 0.95
 POLYNOMIAL = (3.4445, -4.7750, 2.0315)
-"""What a singular value goes through five times: by then all are near 1."""
+"""What a singular value goes through five times: all but the smallest are then near 1."""
 
 
 class Muon(AdamW):
     """Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks").
 
     The momentum of a matrix becomes the orthogonal matrix nearest to it, so that all its directions
-    move as far. The filters of a convolution are a matrix with a row for each. The step is as large
-    as AdamW's usually is (Liu et al. 2025, "Muon is Scalable for LLM Training"): one learning rate
-    serves both.
+    move as far. Filters are a matrix with a row for each. The step is as large as AdamW's usually
+    is (Liu et al. 2025, "Muon is scalable for LLM training"): one learning rate serves both.
 
-    AdamW moves what is no such matrix: vectors, embeddings, and matrices with fewer than `LEAST`
-    rows or columns, as first and last layers often are.
+    AdamW moves what is no such matrix: vectors, embeddings, matrices with fewer than `LEAST` rows
+    or columns, as adapters often have, and the last one, which gives the answers.
 
     Args:
         module: its parameters that require a gradient are trained.
         weight_decay, betas: as AdamW's; Muon decays alike.
+
+    Raises:
+        PipelineError: it has no matrix for Muon.
     """
 
     def __init__(self, module: nn.Module, weight_decay: float, betas: Sequence[float]) -> None:
-        looked_up = {p for m in module.modules() if isinstance(m, nn.Embedding) for p in [m.weight]}
-        matrices = {
+        tables = (nn.Embedding, nn.EmbeddingBag)
+        looked_up = {one.weight for one in module.modules() if isinstance(one, tables)}
+        matrices = [p for p in module.parameters() if p.ndim > 1 and p not in looked_up]
+        self.momenta = {
             p: torch.zeros_like(p)
-            for p in module.parameters()
-            if p.requires_grad and p.ndim > 1 and p not in looked_up
-            if min(p.shape[0], p[0].numel()) >= LEAST
+            for p in matrices[:-1]
+            if p.requires_grad and min(p.shape[0], p[0].numel()) >= LEAST
         }
-        super().__init__((p for p in module.parameters() if p not in matrices), weight_decay, betas)
-        self.momenta = matrices
-        self.param_groups.append({"params": [*matrices], "weight_decay": weight_decay})
+        if not self.momenta:
+            raise PipelineError(
+                f"optimizer.name is 'muon', and no trained matrix but the last has {LEAST} rows "
+                "and columns or more; take adamw"
+            )
+        super().__init__(module.parameters(), weight_decay, betas, self.momenta.keys())
 
     @override
     def _move(self, scale: Tensor | None) -> None:

@@ -151,9 +151,8 @@ def save(folder: Path, module: LanguageModel, tokenizer: Any) -> None:
         folders.write(folder, module)
         return
     kept = {name: value.detach().cpu().contiguous() for name, value in _trained(module).items()}
-    told = {"format": "pt"}
-    if module.base is not None:
-        told["base_sha256"] = module.base
+    # one entry: of two, safetensors writes either first
+    told = {"format": "pt"} if module.base is None else {"base_sha256": module.base}
     save_file(kept, folder / WEIGHTS, told)
     tokenizer.save(str(folder / "tokenizer.json"))
 

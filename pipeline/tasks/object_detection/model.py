@@ -144,9 +144,8 @@ class TorchVisionDetector(nn.Module):
             scale = pixels.new_tensor(scales(height, width, images.shape[-1]) * 2)
             last = pixels.new_tensor([width, height] * 2)
             corners = torch.minimum((one["boxes"][some].float() / scale).clamp_min(0), last)
-            corners = corners.round() if self.whole else corners
             found.append([corners, one["labels"][some] - 1, one["scores"][some].float()])
-        return {"found": found}
+        return {"found": found, "whole": self.whole}
 
 
 def build(settings: TTFNet | TorchVision, facts: Facts) -> tuple[nn.Module, None]:
@@ -278,7 +277,7 @@ def decode(output: Output) -> list[Boxes]:
     is the mean of what these cells say, each counting as much as its largest chance.
     """
     if "found" in output:
-        return [Boxes(*(part.cpu().numpy() for part in one)) for one in output["found"]]
+        return [_boxes(output, *(part.cpu() for part in one)) for one in output["found"]]
     chances = output["heat"].float().sigmoid()
     sure = chances.amax(1, keepdim=True).clamp_min(1e-6)
     mean = F.avg_pool2d(output["boxes"].float() * sure, 3, 1, 1) / F.avg_pool2d(sure, 3, 1, 1)
@@ -294,10 +293,16 @@ def decode(output: Output) -> list[Boxes]:
     ):
         scale = torch.tensor(scales(height, width, STRIDE * max(rows, columns)) * 2)
         inside = torch.minimum((corners / scale).clamp_min(0), torch.tensor([width, height] * 2))
-        inside = inside.round() if output["whole"] else inside
         kept = chance > LOWEST
-        found.append(Boxes(inside[kept].numpy(), label[kept].numpy(), chance[kept].numpy()))
+        found.append(_boxes(output, inside[kept], label[kept], chance[kept]))
     return found
+
+
+def _boxes(output: Output, corners: Tensor, labels: Tensor, scores: Tensor) -> Boxes:
+    """The boxes of one image; one that is nothing when it ends at whole pixels is left out."""
+    corners = corners.round() if output["whole"] else corners
+    kept = (corners[:, 2:] > corners[:, :2]).all(1)
+    return Boxes(corners[kept].numpy(), labels[kept].numpy(), scores[kept].numpy())
 
 
 def _judged(output: Output, batch: Batch) -> tuple[list[Boxes], list[Boxes], list[Boxes]]:

@@ -94,8 +94,8 @@ class TTFNet(Sized):
 
     name: Literal["ttfnet"]
     channels: Annotated[list[PositiveInt], Field(min_length=2, max_length=4)]
-    """Maps of each stage; the first has a cell for 4×4 pixels, which are its input's maps, each
-    further one for twice that."""
+    """Maps of each stage; the first has a cell for 4×4 pixels, which it takes as 16 maps, each
+    further one for twice as many a side."""
     depth: Annotated[list[PositiveInt], Field(min_length=2, max_length=4)]
     """Convolutions of each stage; on the way back each has one less, and one at least."""
     neck: PositiveInt
@@ -144,7 +144,7 @@ class DetectorTraining(settings.Training):
 
     monitor: Literal["map", "map_50", "loss"]
     """Validation score that decides the best checkpoint."""
-    box_weight: Annotated[float, Field(ge=0)]
+    box_weight: Annotated[float, Field(gt=0)]
     """What the boxes' loss counts for beside the heat map's."""
 
 

@@ -147,6 +147,11 @@ class TestAdapters:
             nets.load(folder)
         assert str(caught.value).isprintable()
 
+    def test_have_the_same_bytes_each_time_they_are_written(self, base, facts, tmp_path):
+        made = stirred(adapted(base), facts)
+        folders = [saved(made, tmp_path / str(number)) for number in range(12)]
+        assert len({(folder / "model.safetensors").read_bytes() for folder in folders}) == 1
+
     def test_the_digest_of_a_model_is_also_that_of_its_base(self, base, facts, tmp_path):
         other = tmp_path / "other.gguf"
         content = bytearray(base.read_bytes())

@@ -11,6 +11,7 @@ from pipeline.tasks.object_detection.augment import changes
 from pipeline.tasks.object_detection.settings import Augment, Facts
 from pipeline.training import net as nets
 from pipeline.training.batches import Batch
+from pipeline.training.muon import Muon
 from tests.models.presets import preset
 
 FACTS = Facts(classes=["a", "b", "c"], channels=1, sizes=[10.0, 20.0], whole=False)
@@ -40,6 +41,13 @@ def test_the_preset_has_as_many_weights_as_it_says():
     )  # fmt: skip
     count = sum(parameter.numel() for parameter in net.module.parameters())
     assert count == 426_894
+
+
+def test_muon_moves_all_filters_but_those_of_the_head():
+    net = build().module
+    moved = Muon(net, 0.05, [0.9, 0.99]).momenta
+    others = {name for name, p in net.named_parameters() if p.ndim > 1 and p not in moved}
+    assert others == {"head.weight"}
 
 
 def test_a_depth_of_other_stages_is_a_clear_error():
@@ -81,7 +89,7 @@ def test_giou_is_one_for_the_same_box_and_below_zero_far_apart():
     assert apart == pytest.approx(0 - (1600 - 200) / 1600)
 
 
-@pytest.mark.parametrize(("size", "factor"), [((64, 64), (1, 1)), ((128, 256), (4, 4))])
+@pytest.mark.parametrize(("size", "factor"), [((64, 64), (1, 1)), ((256, 192), (4, 4))])
 def test_peaks_come_back_in_pixels_of_the_image_as_it_came(size, factor):
     (found,) = detector.decode(perfect(BOXES, LABELS, size))
     order = np.argsort(found.corners[:, 0])
@@ -108,6 +116,15 @@ def test_where_all_boxes_end_at_whole_pixels_of_their_images_those_found_do():
     (loose,), (whole,) = map(detector.decode, given)
     assert (whole.corners == loose.corners.round()).all()
     assert (whole.corners != loose.corners).any()
+
+
+def test_a_box_that_is_nothing_at_whole_pixels_is_left_out():
+    corners = torch.tensor([[1.6, 2.0, 2.4, 9.0], [1.4, 2.0, 2.6, 9.0]])
+    output = {"found": [[corners, torch.tensor([0, 1]), torch.tensor([0.9, 0.8])]]}
+    (loose,), (whole,) = (detector.decode({**output, "whole": one}) for one in (False, True))
+    assert loose.corners.tolist() == corners.tolist()
+    assert whole.corners.tolist() == [[1, 2, 3, 9]]
+    assert (whole.labels.tolist(), whole.scores.tolist()) == ([1], loose.scores[1:].tolist())
 
 
 def test_an_answer_is_json_with_the_surest_first():

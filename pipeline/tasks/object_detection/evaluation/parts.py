@@ -65,7 +65,7 @@ def answers(page: Page, study: Study) -> None:
     ]
     below = (
         " Below each is its heat map: how sure the network is at each cell of 4×4 pixels that a "
-        "thing, of whatever class, has its centre there."
+        "thing, of whatever class, has its centre there and a box that lies well."
     )
     page.figure(
         "answers",
@@ -163,7 +163,8 @@ def calibration(page: Page, study: Study) -> None:
         reliability_diagram(table, None, [error], f"{study.name}: precision by score"),
         title="Is a score a probability?",
         text="Boxes by their score, and the share of them that is right at an IoU of 0.5. On the "
-        "diagonal a score of 0.8 would be right in 8 of 10 cases.",
+        "diagonal a score of 0.8 would be right in 8 of 10 cases; training asks for lower ones "
+        "where a box lies less well.",
         alt=f"Precision by score; they differ by {error:.1%} on average.",
     )
 
