@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from itertools import zip_longest
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -146,8 +147,8 @@ def parts(document: Document, frame: Frame, *, asked: bool = False) -> list[list
         asked: whether the next message of the assistant is begun.
 
     Raises:
-        ValueError: the template does not take these messages, loses one, or writes before an answer
-            what it does not write when it asks for one; blanks before an answer may differ.
+        ValueError: the template does not take these messages, loses one or words of one, or writes
+            before an answer what it does not write when it asks for one; blanks may differ.
     """
     if isinstance(document, str):
         return [[Part(document, "answer")]]
@@ -160,14 +161,14 @@ def parts(document: Document, frame: Frame, *, asked: bool = False) -> list[list
         frame = frame._replace(names={"enable_thinking": False, **frame.names})
     whole = _written(said, frame, asked)
     if asked or not any(_unlike(said, at, whole, frame) for at in answers):
-        made = [list(_joined(whole, document, frame.special, answers))]
+        made = [list(_joined(whole, document, frame, answers, asked))]
     else:
         made = []
         for at in answers:
             whole = _written(said[: at + 1], frame)
             if fault := _unlike(said, at, whole, frame):
                 raise ValueError(f"the tokenizer's chat template {fault}")
-            made.append(list(_joined(whole, document, frame.special, [at])))
+            made.append(list(_joined(whole, document[: at + 1], frame, [at])))
     if [part.text for one in made for part in one if part.kind == "answer"] != learnt(document):
         raise ValueError("the tokenizer's chat template changes the order of answers")
     return made
@@ -180,8 +181,15 @@ def _unlike(said: list[Message], at: int, whole: str, frame: Frame) -> str:
     before, begun = whole.split(f"\ufdd0{at}\ufdd0")[0], _written(said[:at], frame, asked=True)
     if begun.rstrip() == before.rstrip():
         return ""
-    ends = [one.rpartition("\ufdd0")[2][-40:] for one in (begun, before)]
-    return f"asks for an answer by {ends[0]!r}, but has {ends[1]!r} before one"
+    by, has = _parting(begun, before)
+    return f"asks for an answer by {by!r}, but has {has!r} before one"
+
+
+def _parting(*texts: str) -> list[str]:
+    """What two texts that differ have where they part, up to a message."""
+    at = next(at for at, (one, other) in enumerate(zip_longest(*texts)) if one != other)
+    same = texts[0][:at].rpartition("\ufdd0")[2][-20:]
+    return [same + one[at:].partition("\ufdd0")[0][:40] for one in texts]
 
 
 def _written(messages: list[Message], frame: Frame, asked: bool = False) -> str:
@@ -199,10 +207,23 @@ def _written(messages: list[Message], frame: Frame, asked: bool = False) -> str:
 
 
 def _joined(
-    whole: str, document: list[Message], special: Sequence[str], answers: Sequence[int]
+    whole: str,
+    document: list[Message],
+    frame: Frame,
+    answers: Sequence[int],
+    asked: bool = False,
 ) -> Iterator[Part]:
     """Context between special tokens and answers is one piece, as its tokenizer would meet it."""
-    apart, context = "|".join(["\ufdd0\\d+\ufdd0", *map(re.escape, special)]), ""
+    if frame.template is not None:  # it may read what stands in a message
+        marked = re.sub("\ufdd0(\\d+)\ufdd0", lambda m: document[int(m[1])]["content"], whole)
+        real = _render(frame.template, document, asked, frame.names)
+        if real.split() != marked.split():
+            has, due = _parting(" ".join(real.split()), " ".join(marked.split()))
+            raise ValueError(
+                "the tokenizer's chat template cuts or moves words of a message, such as thoughts "
+                f"in an answer: it writes {has!r} instead of {due!r}; leave such words out"
+            )
+    apart, context = "|".join(["\ufdd0\\d+\ufdd0", *map(re.escape, frame.special)]), ""
     kind: Literal["context", "message"] = "context"
     for piece in re.split(f"({apart})", whole):
         if piece.startswith("\ufdd0"):
@@ -211,7 +232,7 @@ def _joined(
                 context, kind = context + document[number]["content"], "message"
                 continue
             made = Part(document[number]["content"], "answer")
-        elif piece in special:
+        elif piece in frame.special:
             made = Part(piece, "special")
         else:
             context += piece

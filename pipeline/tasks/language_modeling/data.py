@@ -147,20 +147,22 @@ def documents(texts: Sequence[Document], net: Net) -> Rows:
     """Whole documents: each token that counts does so once, after half a row of others or more.
 
     A row has the tokens that the network sees at once, at most; the next one begins half a row on.
+    One in which nothing counts is left out, unless the document has no other.
 
     Raises:
         PipelineError: the template of the network's tokenizer does not take a chat.
     """
     most, examples = net.settings.context, list[list[Pair]]()
     for pairs in _prepared(texts, net):
-        examples.append([])
+        every = list[Pair]()
         for ids, kinds in pairs:
             after = _after(ids, kinds == ANSWER)
             starts = range(0, max(len(ids) - 1 - most // 2, 1), most // 2)
             rows = [_row(ids, after, at, most, net) for at in starts]
             for _, counted in rows[1:]:
                 counted[: most // 2] = -1
-            examples[-1] += rows
+            every += rows
+        examples.append([row for row in every if (row[1] >= 0).any()] or every[:1])
     sizes = [sum(len(text.encode()) for text in learnt(one)) for one in texts]
     return Rows.of(examples, sizes)
 

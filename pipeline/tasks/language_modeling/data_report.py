@@ -159,8 +159,8 @@ def _chats(
     within = len(train) - len(known)
     across = sum(one in known for split in ("validation", "test") for one in words[split])
     page.findings["Chats in training"] = (
-        f"{len(train):,} of {len(said):,} messages; what the assistant says has {share:.1%} of "
-        "their bytes, and nothing else of them is learnt"
+        f"{len(train):,} chats of {len(said):,} messages; what the assistant says has {share:.1%} "
+        "of their bytes, and nothing else of them is learnt"
     )
     page.findings["Answers of a chat in training"] = _span(answers)
     page.findings["Before the last answer"] = _span(_sizes(prompts["train"]))

@@ -51,6 +51,13 @@ THINKING = (
     "{% if SWITCH %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
 )
 """An empty block of thoughts before the last answer, and with a switch where one is asked for."""
+READING = THINKING.replace(
+    "'<think>\n\n",
+    "'<think>\n' + m['content'].rpartition('</think>')[0].split('<think>')[-1].strip() + '\n",
+    1,
+).replace("m['content'] +", "m['content'].split('</think>')[-1].lstrip() +")
+"""As before, but thoughts that stand in the last answer go into the block, others are left out."""
+SWITCH = "enable_thinking is defined and not enable_thinking"
 
 
 @pytest.fixture
@@ -101,12 +108,35 @@ class TestParts:
                 THINKING.replace("SWITCH", "false"),
                 r"by '.*assistant\\n', but has '.*assistant\\n<think>\\n\\n</think>\\n\\n' before",
             ),
+            (
+                "{{ ('C' if add_generation_prompt else 'D') + ' is before it all. ' }}" + TEMPLATE,
+                "asks for an answer by 'C is before it all. .*', but has 'D is before it all. .*' ",
+            ),
             ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "refuses it: "),
         ],
     )
     def test_a_template_that_does_not_fit_is_told(self, template, said):
         with pytest.raises(ValueError, match=said):
             parts(PAIR, self.frame._replace(template=template))
+
+    @pytest.mark.parametrize("at", [2, 4])
+    @pytest.mark.parametrize("asked", [False, True])
+    def test_thoughts_that_the_template_reads_are_refused(self, at, asked):
+        template = self.frame._replace(template=READING.replace("SWITCH", SWITCH))
+        assert len(parts(SAID, template, asked=asked)) == (1 if asked else 2)
+        thought = {"role": "assistant", "content": "<think>\nWell.\n</think>\n\nIt was good."}
+        chat = [*SAID[:at], thought, *SAID[at + 1 :]]
+        said = "cuts or moves words of a message, such as thoughts in an answer: it writes '.*' "
+        said += "instead of '.*Well.*'; leave such words out$"
+        with pytest.raises(ValueError, match=said):
+            parts(chat, template, asked=asked)
+        assert parts(chat, self.frame, asked=asked)
+
+    def test_a_template_may_change_blanks_in_a_message(self):
+        fewer = TEMPLATE.replace("| trim", ".replace('\n\n', '\n')")
+        chat = [PAIR[0], {"role": "assistant", "content": "It was.\n\nReally."}]
+        [found] = parts(chat, self.frame._replace(template=fewer))
+        assert "It was.\n\nReally." in [part.text for part in found]
 
     def test_a_template_that_calls_a_clock_is_refused(self):
         clock = "{{ strftime_now('%d') }}" + TEMPLATE
@@ -139,8 +169,7 @@ class TestTokens:
     @pytest.mark.parametrize("chat", [SAID, PAIR, [PAIR[1], *SAID[1:]]])
     def test_before_each_answer_stands_what_asks_for_it(self, facts, chat):
         net = nets.build(TASK, scratch(block=400, context=400), facts)
-        switch = "enable_thinking is defined and not enable_thinking"
-        template = THINKING.replace("SWITCH", switch)
+        template = THINKING.replace("SWITCH", SWITCH)
         net.module.frame = net.module.frame._replace(template=template)
         answers = [at for at, one in enumerate(chat) if one["role"] == "assistant"]
         for rows in (documents([chat], net), blocks([chat], net, None)):
@@ -156,6 +185,18 @@ class TestTokens:
                     assert ids[: int(learnt.nonzero()[0]) + 1].tolist() == begun
         size = sum(len(chat[at]["content"]) for at in answers)
         assert documents([chat], net).sizes.tolist() == [size]
+
+    def test_rows_in_which_nothing_is_measured_are_left_out(self, facts):
+        net = nets.build(TASK, scratch(block=16, context=16), facts)
+        net.module.frame = net.module.frame._replace(template=THINKING.replace("SWITCH", SWITCH))
+        chat, long = PAIR * 6, [{"role": "user", "content": "Was it good? " * 20}, PAIR[1]]
+        for one in (chat, long):
+            rows = documents([one], net)
+            _, targets = rows.gather(torch.tensor([0]))
+            assert (targets.tokens >= 0).any(1).all()
+            told = net.tokenizer.decode(targets.tokens[targets.tokens >= 0].tolist())
+            assert told == "It was." * (len(one) // 2)
+            assert rows.counted.sum() == (targets.tokens >= 0).sum()
 
     def test_the_end_of_an_answer_is_learnt_and_not_measured(self, asked, plain, tmp_path):
         for net, end in ((asked, "<|im_end|>"), (plain, "<|endoftext|>")):
@@ -290,7 +331,9 @@ class TestReport:
         assert found["equal_prompts/across"] == 10 - train > 0
         assert page.findings["Answers of a chat in training"].startswith("7 to 7 bytes")
         assert page.findings["Before the last answer"].startswith("11 to 11 bytes")
-        assert page.findings["Chats in training"].startswith(f"{train} of {2 * train} messages; ")
+        assert page.findings["Chats in training"].startswith(
+            f"{train} chats of {2 * train} messages; "
+        )
         figures = (tmp_path / "plots/figures.json").read_text()
         assert f"The first lines of {2 * train} texts and messages." in figures
         assert f"train: {7 * train} bytes of a chat's answers" in figures
