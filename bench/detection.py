@@ -3,8 +3,8 @@
 The peer is written here after torchvision's references/detection: a dataset of single images that
 Pillow decodes, transforms (v2) of each image with its boxes, a dict of targets for each, a loader,
 and an epoch that warms the learning rate up and looks at the loss of each step. Network, loss,
-batches and kinds of changes are the pipeline's, whose optimizer is AdamW here; it has bf16 and a fused one where it can, and as
-many workers as are fastest.
+batches and kinds of changes are the pipeline's, and AdamW moves both; the peer has bf16 and the
+fused kernel where it can, and as many workers as are fastest.
 """
 
 import io
