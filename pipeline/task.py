@@ -52,6 +52,7 @@ class About:
         registered: the registered model that its versions belong to.
         headline: the test metric that stands for the model; its 95 % interval is in
             `<headline>_low` and `<headline>_high`.
+        spelt: how it stands in a sentence, if not by its name.
         unit: how it is written: a share in percent, or a plain number.
         watched: the test metrics whose change is worth a line.
         falling: the scores and test metrics that are better the lower.
@@ -68,6 +69,12 @@ class About:
     watched: tuple[str, ...]
     falling: frozenset[str] = frozenset({"loss"})
     packages: tuple[str, ...] = ()
+    spelt: str | None = None
+
+    @property
+    def words(self) -> str:
+        """The headline as it stands in a sentence."""
+        return self.spelt or self.headline.replace("_", " ")
 
 
 class SettingsModule(Protocol):

@@ -29,13 +29,11 @@ def learning(
     value = written(scores[best], about.unit)
     page.figure(
         "learning_curves",
-        curves.learning_curves(
-            curve, about.headline, best, about.unit, loss_unit, f"{name}: learning curves"
-        ),
+        curves.learning_curves(curve, about, best, loss_unit, f"{name}: learning curves"),
         title="Learning curves",
-        text=f"Validation {about.headline} is best after epoch {curve[best]['epoch']} of "
+        text=f"Validation {about.words} is best after epoch {curve[best]['epoch']} of "
         f"{len(curve)}: {value}. A training loss that parts company with what validation says "
         "shows memorising; both still improving at the end ask for more epochs.",
-        alt=f"Loss, validation {about.headline} and learning rate over {len(curve)} epochs; best "
-        f"validation {about.headline} {value}.",
+        alt=f"Loss, validation {about.words} and learning rate over {len(curve)} epochs; best "
+        f"validation {about.words} {value}.",
     )

@@ -23,6 +23,8 @@ from pipeline.figures.style import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from pipeline.task import About
+
 FEWEST = 5
 """Examples of a bin that is drawn, at least."""
 
@@ -39,13 +41,12 @@ class Reliability(NamedTuple):
 
 @drawn
 def learning_curves(
-    rows: Sequence[Mapping[str, str]], score: str, best: int, unit: str, loss_unit: str, title: str
+    rows: Sequence[Mapping[str, str]], about: "About", best: int, loss_unit: str, title: str
 ) -> "Figure":
-    """Loss, a validation score and the learning rate by epoch.
+    """Loss, the headline on the validation split, and the learning rate by epoch.
 
-    `rows` are those of a training stage's table: epoch, train_loss, validation_<score>, lr, and
-    validation_loss where the task has one; in row `best` the score is best. `unit` is the score's,
-    `share` or `number`.
+    `rows` are those of a training stage's table: epoch, train_loss, validation_<headline>, lr, and
+    validation_loss where the task has one; in row `best` the headline is best.
     """
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -54,7 +55,7 @@ def learning_curves(
 
     figure = canvas(9, 3, title)
     loss, scores, rate = figure.subplots(1, 3)
-    epoch, heldout = column("epoch"), column(f"validation_{score}")
+    epoch, heldout = column("epoch"), column(f"validation_{about.headline}")
     loss.plot(epoch, column("train_loss"), color=BLUE, marker="o", label="training")
     if "validation_loss" in rows[0]:
         loss.plot(
@@ -62,12 +63,13 @@ def learning_curves(
         )
     loss.set_title("Loss")
     loss.set_ylabel(loss_unit)
-    loss.set_ylim(bottom=min(0, loss.get_ylim()[0]))
+    low, high = min(0, loss.dataLim.ymin), max(0, loss.dataLim.ymax)
+    loss.set_ylim(low, high + 0.05 * (high - low))
     loss.legend()
     scores.plot(epoch, heldout, color=GREEN, marker="^")
     scores.plot(epoch[best], heldout[best], "o", ms=11, mfc="none", mec=AMBER, mew=1.6)
-    scores.set_title(f"Validation {score}, best {written(heldout[best], unit)}")
-    if unit == "share":
+    scores.set_title(f"Validation {about.words}, best {written(heldout[best], about.unit)}")
+    if about.unit == "share":
         percent(scores.yaxis)
     scores.margins(y=0.12)
     rate.plot(epoch, column("lr"), color=MUTED, marker="o")

@@ -60,7 +60,7 @@ def _model(name: str, settings: Report) -> dict[str, Any]:
     description = read_json(weights / "model.json", f"--downstream {about.stage}")
     summary = read_json(plots / "summary.json", made_by)
     try:
-        measure = Measure(about.headline, about.unit)
+        measure = Measure(about.headline, about.words, about.unit)
         value = numbers[about.headline]
         repeated = seeds(metrics, name, measure.name, value, settings.seeds)
         rule = gain = ""

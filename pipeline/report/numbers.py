@@ -22,12 +22,8 @@ class Measure(NamedTuple):
     """How the headline of a model is called and written."""
 
     name: str
+    words: str
     unit: Literal["share", "number"]
-
-    @property
-    def words(self) -> str:
-        """The name as it stands in a sentence."""
-        return self.name.replace("_", " ")
 
     @property
     def points(self) -> str:

@@ -26,7 +26,7 @@ from pipeline.settings import Report
 from stages import report
 from tests.report.conftest import MODELS, NUMBERS, SUMMARY
 
-ACCURACY = Measure("accuracy", "share")
+ACCURACY = Measure("accuracy", "accuracy", "share")
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ ABOUT = About(
     title="Detector",
     registered="object-detector",
     headline="map",
+    spelt="mAP",
     unit="share",
     watched=("map", "map_50", "map_75", "f1", "false_boxes"),
     falling=frozenset({"loss", "false_boxes"}),
