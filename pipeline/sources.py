@@ -1,7 +1,7 @@
 """What sources are read from, packages and folders, and how rows get into splits without leaks."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -68,6 +68,15 @@ def visible(folder: Path, root: Path, key: str) -> list[Path]:
             raise PipelineError(f"{key}: {str(path)!a} has unprintable characters; rename it")
         refuse_leaving(path, root, key)
     return paths
+
+
+def below(folder: Path, root: Path, key: str) -> Iterator[Path]:
+    """The files in a folder and in the folders below it, by name; errors are those of `visible`."""
+    for path in visible(folder, root, key):
+        if path.is_dir():
+            yield from below(path, root, key)
+        else:
+            yield path
 
 
 def distinct(keys: Iterable[bytes], labels: Index) -> tuple[Index, dict[str, int]]:

@@ -9,15 +9,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
-from pipeline.sources import Index, visible
+from pipeline.sources import Index, below, visible
 
 
 def labelled_files(
-    folder: str | None, key: str, suffixes: frozenset[str]
+    folder: str | None, key: str, suffixes: frozenset[str], *, nested: bool = False
 ) -> list[tuple[Path, str]]:
     """Files of a folder that holds one folder per class, with their class, sorted by name.
 
     Hidden files are passed over. `key` is the setting that named the folder, for the messages.
+    With `nested` the folder of a class may hold folders.
 
     Raises:
         PipelineError: no such folder, no class in it, a file of another kind, or a link that
@@ -32,7 +33,7 @@ def labelled_files(
     for place in visible(root, root, key):
         if not place.is_dir():
             raise PipelineError(f"{key}: {place} is in no class; put it in the folder of its class")
-        for path in visible(place, root, key):
+        for path in (below if nested else visible)(place, root, key):
             if not path.is_file() or path.suffix.lower() not in suffixes:
                 raise PipelineError(
                     f"{key}: {path} is not a file of type {', '.join(sorted(suffixes))}; remove it"

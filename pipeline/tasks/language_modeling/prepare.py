@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import PipelineError
 from pipeline.prepared import SPLITS, Prepared, dataset, text_identities
-from pipeline.sources import visible
+from pipeline.sources import below
 from pipeline.tasks.language_modeling.settings import Facts, Source
 from pipeline.texts import bpe
 from pipeline.texts.chats import Document, document, plain
@@ -76,7 +76,14 @@ def _folder(root: Path) -> list[Document]:
         PipelineError: how many faults there are, and the first of them with file and row.
     """
     faults, found = list[str](), list[Document]()
-    for path in _files(root, root):
+    try:
+        paths = list(below(root, root, "language.folder"))
+    except OSError as error:
+        raise PipelineError(
+            f"language.folder: {error.filename} can't be read ({error.strerror}); put your texts "
+            "there or correct the setting"
+        ) from error
+    for path in paths:
         for where, row in _rows(path, faults):
             try:
                 found.append(document(row))
@@ -88,21 +95,6 @@ def _folder(root: Path) -> list[Document]:
         listed = "; ".join(faults[:SHOWN])
         raise PipelineError(f"language.folder: {root} has {count}: {listed}{more}; mend them all")
     return found
-
-
-def _files(folder: Path, root: Path) -> Iterator[Path]:
-    try:
-        paths = visible(folder, root, "language.folder")
-    except OSError as error:
-        raise PipelineError(
-            f"language.folder: {folder} can't be read ({error.strerror}); put your texts there or "
-            "correct the setting"
-        ) from error
-    for path in paths:
-        if path.is_dir():
-            yield from _files(path, root)
-        else:
-            yield path
 
 
 def _rows(path: Path, faults: list[str]) -> Iterator[tuple[str, Any]]:

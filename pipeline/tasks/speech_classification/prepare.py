@@ -1,6 +1,7 @@
 """Spoken digits, synthesised or from folders, cut into splits of different speakers."""
 
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -33,14 +34,16 @@ ACCENTS = (
 _SPEEDS = (130, 230)
 _PITCHES = (25, 75)
 _PER_PROCESS = 500
+MOST_SPEAKERS = 0.9
+"""Speakers of a folder as a share of its files, at most: with more, what tells them is no name."""
 _SPEAKER = str(Path(__file__).with_name("espeak.py"))
 
 
 def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
     """Synthesise or read clips and cut them into splits of different speakers.
 
-    Columns are `audio` (16-bit mono WAV), `label`, `speaker`, and of synthesised clips `accent`,
-    `speed` and `pitch`.
+    Columns are `audio` (16-bit mono WAV), `label`, `speaker` (unless `source.speaker` is null), and
+    of synthesised clips `accent`, `speed` and `pitch`.
 
     Raises:
         PipelineError: the source is missing, empty or corrupt, or too small for its splits.
@@ -48,7 +51,7 @@ def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
     import datasets
 
     shares = {"validation": source.validation, "test": source.test}
-    features: dict[str, Any] = {"speaker": datasets.Value("string")}
+    features: dict[str, Any] = {}
     if source.kind == "espeak":
         files, columns, rows = _espeak(source, shares, seed, limit)
         classes = list(DIGITS)
@@ -63,14 +66,25 @@ def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
             "citation": "espeak-ng, https://github.com/espeak-ng/espeak-ng",
         }
     else:
-        files, columns, rows, classes = _folder(source, shares, seed)
+        files, columns, classes = _folder(source)
         about = {"source": f"folder {Path(source.folder or '').name}"}
+        if source.speaker is None:
+            about["source"] += ", split at random: a voice may be in several splits"
+            print(f"audio.speaker is null: {about['source']}")
     table = pa.table({"audio": media(pa.chunked_array([files], pa.binary())), **columns})
     labels, identities = table["label"].to_numpy(), file_identities("audio")
     kept, dropped = distinct(identities(table), labels)
+    if source.kind == "folder":
+        where = f"audio.folder: {source.folder}"
+        if source.speaker is None:
+            parts = partition(labels[kept], classes, shares, seed, where)
+            rows = {split: kept[part] for split, part in parts.items()}
+        else:
+            rows = _by_speaker(columns["speaker"], shares, seed, where)
     features = {
         "audio": datasets.Audio(sampling_rate=source.sample_rate, decode=False),
         "label": datasets.ClassLabel(names=classes),
+        **({"speaker": datasets.Value("string")} if "speaker" in columns else {}),
         **features,
     }
     splits: Any = {}
@@ -79,9 +93,8 @@ def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
         check(labels[part], classes, f"{source.name}, split {split}")
         splits[split] = dataset(table, features, part)
     facts = Facts(classes=classes, sample_rate=source.sample_rate)
-    return Prepared(
-        {"name": source.name, **about}, facts, dropped, splits, identities, group="speaker"
-    )
+    group = "speaker" if "speaker" in columns else None
+    return Prepared({"name": source.name, **about}, facts, dropped, splits, identities, group)
 
 
 def voices() -> list[tuple[str, str]]:
@@ -160,13 +173,15 @@ def _speak(wanted: Sequence[tuple[str, str, int, int]], rate: int) -> list[bytes
     return [write_wav(clip, rate) for clip in resample(clips, before, rate)]
 
 
-def _folder(
-    source: Source, shares: dict[str, float], seed: int
-) -> tuple[list[bytes], dict[str, Any], dict[str, Index], list[str]]:
-    """Clips, what is known of each, the rows of each split (of other speakers), the classes."""
-    found = labelled_files(source.folder, "audio.folder", frozenset({".wav"}))
-    where = f"audio.folder: {source.folder}"
-    classes, labels = numbered([label for _, label in found], where)
+def _folder(source: Source) -> tuple[list[bytes], dict[str, Any], list[str]]:
+    """Clips, what is known of each, the classes."""
+    found = labelled_files(source.folder, "audio.folder", frozenset({".wav"}), nested=True)
+    classes, labels = numbered([label for _, label in found], f"audio.folder: {source.folder}")
+    columns: dict[str, Any] = {"label": labels}
+    if source.speaker is not None:
+        root = Path(source.folder or "")
+        paths = ["/".join(path.relative_to(root).parts[1:]) for path, _ in found]
+        columns["speaker"] = _speakers(paths, source.speaker)
     read = [read_wav(path.read_bytes(), str(path)) for path, _ in found]
     clips: list[Samples] = [clip for clip, _ in read]
     for rate in sorted({rate for _, rate in read}):
@@ -174,13 +189,60 @@ def _folder(
         same = resample([clips[i] for i in mine], rate, source.sample_rate)
         for i, clip in zip(mine, same, strict=True):
             clips[i] = clip
-    speakers = [path.stem.partition("_")[0] for path, _ in found]
+    return [write_wav(clip, source.sample_rate) for clip in clips], columns, classes
+
+
+def _speakers(paths: Sequence[str], expression: str) -> list[str]:
+    """Who speaks in each file, found in its path below the folder of its class.
+
+    Raises:
+        PipelineError: the expression does not tell, or tells nearly every file's from all others'.
+    """
+    try:
+        pattern = re.compile(expression)
+    except re.error as error:
+        raise PipelineError(
+            f"audio.speaker: {expression!r} is no regular expression ({error}); correct it"
+        ) from error
+    if pattern.groups != 1:
+        raise PipelineError(
+            f"audio.speaker: {expression!r} has {pattern.groups} groups; put (…) once, around what "
+            "is the speaker's name"
+        )
+    matches = [pattern.search(path) for path in paths]
+    speakers = [match[1] if match else None for match in matches]
+    advice = (
+        "correct the expression, or set audio.speaker to null where nothing tells the speakers: "
+        "the splits are then drawn at random"
+    )
+    if unknown := [path for path, name in zip(paths, speakers, strict=True) if not name]:
+        raise PipelineError(
+            f"audio.speaker: {expression!r} finds no speaker in {len(unknown)} of {len(paths)} "
+            f"files (the first is {unknown[0]}); {advice}"
+        )
+    names = [name for name in speakers if name]
+    if (count := len(set(names))) > MOST_SPEAKERS * len(paths):
+        raise PipelineError(
+            f"audio.speaker: {expression!r} finds {count} speakers in {len(paths)} files "
+            f"({names[0]!r} in {paths[0]}), so nearly every file has its own; {advice}"
+        )
+    return names
+
+
+def _by_speaker(
+    speakers: list[str], shares: dict[str, float], seed: int, where: str
+) -> dict[str, Index]:
+    """The rows of each split, of other speakers."""
     names, speaker = np.unique(speakers, return_inverse=True)
+    if len(names) <= len(shares):
+        raise PipelineError(
+            f"{where}: has {len(names)} speaker{'s' if len(names) > 1 else ''} "
+            f"({', '.join(names)}), too few for the splits train, {', '.join(shares)}; add others, "
+            "or set audio.speaker to null: a voice may then be in several splits"
+        )
     parts = partition(np.zeros(len(names), np.int64), ["speaker"], shares, seed, where)
     random = np.random.default_rng([seed, 1])
-    rows = {
+    return {
         split: random.permutation(np.flatnonzero(np.isin(speaker, part)))
         for split, part in parts.items()
     }
-    files = [write_wav(clip, source.sample_rate) for clip in clips]
-    return files, {"label": labels, "speaker": speakers}, rows, classes

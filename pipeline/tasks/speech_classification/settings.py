@@ -27,7 +27,7 @@ class Source(AnySource):
     """Spoken digits, synthesised with espeak-ng, or a folder of clips."""
 
     test: Annotated[float, Field(gt=0, lt=0.5)]
-    """Share of the voices in the test split."""
+    """Share of the voices, or without `speaker` of the clips, in the test split."""
     kind: Literal["espeak", "folder"]
     """`espeak` synthesises; `folder` reads one folder of WAV files per class."""
     sample_rate: Literal[8000, 16000]
@@ -35,7 +35,11 @@ class Source(AnySource):
     clips: Annotated[int, Field(ge=10)] | None
     """How many clips to synthesise; their voices, speeds and pitches are drawn from the seed."""
     folder: Annotated[str | None, Input()]
-    """Of `folder`; in a file's name the part before the first `_` is the speaker."""
+    """Of `folder`."""
+    speaker: str | None = "^([^_/]+)_"
+    """Of `folder`: a regular expression whose one group finds the speaker in a file's path below
+    the folder of its class, such as `^([^/]+)/` where each speaker has a folder there; null where
+    nothing tells: the splits are then drawn at random, and a voice may be in several."""
 
 
 class Facts(ClassFacts):

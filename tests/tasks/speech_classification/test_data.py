@@ -58,6 +58,15 @@ def clip_folder(folder, speakers=10, rate=8000):
     return folder
 
 
+def named_clips(folder, name, per_class=6):
+    """Clips of two classes; `name` gets the number of each and, of three, its speaker's."""
+    random = np.random.default_rng(0)
+    for number in range(2 * per_class):
+        path = folder / ("no", "yes")[number % 2] / name.format(number, number // 2 % 3)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(wav(random.integers(-9000, 9000, 400, dtype=np.int16)))
+
+
 class TestSpokenDigits:
     def test_have_every_digit_alike_in_every_split(self, made):
         splits = made.splits
@@ -293,8 +302,72 @@ class TestFolder:
 
     def test_needs_enough_speakers(self, tmp_path):
         raw = clip_folder(tmp_path / "raw", speakers=2)
-        with pytest.raises(PipelineError, match="'speaker' has 2 distinct examples, too few"):
-            prepare_audio(audio_source(kind="folder", folder=str(raw)), 0, None)
+        source = audio_source(kind="folder", folder=str(raw))
+        message = complaint(lambda: prepare_audio(source, 0, None))
+        assert message == (
+            f"audio.folder: {raw}: has 2 speakers (s0, s1), too few for the splits train, "
+            "validation, test; add others, or set audio.speaker to null: a voice may then be in "
+            "several splits"
+        )
+
+    @pytest.mark.parametrize(
+        ("name", "reason"),
+        [
+            ("clip{:03}.wav", "finds no speaker in 12 of 12 files (the first is clip000.wav)"),
+            ("_{:03}.wav", "finds no speaker in 12 of 12 files (the first is _000.wav)"),
+            ("{}/s_0.wav", "finds no speaker in 12 of 12 files (the first is 0/s_0.wav)"),
+            (
+                "clip{:03}_final.wav",
+                "finds 12 speakers in 12 files ('clip000' in clip000_final.wav), so nearly every "
+                "file has its own",
+            ),
+        ],
+    )
+    def test_whose_names_do_not_tell_the_speaker_is_refused(self, tmp_path, name, reason):
+        named_clips(tmp_path / "raw", name)
+        source = audio_source(kind="folder", folder=str(tmp_path / "raw"))
+        assert complaint(lambda: prepare_audio(source, 0, None)) == (
+            f"audio.speaker: '^([^_/]+)_' {reason}; correct the expression, or set audio.speaker "
+            "to null where nothing tells the speakers: the splits are then drawn at random"
+        )
+
+    @pytest.mark.parametrize(
+        ("name", "speaker"),
+        [("v{1}/{0:03}.wav", "^([^/]+)/"), ("2026-{0:03}-v{1}.wav", r"-([^-]+)\.wav$")],
+    )
+    def test_says_where_the_speaker_stands(self, tmp_path, name, speaker):
+        named_clips(tmp_path / "raw", name)
+        source = audio_source(kind="folder", folder=str(tmp_path / "raw"), speaker=speaker)
+        made = prepare_audio(source, 0, None)
+        speakers = [set(made.splits[split]["speaker"]) for split in prepared.SPLITS]
+        assert sorted(name for part in speakers for name in part) == ["v0", "v1", "v2"]
+        assert made.group == "speaker"
+
+    def test_without_speakers_is_split_at_random_and_says_so(self, tmp_path, capsys):
+        named_clips(tmp_path / "raw", "clip{:03}.wav", per_class=10)
+        source = audio_source(kind="folder", folder=str(tmp_path / "raw"), speaker=None)
+        made = prepare_audio(source, 0, None)
+        said = "folder raw, split at random: a voice may be in several splits"
+        assert capsys.readouterr().out == f"audio.speaker is null: {said}\n"
+        prepared.write(tmp_path / "audio", TASK, made, 0)
+        assert prepared.read_card(tmp_path / "audio").source == said
+        for split, count in {"train": 7, "validation": 1, "test": 2}.items():
+            assert np.bincount(made.splits[split]["label"]).tolist() == [count, count]
+            assert made.splits[split].column_names == ["audio", "label"]
+
+    @pytest.mark.parametrize(
+        ("speaker", "message"),
+        [
+            ("(", "'(' is no regular expression (missing ), unterminated subpattern"),
+            ("^[a-z]+", "'^[a-z]+' has 0 groups; put (…) once, around what is the speaker's name"),
+            ("(a)(b)", "'(a)(b)' has 2 groups"),
+        ],
+    )
+    def test_needs_an_expression_with_one_group(self, tmp_path, speaker, message):
+        named_clips(tmp_path / "raw", "s{}_0.wav")
+        source = audio_source(kind="folder", folder=str(tmp_path / "raw"), speaker=speaker)
+        found = complaint(lambda: prepare_audio(source, 0, None))
+        assert (found or "").startswith(f"audio.speaker: {message}")
 
 
 class TestBatches:
