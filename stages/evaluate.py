@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.checks import measured
+from pipeline.checks import DIGEST, measured
 from pipeline.errors import PipelineError
 from pipeline.evaluation.intervals import rounded
 from pipeline.figures.page import fill
@@ -42,7 +42,9 @@ def main(settings: Evaluate, context: Context) -> float:
         found = fill(folder, show.PARTS, study, settings.parts)
         numbers = rounded(measured(net.task, "PARTS", found))
         check_predictions(folder / PREDICTIONS, net.task, numbers["examples"])
-    write_json(Path(settings.metrics), numbers)
+    card = read_card(data)
+    test = card.splits["test"].sha256
+    write_json(Path(settings.metrics), numbers | {DIGEST: test})
 
     md5 = digest(weights / nets.WEIGHTS)
     logged = {f"test/{name}": value for name, value in numbers.items()}
@@ -59,7 +61,8 @@ def main(settings: Evaluate, context: Context) -> float:
     run.register(
         about.registered,
         weights=md5,
-        data=read_card(data).digest,
+        data=card.digest,
+        test=test,
         predictions=Path(settings.plots) / PREDICTIONS,
         metrics=logged,
         promote=settings.tracking.promote,

@@ -11,9 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline import conf_files
-from pipeline.checks import measured
+from pipeline.checks import DIGEST, measured
 from pipeline.errors import PipelineError
 from pipeline.files import digest, write_json
+from pipeline.prepared import read_card
 from pipeline.settings import Repeat
 from pipeline.stage import Context, run, stage
 from pipeline.task import find, of_a_model
@@ -37,7 +38,8 @@ def main(settings: Repeat, context: Context) -> float:
     net = nets.load(weights)
     numbers = net.task.show.repetition(net, nets.load(again), settings, context.hardware)
     numbers = measured(net.task, "repetition", numbers, "difference", "p_value")
-    write_json(Path(settings.metrics), numbers)
+    test = read_card(data).splits["test"].sha256
+    write_json(Path(settings.metrics), numbers | {DIGEST: test})
     run.output(Path(settings.metrics))
 
     logged = {f"test/{name}": value for name, value in numbers.items()}

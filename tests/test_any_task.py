@@ -17,6 +17,7 @@ from torch import nn
 
 import pipeline.tasks
 from pipeline import conf_files
+from pipeline.checks import DIGEST
 from pipeline.environment import register_tasks
 from pipeline.errors import PipelineError
 from pipeline.evaluation.learning import learning
@@ -107,9 +108,9 @@ def test_a_repetition_that_counts_no_equal_answers(tmp_path):
     numbers = {"r2": 0.5, "r2_low": 0.4, "r2_high": 0.6, "difference": 0.1, "p_value": 0.5}
     (tmp_path / "seeds").mkdir()
     for seed in (1, 2):
-        text = json.dumps({**numbers, "examples": 9, "r2": 0.5 + seed / 10})
-        (tmp_path / f"seeds/mlp-{seed}.json").write_text(text)
-    found = seeds(tmp_path, "mlp", "r2", 0.4, [1, 2])
+        again = {**numbers, "examples": 9, DIGEST: "ab", "r2": 0.5 + seed / 10}
+        (tmp_path / f"seeds/mlp-{seed}.json").write_text(json.dumps(again))
+    found = seeds(tmp_path, "mlp", "r2", {"r2": 0.4, DIGEST: "ab"}, [1, 2])
     assert found
     assert not found.agree
 

@@ -62,7 +62,7 @@ def _model(name: str, settings: Report) -> dict[str, Any]:
     try:
         measure = Measure(about.headline, about.words, about.unit)
         value = numbers[about.headline]
-        repeated = seeds(metrics, name, measure.name, value, settings.seeds)
+        repeated = seeds(metrics, name, measure.name, numbers, settings.seeds)
         rule = gain = ""
         if rival := headline(numbers, about):
             rule = f"{rival.baseline}: {measure.value(rival.value)}"

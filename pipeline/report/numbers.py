@@ -8,14 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from pipeline.checks import DIGEST
 from pipeline.errors import PipelineError
 from pipeline.files import read_json
 from pipeline.task import About, find
 
 BASELINE = "baseline/"
 DEPTHS = ("early", "middle", "late")
-Metrics = dict[str, dict[str, float]]
-"""The metrics of each model."""
+Metrics = dict[str, dict[str, Any]]
+"""The metrics of each model, and under `DIGEST` what they were measured on."""
 
 
 class Measure(NamedTuple):
@@ -59,8 +60,8 @@ class Measure(NamedTuple):
         return f"{self.value(mean)} ± {self.value(deviation)}"
 
 
-def read_metrics(path: Path, made_by: str) -> dict[str, float]:
-    """The metrics that stage `made_by` wrote.
+def read_metrics(path: Path, made_by: str) -> dict[str, Any]:
+    """The metrics that stage `made_by` wrote, and under `DIGEST` what they were measured on.
 
     Raises:
         PipelineError: the file is missing, is not JSON or does not map names to numbers.
@@ -68,7 +69,7 @@ def read_metrics(path: Path, made_by: str) -> dict[str, float]:
     numbers = read_json(path, made_by)
     if not _are_metrics(numbers):
         raise PipelineError(
-            f"{path} does not map names of metrics to numbers; "
+            f"{path} does not map names of metrics to numbers and {DIGEST} to a digest; "
             f"delete it and run `dvc repro {made_by}`"
         )
     return dict(numbers)
@@ -78,7 +79,8 @@ def _are_metrics(numbers: Any) -> bool:
     return (
         isinstance(numbers, dict)
         and "examples" in numbers
-        and all(isinstance(value, int | float) for value in numbers.values())
+        and isinstance(numbers.get(DIGEST), str)
+        and all(isinstance(numbers[name], int | float) for name in numbers if name != DIGEST)
     )
 
 
@@ -117,18 +119,19 @@ class Seeds(NamedTuple):
 
     values: list[float]
     noise: float
-    repeated: dict[int, dict[str, float]]
+    repeated: dict[int, dict[str, Any]]
     agree: bool
     depths: list[str]
 
 
 def seeds(
-    metrics: Path, name: str, metric: str, value: float, wanted: Sequence[int]
+    metrics: Path, name: str, metric: str, numbers: Mapping[str, Any], wanted: Sequence[int]
 ) -> Seeds | None:
     """What the seed alone changes, from `seeds/<name>-<seed>.json`; None without other seeds.
 
     Raises:
-        PipelineError: the numbers of a seed are missing or malformed.
+        PipelineError: the numbers of a seed are missing, malformed or of other test data than
+            `numbers`, those of the model.
     """
     if not wanted:
         return None
@@ -137,7 +140,13 @@ def seeds(
         seed: read_metrics(folder / f"{name}-{seed}.json", f"repeat@{name}-{seed}")
         for seed in dict.fromkeys(wanted)
     }
-    values = [value, *(numbers[metric] for numbers in found.values())]
+    for seed, one in found.items():
+        if one[DIGEST] != numbers[DIGEST]:
+            raise PipelineError(
+                f"{folder}/{name}-{seed}.json was measured on other test data than "
+                f"{metrics}/{name}.json; run `dvc repro repeat@{name}-{seed}`"
+            )
+    values = [numbers[metric], *(one[metric] for one in found.values())]
     depths = [depth for depth in DEPTHS if all(f"cka/{depth}" in one for one in found.values())]
     agree = all("agreement" in one for one in found.values())
     return Seeds(values, seed_noise(values), found, agree, depths)
@@ -153,6 +162,9 @@ def seed_noise(values: Sequence[float]) -> float:
     return float(t.ppf(0.975, len(values) - 1)) * math.sqrt(2) * statistics.stdev(values)
 
 
+OTHER = "other test data, no comparison"
+
+
 class Change(NamedTuple):
     """One number of one model before and now, and what to think of it."""
 
@@ -161,7 +173,7 @@ class Change(NamedTuple):
     before: float
     now: float
     note: str
-    """`other test data`, `within noise` (it may be chance or the seed's doing) or nothing."""
+    """`OTHER`, `within noise` (it may be chance or the seed's doing) or nothing."""
 
 
 def committed(metrics: Path, models: list[str]) -> Metrics:
@@ -193,8 +205,8 @@ def changes(before: Metrics, now: Metrics, limits: Mapping[str, float]) -> list[
             if metric in numbers and metric in old and numbers[metric] != old[metric]:
                 small = abs(numbers[metric] - old[metric]) <= limits.get(model, 0)
                 note = ""
-                if numbers.get("examples") != old.get("examples"):
-                    note = "other test data"
+                if numbers[DIGEST] != old[DIGEST]:
+                    note = OTHER
                 elif metric == about.headline and (small or _inside(old, numbers, metric)):
                     note = "within noise"
                 found.append(Change(model, metric, old[metric], numbers[metric], note))
@@ -210,15 +222,14 @@ def changes_table(before: Metrics, now: Metrics, limits: Mapping[str, float]) ->
         return "No metric changed against the last commit.\n"
     lines = ["| model | metric | last commit | now | change |", "|---|---|---:|---:|---:|"]
     for one in found:
-        note = f" ({one.note})" if one.note else ""
         change = f"{one.now - one.before:+.4f}".replace("-", "−")
-        lines.append(
-            f"| {one.model} | {one.metric} | {one.before:.4f} | {one.now:.4f} | {change}{note} |"
-        )
+        change += f" ({one.note})" if one.note else ""
+        told = OTHER if one.note == OTHER else change
+        lines.append(f"| {one.model} | {one.metric} | {one.before:.4f} | {one.now:.4f} | {told} |")
     return "\n".join(lines) + "\n"
 
 
-def _inside(old: dict[str, float], new: dict[str, float], metric: str) -> bool:
+def _inside(old: dict[str, Any], new: dict[str, Any], metric: str) -> bool:
     try:
         return all(
             one[f"{metric}_low"] <= other[metric] <= one[f"{metric}_high"]

@@ -1,8 +1,8 @@
 """The trained model in the store: an MLflow model that takes raw inputs, and its versions.
 
 Every evaluated model is a version, the best one is the champion: the alias moves only when a
-version is better on the same test examples by evaluation's paired test, or when the data changed
-and the profile caps nothing.
+version is better on the same test examples by evaluation's paired test, or when the test data
+changed and the profile caps nothing.
 """
 
 import json
@@ -130,6 +130,7 @@ def register(
         version = _version(store, name, model_id, trained)
         tags = {
             "data.digest": record.data,
+            "test.digest": record.test,
             "weights.md5": record.weights,
             "trained_by": trained,
             "evaluated_by": run_id,
@@ -166,7 +167,8 @@ def _decide(
     before = str(champion.version)
     if before == version:  # also after an answer that was lost
         return False, champion.tags.get("decision", f"version {version} stays champion"), {}
-    if champion.tags.get("data.digest") != record.data:
+    tags = champion.tags  # an older version has no digest of the test split
+    if tags.get("test.digest") != record.test and tags.get("data.digest") != record.data:
         if record.capped:
             return False, f"version {before} stays champion: {version} is of a capped profile", {}
         return True, f"version {version} follows {before} as champion: the data changed", {}

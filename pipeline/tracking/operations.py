@@ -18,7 +18,7 @@ from pipeline.nested import flat
 if TYPE_CHECKING:
     from pipeline.tracking.replay import Replay
 
-FORMAT = 3
+FORMAT = 4
 """Of the journals; one of another format is for the code that wrote it."""
 
 NOTE = "mlflow.note.content"
@@ -243,6 +243,7 @@ class Register(Operation):
     name: str
     weights: str
     data: str
+    test: str
     file: str
     metrics: dict[str, float]
     promote: bool

@@ -204,6 +204,7 @@ class Run:
         name: str,
         weights: str,
         data: str,
+        test: str,
         predictions: Path,
         metrics: dict[str, float],
         promote: bool,
@@ -215,11 +216,12 @@ class Run:
             name: such as `image-classifier`.
             weights: md5 of its weights, which finds the model.
             data: digest of the data set it was tested on.
+            test: digest of its test split.
             predictions: Parquet with the column `score`, one row per example, higher is better.
             metrics: test metrics.
             promote: whether `champion` may move.
             capped: whether training or data were cut short; such a version never takes over
-                because the data changed.
+                because the test data changed.
         """
         self._append_of(
             predictions,
@@ -227,6 +229,7 @@ class Run:
                 name=name,
                 weights=weights,
                 data=data,
+                test=test,
                 file=journal.keep(predictions),
                 metrics=_named(metrics),
                 promote=promote,

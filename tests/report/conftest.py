@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.checks import DIGEST
 from pipeline.settings import Report
 
 NUMBERS = {
     "accuracy": 0.982, "accuracy_low": 0.97, "accuracy_high": 0.991, "macro_f1": 0.981,
-    "loss": 0.0612, "ece": 0.041, "ece_scaled": 0.01, "examples": 1000, "precision/a<b": 0.9,
-    "recall/a<b": 0.8, "f1/a<b": 0.85, "precision/c|d": 0.7, "recall/c|d": 0.6, "f1/c|d": 0.65,
+    "loss": 0.0612, "ece": 0.041, "ece_scaled": 0.01, "examples": 1000, DIGEST: "cd" * 32,
+    "precision/a<b": 0.9, "recall/a<b": 0.8, "f1/a<b": 0.85,
+    "precision/c|d": 0.7, "recall/c|d": 0.6, "f1/c|d": 0.65,
     "baseline/majority class/accuracy": 0.1, "baseline/majority class/gain": 0.882,
     "baseline/pixels/accuracy": 0.907, "baseline/pixels/gain": 0.075,
 }  # fmt: skip

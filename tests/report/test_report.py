@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from pipeline.checks import DIGEST
 from pipeline.errors import PipelineError
 from pipeline.files import refuse_foreign
 from pipeline.report import build
@@ -70,7 +71,7 @@ def write_repetition(sources, model: str, seed: int, accuracy: float) -> None:
     """What the stage `repeat` writes."""
     numbers = {
         "accuracy": accuracy, "difference": accuracy - 0.982, "p_value": 0.25, "agreement": 0.97,
-        "examples": 1000, "cka/early": 0.9, "cka/late": 0.75,
+        "examples": 1000, DIGEST: NUMBERS[DIGEST], "cka/early": 0.9, "cka/late": 0.75,
     }  # fmt: skip
     path = sources.metrics / "seeds" / f"{model}-{seed}.json"
     path.write_text(json.dumps(numbers))
@@ -163,8 +164,8 @@ def test_seeds_are_summed_up_where_there_are_some(sources):
     for model in MODELS:
         for seed, accuracy in ((1, 0.992), (2, 0.972)):
             write_repetition(sources, model, seed, accuracy)
-    assert seeds(sources.metrics, "cnn", "accuracy", 0.982, []) is None
-    found = seeds(sources.metrics, "cnn", "accuracy", 0.982, [1, 2])
+    assert seeds(sources.metrics, "cnn", "accuracy", NUMBERS, []) is None
+    found = seeds(sources.metrics, "cnn", "accuracy", NUMBERS, [1, 2])
     assert found.values == [0.982, 0.992, 0.972]
     assert found.depths == ["early", "late"]
     assert ACCURACY.spread(found.values) == "98.20 ± 1.00%"
@@ -240,7 +241,9 @@ def test_metrics_without_an_interval_are_named(sources):
         build(sources)
 
 
-@pytest.mark.parametrize("content", ["[]", '"x"', "3", "null", "{}", '{"accuracy": "high"}'])
+@pytest.mark.parametrize(
+    "content", ["[]", '"x"', "3", "null", "{}", '{"accuracy": "high"}', '{"examples": 9}']
+)
 def test_malformed_metrics_are_named_with_the_stage_that_makes_them(
     content, sources, tmp_path, monkeypatch, capsys
 ):
@@ -253,7 +256,8 @@ def test_malformed_metrics_are_named_with_the_stage_that_makes_them(
         report.main()
     assert ended.value.code == 1
     assert capsys.readouterr().err == (
-        f"error: {sources.metrics}/cnn.json does not map names of metrics to numbers; "
+        f"error: {sources.metrics}/cnn.json does not map names of metrics to numbers and "
+        "examples_sha256 to a digest; "
         "delete it and run `dvc repro evaluate@cnn`\n"
     )
     assert not (tmp_path / "html").exists()
@@ -263,7 +267,15 @@ def test_malformed_metrics_of_a_seed_are_named(sources):
     (sources.metrics / "seeds").mkdir()
     (sources.metrics / "seeds" / "cnn-5.json").write_text("[]")
     with pytest.raises(PipelineError, match=r"cnn-5.json does not map .* `dvc repro repeat@cnn-5`"):
-        seeds(sources.metrics, "cnn", "accuracy", 0.9, [5])
+        seeds(sources.metrics, "cnn", "accuracy", NUMBERS, [5])
+
+
+def test_a_seed_measured_on_other_test_data_is_no_noise(sources):
+    (sources.metrics / "seeds").mkdir()
+    write_repetition(sources, "cnn", 1, 0.99)
+    others = NUMBERS | {DIGEST: "ef" * 32}
+    with pytest.raises(PipelineError, match=r"cnn-1.json was .* other test data than .*cnn.json; "):
+        seeds(sources.metrics, "cnn", "accuracy", others, [1])
 
 
 def test_changes_are_those_against_the_last_commit(sources):
@@ -293,8 +305,11 @@ def test_changes_are_those_against_the_last_commit(sources):
     far = {"cnn": NUMBERS | {"accuracy": 0.95, "accuracy_low": 0.94, "accuracy_high": 0.96}}
     assert [one.note for one in changes({"cnn": NUMBERS}, far, {})] == [""]
     assert [one.note for one in changes({"cnn": NUMBERS}, far, {"cnn": 0.04})] == ["within noise"]
-    fewer = {"cnn": better | {"examples": 100}}
-    assert {one.note for one in changes({"cnn": NUMBERS}, fewer, {})} == {"other test data"}
+    other = {"cnn": better | {DIGEST: "ef" * 32}}
+    said = "other test data, no comparison"
+    assert {one.note for one in changes({"cnn": NUMBERS}, other, {})} == {said}
+    table = changes_table({"cnn": NUMBERS}, other, {})
+    assert f"| cnn | accuracy | 0.9820 | 0.9900 | {said} |" in table
     same = changes_table({"cnn": NUMBERS}, {"cnn": NUMBERS}, {})
     assert same == "No metric changed against the last commit.\n"
     assert "no metrics to compare" in changes_table({}, {"cnn": NUMBERS}, {})

@@ -78,7 +78,7 @@ def test_an_image_model_takes_png_and_jpeg_bytes_and_arrays_in_a_fresh_process(
     weights = digest(folder / "model.safetensors")
     run.metrics({"test/accuracy": 0.5}, target=f"trained:{weights}")
     measures = {"test/accuracy": 0.5, "test/top+2": 0.4, "test/f1/7": 0.3}
-    run.register("image-classifier", weights, "d", table, measures, promote=True, capped=False)
+    run.register("image-classifier", weights, "d", "t", table, measures, promote=True, capped=False)
     run.end()
     _, evaluated = runs(client, settings.experiment)
     assert "refused" not in evaluated.data.tags, evaluated.data.tags["refused"]
@@ -119,6 +119,7 @@ class TestRegistry:
         data: str,
         promote: bool = True,
         capped: bool = False,
+        test: str = "",
     ) -> dict[str, str]:
         """Register a model that gets the rows `wrong` of 100 wrong; returns the tags it gets."""
         client = store.client
@@ -135,6 +136,7 @@ class TestRegistry:
             name=self.name,
             weights=weights,
             data=data,
+            test=test or data,
             file="",
             metrics={"test/accuracy": 1 - len(wrong) / 100},
             promote=promote,
@@ -181,6 +183,19 @@ class TestRegistry:
         assert {metric.key: metric.value for metric in model.metrics} == {"test/accuracy": 0.5}
         assert len(store.client.search_model_versions(f"name = '{self.name}'")) == 6
 
+    def test_other_training_data_do_not_make_a_champion_on_the_same_test_split(
+        self, store: Store, tmp_path: Path
+    ) -> None:
+        self.name = "trained-on-more"
+        self.evaluate(store, tmp_path, "more-1", set(range(20)), "a", test="t")
+        tags = self.evaluate(store, tmp_path, "more-2", set(range(40)), "b", test="t")
+        assert (self.alias(store), tags["paired.worse"]) == ("1", "20")
+        assert tags["test.digest"] == "t"
+        # one that was registered before there was a digest of the test split
+        store.client.delete_model_version_tag(self.name, "1", "test.digest")
+        tags = self.evaluate(store, tmp_path, "more-3", set(range(40)), "a", test="t")
+        assert (self.alias(store), tags["compared_to"]) == ("1", "1")
+
     def test_an_older_model_evaluated_again_is_no_candidate_and_lost_predictions_no_obstacle(
         self, store: Store, tmp_path: Path
     ) -> None:
@@ -188,8 +203,9 @@ class TestRegistry:
         first = self.evaluate(store, tmp_path, "one", set(range(20)), "a")
         tags = self.evaluate(store, tmp_path, "two", set(range(30)), "a")
         record = Register(
-            name=self.name, weights="one", data="a", file="", metrics={}, promote=True, capped=False
-        )
+            name=self.name, weights="one", data="a", test="a", file="", metrics={}, promote=True,
+            capped=False,
+        )  # fmt: skip
         again = store.client.create_run(store.experiment("registry")).info.run_id
         assert register(store, again, first["trained_by"], tmp_path / "one.parquet", record) == "1"
         assert (self.alias(store), self.alias(store, "candidate")) == ("1", "2")
