@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.classification.data.labels import labels_of
+from pipeline.launcher import shard
 from pipeline.prepared import SplitName, first_row, read_split
 from pipeline.training.batches import Batches, Ragged
 from pipeline.training.net import Net
@@ -16,18 +17,38 @@ from pipeline.training.net import Net
 TASK = "text_classification"
 
 
+class Cut(NamedTuple):
+    """What of some texts a network does not read: how many are cut, of how many tokens, `lost`."""
+
+    texts: int
+    tokens: int
+    lost: int
+    longest: int
+    """Tokens of the longest text, uncut; 0 where none is cut."""
+
+
 def load(folder: Path, split: SplitName, net: Net, *, device: torch.device, **how: Any) -> Batches:
     """Batches of one split: `input_ids` and `attention_mask`, int64 [batch, tokens].
 
-    All texts are tokenised here, once, and cut to the `max_length` of the network's settings.
-    Batches hold texts of similar length and are padded to the longest of them. `how` is what
-    `Batches` takes besides.
+    All texts are tokenised here, once, and cut to the `max_length` of the network's settings; what
+    that leaves out is printed. Batches hold texts of similar length and are padded to the longest
+    of them. `how` is what `Batches` takes besides.
 
     Raises:
         PipelineError: the split can't be read.
     """
     card, table = read_split(folder, split, TASK)
-    tokens, padding = _tokens(table["text"].to_pylist(), net, device), net.tokenizer.pad_token_id
+    texts, padding = table["text"].to_pylist(), net.tokenizer.pad_token_id
+    tokens = tokenised(texts, net, device)
+    found = cut(texts, tokens, net)
+    if found.texts and shard()[0] == 0:
+        print(
+            f"{found.texts:,} of {len(texts):,} {split} texts ({found.texts / len(texts):.1%}) are "
+            f"longer than transformer.max_length={net.settings.max_length} tokens (the longest has "
+            f"{found.longest:,}): {found.lost / found.tokens:.1%} of their tokens are not read; "
+            "raise it",
+            flush=True,
+        )
     labels = labels_of(table, card.facts.classes, folder / f"{split}.parquet")
     targets = torch.tensor(labels, device=device)
 
@@ -45,7 +66,7 @@ def encode(raw: Sequence[Any], net: Net) -> dict[str, Tensor]:
     """
     if wrong := [type(each).__name__ for each in raw if not isinstance(each, str)]:
         raise ValueError(f"a text is a string, not {wrong[0]}")
-    tokens = _tokens(list(raw), net, torch.device("cpu"))
+    tokens = tokenised(list(raw), net, torch.device("cpu"))
     return _padded(tokens, torch.arange(len(raw)), net.tokenizer.pad_token_id)
 
 
@@ -54,16 +75,25 @@ def example(folder: Path) -> str:
     return first_row(folder)["text"]
 
 
-def _tokens(texts: list[str], net: Net, device: torch.device) -> Ragged:
+def tokenised(texts: list[str], net: Net, device: torch.device) -> Ragged:
     """The tokens of each text, int32, cut to the `max_length` of the network's settings."""
-    found = net.tokenizer(
-        texts,
-        truncation=True,
-        max_length=net.settings.max_length,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-    )
-    return Ragged.of([np.asarray(ids, np.int32) for ids in found["input_ids"]], device)
+    found = _ids(texts, net, truncation=True, max_length=net.settings.max_length)
+    return Ragged.of([np.asarray(ids, np.int32) for ids in found], device)
+
+
+def cut(texts: Sequence[str], tokens: Ragged, net: Net) -> Cut:
+    """What is missing in the `tokens` of these texts; only those that may be cut are read again."""
+    most = net.settings.max_length
+    full = np.flatnonzero(tokens.offsets.diff().numpy() >= most)
+    whole = _ids([texts[int(row)] for row in full], net, verbose=False) if len(full) else []
+    long = [len(ids) for ids in whole if len(ids) > most]
+    return Cut(len(long), sum(long), sum(long) - most * len(long), max(long, default=0))
+
+
+def _ids(texts: list[str], net: Net, **how: Any) -> list[list[int]]:
+    found = net.tokenizer(texts, return_attention_mask=False, return_token_type_ids=False, **how)
+    ids: list[list[int]] = found["input_ids"]
+    return ids
 
 
 def _padded(tokens: Ragged, index: Tensor, padding: int) -> dict[str, Tensor]:

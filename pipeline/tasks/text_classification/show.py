@@ -9,8 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.classification.evaluation import baselines
-from pipeline.classification.evaluation.parts import PARTS as PARTS
+from pipeline.classification.evaluation import baselines, parts
 from pipeline.classification.evaluation.repetition import compare_seeds
 from pipeline.classification.evaluation.study import Study, open_study
 from pipeline.classification.evaluation.subject import Corruption, Kind, Sizes
@@ -19,6 +18,7 @@ from pipeline.figures import depth as figures
 from pipeline.figures import evidence
 from pipeline.figures.page import Page
 from pipeline.figures.sheets import text_sheet
+from pipeline.tasks.text_classification.data import cut, tokenised
 from pipeline.tasks.text_classification.data_report import read, word_counts
 from pipeline.texts import damage
 from pipeline.training.net import logits_of
@@ -112,6 +112,18 @@ def attention_maps(model: nn.Module, inputs: Inputs) -> NDArray[np.float32]:
     return torch.cat([layer.float() for layer in maps]).cpu().numpy()
 
 
+def left_out(page: Page, study: Study) -> None:
+    """What of the test texts the model does not read, for it is beyond its `max_length`."""
+    texts, net = study.test.raw, study.subject.net
+    found = cut(texts, tokenised(texts, net, torch.device("cpu")), net)
+    share, lost = found.texts / len(texts), found.lost / max(found.tokens, 1)
+    page.numbers |= {"cut/texts": round(share, 6), "cut/tokens": round(lost, 6)}
+    if found.texts:
+        page.facts[f"longer than transformer.max_length={net.settings.max_length} tokens"] = (
+            f"{share:.1%} of the texts ({lost:.1%} of their tokens are not read)"
+        )
+
+
 def pictures(page: Page, study: Study) -> None:
     """Which words speak for the answer, and which word attends to which."""
     subject, test, right, name = study.subject, study.test, study.right, study.name
@@ -192,4 +204,5 @@ KIND = Kind(
     pictures=pictures,
     text=str,
 )
+PARTS = parts.PARTS | {"left out": left_out}
 study, repetition = partial(open_study, KIND), partial(compare_seeds, KIND)

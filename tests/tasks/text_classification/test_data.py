@@ -1,5 +1,6 @@
 import csv
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,29 @@ class TestBatches:
         assert found.keys() == batch.inputs.keys()
         for name, tensor in batch.inputs.items():
             assert torch.equal(tensor, found[name])
+
+    def test_say_what_the_network_does_not_read_of_them(self, sentences, capsys):
+        _, table = prepared.read_split(sentences, "validation", TASK)
+        short = net(32)
+        sizes = [len(ids) for ids in short.tokenizer(table["text"].to_pylist())["input_ids"]]
+        text.load(sentences, "validation", short, batch_size=50, device=CPU)
+        long = [size for size in sizes if size > 32]
+        assert len(long) > 50
+        assert capsys.readouterr().out == (
+            f"{len(long)} of 854 validation texts ({len(long) / 854:.1%}) are longer than "
+            f"transformer.max_length=32 tokens (the longest has {max(long)}): "
+            f"{sum(size - 32 for size in long) / sum(long):.1%} of their tokens are not read; "
+            "raise it\n"
+        )
+        text.load(sentences, "validation", net(max(sizes)), batch_size=50, device=CPU)
+        assert capsys.readouterr().out == ""
+
+    def test_say_it_whatever_the_tokenizer_is_written_in(self):
+        from transformers import ByT5Tokenizer
+
+        slow = replace(net(4), tokenizer=ByT5Tokenizer())  # a token for each byte, and an end
+        tokens = text.tokenised(["a", "abc", "abcd", "abcdefghi"], slow, CPU)
+        assert text.cut(["a", "abc", "abcd", "abcdefghi"], tokens, slow) == (2, 15, 7, 10)
 
     def test_hold_texts_of_similar_length(self, sentences):
         train = text.load(sentences, "train", net(128), batch_size=32, device=CPU, shuffle=True)

@@ -1,12 +1,16 @@
 """What is seen in a transformer."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from pipeline.evaluation import features
+from pipeline.figures.page import Page
 from pipeline.tasks.text_classification import show
 from tests.evaluation import networks
+from tests.tasks.text_classification.test_data import net
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +50,27 @@ def test_token_attributions_sum_to_the_change_of_the_logit(bert):
     logits = [bert(**one).logits[0, found.target].item() for one in (inputs, padded)]
     assert found.scores.sum() == pytest.approx(logits[0] - logits[1], abs=1e-4)
     assert found.scores[[0, 4]] == pytest.approx(0)
+
+
+@pytest.mark.parametrize(
+    ("most", "numbers", "facts"),
+    [
+        (
+            6,
+            {"cut/texts": 0.5, "cut/tokens": 0.4},
+            {
+                "longer than transformer.max_length=6 tokens": "50.0% of the texts (40.0% of their "
+                "tokens are not read)"
+            },
+        ),
+        (10, {"cut/texts": 0, "cut/tokens": 0}, {}),
+    ],
+)
+def test_what_the_model_does_not_read_is_on_its_page(tmp_path, most, numbers, facts):
+    page, raw = Page(tmp_path), ["a good film", "one two three four five six seven eight"]
+    study = SimpleNamespace(subject=SimpleNamespace(net=net(most)), test=SimpleNamespace(raw=raw))
+    show.PARTS["left out"](page, study)
+    assert (page.numbers, page.facts) == (numbers, facts)
 
 
 def test_attention_maps_are_shares(bert):
