@@ -6,7 +6,7 @@ class names and all. They are read with pyarrow alone: importing `datasets` cost
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -76,18 +76,39 @@ class Prepared(NamedTuple):
     Attributes:
         about: `name` and `source` of the card; `licence` and `citation`, if they are known.
         facts: the task's `Facts`.
-        dropped: see `Card`.
+        dropped: the rows of the source that are left out, by the reason, each with the first row
+            that it equals.
         splits: a `datasets.Dataset` for each of `SPLITS`.
         identities: what makes a row of a table the same example as another one.
         group: a column whose values (speakers, say) must not be in two splits.
+        names: what the rows of the source are called, such as paths; None numbers them.
+        frames: rows of the source whose file has several frames, of which the first is taken.
     """
 
     about: dict[str, str]
     facts: BaseModel
-    dropped: dict[str, int]
+    dropped: dict[str, list[tuple[int, int]]]
     splits: dict[SplitName, Any]
     identities: Callable[[pa.Table], list[bytes]]
     group: str | None = None
+    names: Sequence[str] | None = None
+    frames: Sequence[int] = ()
+
+    def left_out(self) -> list[dict[str, str]]:
+        """What of the source is not in the splits: the `reason`, the `row`, the one it `equals`."""
+        told = {**self.dropped, "frames": [(row, row) for row in self.frames]}
+        return [
+            {
+                "reason": reason,
+                "row": self._name(row),
+                "equals": self._name(first) if first != row else "",
+            }
+            for reason, rows in told.items()
+            for row, first in rows
+        ]
+
+    def _name(self, row: int) -> str:
+        return self.names[row] if self.names else f"row {row + 1}"
 
 
 def text_identities(table: pa.Table) -> list[bytes]:
@@ -158,7 +179,8 @@ def write(folder: Path, task: str, prepared: Prepared, seed: int) -> None:
             path = temporary / f"{split}.parquet"
             prepared.splits[split].to_parquet(path)
             described[split] = {"rows": len(tables[split]), "sha256": digest(path, "sha256")}
-        told = {"seed": seed, "dropped": prepared.dropped, "facts": facts, "splits": described}
+        dropped = {reason: len(rows) for reason, rows in prepared.dropped.items()}
+        told = {"seed": seed, "dropped": dropped, "facts": facts, "splits": described}
         card = Card.model_validate({"task": task, **prepared.about, **told})
         write_json(temporary / CARD, card.model_dump())
 

@@ -12,6 +12,8 @@ from pipeline.errors import PipelineError
 from pipeline.files import in_dvc_cache, lies_in
 
 Index = NDArray[np.int64]
+Dropped = dict[str, list[tuple[int, int]]]
+"""Rows that are left out, by the reason, each with the first row that it equals."""
 
 
 def package_folder(package: str) -> Path | None:
@@ -79,8 +81,8 @@ def below(folder: Path, root: Path, key: str) -> Iterator[Path]:
             yield path
 
 
-def distinct(keys: Iterable[bytes], labels: Index) -> tuple[Index, dict[str, int]]:
-    """Rows to keep so that no example is there twice, and how many were dropped and why.
+def distinct(keys: Iterable[bytes], labels: Index) -> tuple[Index, Dropped]:
+    """Rows to keep so that no example is there twice, and which were dropped and why.
 
     Of equal examples with one label the first stays; of equal examples with different labels none
     does, for none of the labels can be trusted.
@@ -94,7 +96,9 @@ def distinct(keys: Iterable[bytes], labels: Index) -> tuple[Index, dict[str, int
             conflicting.add(int(same_as[row]))
     conflict = np.isin(same_as, np.fromiter(conflicting, np.int64))
     kept = ~conflict & (same_as == np.arange(len(labels)))
-    dropped = {"repeats": int((~kept & ~conflict).sum()), "conflicts": int(conflict.sum())}
+    dropped: Dropped = {"repeats": [], "conflicts": []}
+    for row in sorted(np.flatnonzero(~kept).tolist(), key=lambda row: (same_as[row], row)):
+        dropped["conflicts" if conflict[row] else "repeats"].append((row, int(same_as[row])))
     return np.flatnonzero(kept), dropped
 
 

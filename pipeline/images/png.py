@@ -33,6 +33,7 @@ SUFFIXES = frozenset(
 )
 """What files of these formats are called."""
 _GREY = ("1", "L", "LA")
+_SEVERAL = (b"GIF8", b"RIFF", b"II", b"MM")
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 
 
@@ -186,6 +187,20 @@ def pillow(
             f"{where}: is not an image that can be read ({_line(error)}); replace or remove it"
         ) from error
     return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def animated(content: bytes) -> bool:
+    """Whether a GIF, PNG, TIFF or WebP file has several frames, of which `pillow` gives the first.
+
+    Files that can't have them are not opened.
+    """
+    from PIL import Image
+
+    # the chunk stands before a PNG's pixels, and hardly ever among them
+    if content.startswith(_SEVERAL) or (content.startswith(b"\x89PNG") and b"acTL" in content):
+        with suppress(Exception), Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return bool(getattr(image, "is_animated", False))
+    return False
 
 
 def measure(content: bytes, where: str) -> tuple[int, int, int]:

@@ -17,7 +17,7 @@ ABOUT = {"name": "n", "source": "s", "licence": "l", "citation": "c"}
 FACTS = {
     "classes": ["no", "yes"], "channels": 1, "height": 5, "width": 4, "mean": [0.5], "std": [0.1],
 }  # fmt: skip
-DROPPED = {"repeats": 0, "conflicts": 0}
+DROPPED = {"repeats": [(3, 1)], "conflicts": []}
 
 
 def splits(rows=6, **columns):
@@ -66,7 +66,8 @@ class TestWrite:
         card = json.loads((written / "dataset.json").read_text())
         digest = contents(written)["validation.parquet"]
         assert card.pop("splits")["validation"] == {"rows": 6, "sha256": digest}
-        assert card == {"task": TASK, **ABOUT, "seed": 3, "dropped": DROPPED, "facts": FACTS}
+        dropped = {"repeats": 1, "conflicts": 0}
+        assert card == {"task": TASK, **ABOUT, "seed": 3, "dropped": dropped, "facts": FACTS}
         assert sorted(contents(written)) == [
             "dataset.json",
             "test.parquet",

@@ -28,7 +28,7 @@ def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
     import datasets
 
     where = f"image source {source.name}"
-    own_test = 0
+    own_test, names, frames = 0, None, list[int]()
     about = {"name": source.name}
     if source.kind == "mnist5k":
         images, labels = mnist5k()
@@ -40,7 +40,7 @@ def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
         classes = [str(number) for number in range(int(labels.max()) + 1)]
         about |= {"source": "idx files in MNIST's format", **MNIST}
     else:
-        images, classes, labels = _folder(source.folder)
+        images, classes, labels, names, frames = _folder(source.folder)
         about["source"] = f"folder {Path(source.folder or '').name}"
 
     table = pa.table({"image": media(png.encode(images)), "label": labels})
@@ -71,7 +71,7 @@ def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
         classes=classes, channels=channels, height=height, width=width, mean=mean, std=std
     )
     splits: Any = {split: dataset(table, features, part) for split, part in parts.items()}
-    return Prepared(about, facts, dropped, splits, identities)
+    return Prepared(about, facts, dropped, splits, identities, names=names, frames=frames)
 
 
 def pixel_statistics(images: png.Bytes) -> tuple[list[float], list[float]]:
@@ -136,12 +136,18 @@ def _read_idx(folder: Path, name: str, dimensions: int) -> NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
-def _folder(folder: str | None) -> tuple[png.Bytes, list[str], Index]:
+def _folder(folder: str | None) -> tuple[png.Bytes, list[str], Index, list[str], list[int]]:
+    """Images, classes, labels, what the rows are called, which have frames that are left out."""
     files = labelled_files(folder, "image.folder", png.SUFFIXES)
     classes, labels = numbered([label for _, label in files], f"image.folder: {folder}")
     paths = [path for path, _ in files]
+
+    def read(path: Path) -> tuple[png.Bytes, bool]:
+        content = path.read_bytes()
+        return png.pillow(content, str(path)), png.animated(content)
+
     with ThreadPoolExecutor() as threads:
-        decoded = list(threads.map(lambda path: png.pillow(path.read_bytes(), str(path)), paths))
+        decoded, several = zip(*threads.map(read, paths), strict=True)
     channels = max(image.shape[2] for image in decoded)
     for image, path in zip(decoded, paths, strict=True):
         if image.shape[:2] != decoded[0].shape[:2]:
@@ -150,4 +156,5 @@ def _folder(folder: str | None) -> tuple[png.Bytes, list[str], Index]:
                 f"{decoded[0].shape[1]}×{decoded[0].shape[0]}; bring all images to one size"
             )
     images = np.stack([np.broadcast_to(image, (*image.shape[:2], channels)) for image in decoded])
-    return images, classes, labels
+    names = [path.relative_to(folder or "").as_posix() for path in paths]
+    return images, classes, labels, names, np.flatnonzero(several).tolist()

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import PipelineError
 from pipeline.prepared import SPLITS, Prepared, dataset, text_identities
-from pipeline.sources import below
+from pipeline.sources import below, distinct
 from pipeline.tasks.language_modeling.settings import Facts, Source
 from pipeline.texts import bpe
 from pipeline.texts.chats import Document, document, plain
@@ -54,8 +54,8 @@ def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
         features["messages"] = datasets.List(said)
         columns["messages"] = [None if isinstance(one, str) else one for one in found]
     table = pa.table(columns)
-    _, kept = np.unique(np.array(text_identities(table), object), return_index=True)
-    order = np.random.default_rng(seed).permutation(np.sort(kept))
+    kept, dropped = distinct(text_identities(table), np.zeros(len(table), np.int64))
+    order = np.random.default_rng(seed).permutation(kept)
     ends = np.cumsum([source.test, source.validation]) * len(order)
     test, validation, train = np.split(order, np.ceil(ends).astype(int))
     rows = {"train": train[:limit], "validation": validation[:limit], "test": test[:limit]}
@@ -63,7 +63,7 @@ def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
     return Prepared(
         about={"name": source.name, **about},
         facts=Facts(merges=bpe.learn(learnt, source.vocabulary)),
-        dropped={"repeats": len(table) - len(order)},
+        dropped={"repeats": dropped["repeats"]},
         splits={split: dataset(table, features, rows[split]) for split in SPLITS},
         identities=text_identities,
     )

@@ -1,5 +1,6 @@
 """Images with boxes from a source, cut into splits."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from pipeline.errors import PipelineError
 from pipeline.images import png
 from pipeline.images.mnist import MNIST, mnist5k
 from pipeline.prepared import SPLITS, Prepared, SplitName, dataset, file_identities, media
-from pipeline.sources import distinct, partition
+from pipeline.sources import Dropped, distinct, partition
 from pipeline.tasks.object_detection.boxes.annotations import Picture, read
 from pipeline.tasks.object_detection.boxes.scenes import compose, photographs
 from pipeline.tasks.object_detection.settings import Facts, Source
@@ -68,7 +69,7 @@ def _annotated(source: Source, seed: int, limit: int | None) -> Prepared:
     numbers: dict[bytes, int] = {}
     drawn = np.array(
         [
-            numbers.setdefault(b"".join(part.tobytes() for part in picture[2:]), len(numbers))
+            numbers.setdefault(b"".join(part.tobytes() for part in picture[2:5]), len(numbers))
             for _, picture in pictures
         ],
         np.int64,
@@ -94,13 +95,15 @@ def _annotated(source: Source, seed: int, limit: int | None) -> Prepared:
         "name": source.name,
         "source": f"folder {Path(source.folder or '').name}, annotated as of {source.kind}",
     }
-    return _prepared(about, classes, dropped, found)
+    names = [Path(os.path.relpath(one.path, source.folder)).as_posix() for _, one in pictures]
+    frames = [row for row, (_, picture) in enumerate(pictures) if picture.animated]
+    return _prepared(about, classes, dropped, found)._replace(names=names, frames=frames)
 
 
 def _prepared(
     about: dict[str, str],
     classes: list[str],
-    dropped: dict[str, int],
+    dropped: Dropped,
     pictures: dict[SplitName, list[Picture]],
 ) -> Prepared:
     grey = all(picture.channels == 1 for part in pictures.values() for picture in part)

@@ -52,6 +52,7 @@ def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
 
     shares = {"validation": source.validation, "test": source.test}
     features: dict[str, Any] = {}
+    names = None
     if source.kind == "espeak":
         files, columns, rows = _espeak(source, shares, seed, limit)
         classes = list(DIGITS)
@@ -66,7 +67,7 @@ def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
             "citation": "espeak-ng, https://github.com/espeak-ng/espeak-ng",
         }
     else:
-        files, columns, classes = _folder(source)
+        files, columns, classes, names = _folder(source)
         about = {"source": f"folder {Path(source.folder or '').name}"}
         if source.speaker is None:
             about["source"] += ", split at random: a voice may be in several splits"
@@ -94,7 +95,8 @@ def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
         splits[split] = dataset(table, features, part)
     facts = Facts(classes=classes, sample_rate=source.sample_rate)
     group = "speaker" if "speaker" in columns else None
-    return Prepared({"name": source.name, **about}, facts, dropped, splits, identities, group)
+    about = {"name": source.name, **about}
+    return Prepared(about, facts, dropped, splits, identities, group, names)
 
 
 def voices() -> list[tuple[str, str]]:
@@ -173,15 +175,14 @@ def _speak(wanted: Sequence[tuple[str, str, int, int]], rate: int) -> list[bytes
     return [write_wav(clip, rate) for clip in resample(clips, before, rate)]
 
 
-def _folder(source: Source) -> tuple[list[bytes], dict[str, Any], list[str]]:
-    """Clips, what is known of each, the classes."""
+def _folder(source: Source) -> tuple[list[bytes], dict[str, Any], list[str], list[str]]:
+    """Clips, what is known of each, the classes, what the rows are called."""
     found = labelled_files(source.folder, "audio.folder", frozenset({".wav"}), nested=True)
     classes, labels = numbered([label for _, label in found], f"audio.folder: {source.folder}")
     columns: dict[str, Any] = {"label": labels}
+    names = [path.relative_to(source.folder or "").as_posix() for path, _ in found]
     if source.speaker is not None:
-        root = Path(source.folder or "")
-        paths = ["/".join(path.relative_to(root).parts[1:]) for path, _ in found]
-        columns["speaker"] = _speakers(paths, source.speaker)
+        columns["speaker"] = _speakers([name.partition("/")[2] for name in names], source.speaker)
     read = [read_wav(path.read_bytes(), str(path)) for path, _ in found]
     clips: list[Samples] = [clip for clip, _ in read]
     for rate in sorted({rate for _, rate in read}):
@@ -189,7 +190,7 @@ def _folder(source: Source) -> tuple[list[bytes], dict[str, Any], list[str]]:
         same = resample([clips[i] for i in mine], rate, source.sample_rate)
         for i, clip in zip(mine, same, strict=True):
             clips[i] = clip
-    return [write_wav(clip, source.sample_rate) for clip in clips], columns, classes
+    return [write_wav(clip, source.sample_rate) for clip in clips], columns, classes, names
 
 
 def _speakers(paths: Sequence[str], expression: str) -> list[str]:

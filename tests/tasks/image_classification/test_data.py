@@ -301,7 +301,7 @@ class TestFolder:
         # the same pixels in another format
         Image.open(raw / "cat" / "2.png").save(raw / "dog" / "lie.bmp")
         made = prepare_image(image_source(kind="folder", folder=str(raw)), 0, None)
-        assert made.dropped == {"repeats": 1, "conflicts": 2}
+        assert made.dropped == {"repeats": [(8, 1)], "conflicts": [(2, 2), (17, 2)]}
         assert sum(len(rows) for rows in made.splits.values()) == 15
 
     def test_mixes_grey_and_colour(self, tmp_path):

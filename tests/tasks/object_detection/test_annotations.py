@@ -529,7 +529,7 @@ def test_a_data_set_is_cut_into_splits(kind, tmp_path):
         assert row["labels"] == [label for label, _, _ in one.boxes]
         assert row["ignore"] == [False] * len(one.boxes)
     assert not files
-    assert made.dropped == {"repeats": 0, "conflicts": 0}
+    assert made.dropped == {"repeats": [], "conflicts": []}
     write(tmp_path / "data", "object_detection", made, 0)
     facts = read_card(tmp_path / "data").facts
     assert facts.classes == CLASSES
@@ -573,7 +573,14 @@ def test_repeats_stay_where_they_are_measured_and_conflicts_nowhere(tmp_path):
         )
     (labels / "train/0002.txt").write_text("0 0.5 0.5 0.5 0.5\n")
     made = prepare(source("yolo", tmp_path, "train", "test"), 0, None)
-    assert made.dropped == {"repeats": 1, "conflicts": 2}
+    assert made.left_out() == [
+        {"reason": reason, "row": f"images/{row}.png", "equals": equals and f"images/{equals}.png"}
+        for reason, row, equals in (
+            ("repeats", "train/0001", "test/0051"),
+            ("conflicts", "test/0052", ""),
+            ("conflicts", "train/0002", "test/0052"),
+        )
+    ]
     found = rows(made)
     assert len(found["test"]) == 11
     assert len(found["train"]) + len(found["validation"]) == 10

@@ -80,7 +80,10 @@ class TestMovieReviews:
 
     def test_of_imdb_lose_their_repeats_and_their_line_breaks(self):
         made = prepare_text(text_source(subset="imdb"), 0, None)
-        assert made.dropped == {"repeats": 98, "conflicts": 0}
+        assert {why: len(rows) for why, rows in made.dropped.items()} == {
+            "repeats": 98,
+            "conflicts": 0,
+        }
         assert sum(len(rows) for rows in made.splits.values()) == 24902
         assert not any("<br" in row for row in made.splits["test"]["text"])
 
@@ -105,7 +108,8 @@ class TestCsv:
         rows = [*ROWS, ("SPAM  number 3 ", "spam"), ("Ham number 4", "spam")]
         path = table_file(tmp_path / "x.csv", rows)
         made = prepare_text(text_source(kind="csv", file=str(path)), 0, None)
-        assert made.dropped == {"repeats": 1, "conflicts": 2}
+        assert made.dropped == {"repeats": [(20, 3)], "conflicts": [(14, 14), (21, 14)]}
+        assert made.left_out()[0] == {"reason": "repeats", "row": "row 21", "equals": "row 4"}
         assert sum(len(part) for part in made.splits.values()) == 19
 
     @pytest.mark.parametrize(

@@ -31,6 +31,8 @@ class Picture(NamedTuple):
             0 ≤ x1 < x2 ≤ width; float32 [n, 4].
         labels: indices into the classes, int64 [n].
         ignore: boxes that are neither learnt nor counted, bool [n].
+        path: of the file.
+        animated: whether the file had further frames, which are left out.
     """
 
     file: bytes
@@ -38,6 +40,8 @@ class Picture(NamedTuple):
     corners: NDArray[np.float32]
     labels: NDArray[np.int64]
     ignore: NDArray[np.bool_]
+    path: str = ""
+    animated: bool = False
 
 
 def read(source: Source) -> tuple[list[str], dict[SplitName, list[Picture]]]:
@@ -103,19 +107,20 @@ def _pictures(entries: list[Entry], classes: list[str], faults: list[str]) -> li
     return found
 
 
-def _opened(entry: Entry) -> tuple[bytes, tuple[int, int, int]] | str | None:
-    """An image and its shape, or what is wrong with it; None if that has been said."""
+def _opened(entry: Entry) -> tuple[bytes, tuple[int, int, int], bool] | str | None:
+    """An image, its shape, whether it is animated; what is wrong with it; None if that is said."""
     if entry.path is None:
         return None
     try:
         if not entry.path.is_file():
             return f"{entry.where}: {entry.path} is missing"
         file = entry.path.read_bytes()
+        animated = png.animated(file)
         if file.startswith((b"\x89PNG", b"\xff\xd8")):
-            return file, png.measure(file, str(entry.path))
+            return file, png.measure(file, str(entry.path)), animated
         pixels = png.pillow(file, str(entry.path))
         height, width, channels = pixels.shape
-        return png.encode(pixels[None])[0].as_py(), (height, width, channels)
+        return png.encode(pixels[None])[0].as_py(), (height, width, channels), animated
     except OSError as error:
         return f"{entry.path} can't be read ({error.strerror})"
     except PipelineError as error:
@@ -126,6 +131,7 @@ def _picture(
     entry: Entry,
     file: bytes,
     shape: tuple[int, int, int],
+    animated: bool,
     label_of: dict[str, int],
     faults: list[str],
 ) -> Picture:
@@ -159,4 +165,5 @@ def _picture(
         if box.name not in label_of
     ]
     labels = np.array([label_of.get(box.name, 0) for box in boxes], np.int64)
-    return Picture(file, channels, corners, labels, np.array([box.ignore for box in boxes], bool))
+    ignore = np.array([box.ignore for box in boxes], bool)
+    return Picture(file, channels, corners, labels, ignore, str(entry.path), animated)
