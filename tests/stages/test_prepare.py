@@ -26,13 +26,6 @@ def start(tmp_path, monkeypatch, capsys):
     return start
 
 
-def pictures(count: int) -> list[Image.Image]:
-    random = np.random.default_rng(1)
-    return [
-        Image.fromarray(random.integers(0, 256, (4, 5, 3), dtype=np.uint8)) for _ in range(count)
-    ]
-
-
 def test_what_is_left_out_and_what_is_nearly_the_same_is_told_with_the_file_that_lists_it(
     start, tmp_path
 ):
@@ -42,8 +35,10 @@ def test_what_is_left_out_and_what_is_nearly_the_same_is_told_with_the_file_that
     for number in range(4, 20):  # the same pictures as somebody else's program wrote them
         again = raw / "dog" / f"{number}.webp"
         Image.open(raw / "dog" / f"{number}.png").save(again, quality=95)
+    random = np.random.default_rng(1)
     for suffix in ("gif", "png", "tiff", "webp"):
-        first, *others = pictures(3)
+        frames = random.integers(0, 256, (3, 4, 5, 3), dtype=np.uint8)
+        first, *others = map(Image.fromarray, frames)
         first.save(raw / "cat" / f"moving.{suffix}", save_all=True, append_images=others)
     said = start()
     plots = tmp_path / "plots"

@@ -560,6 +560,17 @@ def test_a_data_set_may_have_splits_of_its_own(kind, tmp_path):
     }
 
 
+def test_frames_that_are_left_out_are_told(tmp_path):
+    yolo(tmp_path, scenes(12))
+    path = tmp_path / "images/all/0003.png"
+    still = Image.open(path)
+    still.save(
+        path, "PNG", save_all=True, append_images=[still.transpose(Image.Transpose.ROTATE_180)]
+    )
+    left_out = prepare(source("yolo", tmp_path), 0, None).left_out()
+    assert left_out == [{"reason": "frames", "row": "images/all/0003.png", "equals": ""}]
+
+
 def test_repeats_stay_where_they_are_measured_and_conflicts_nowhere(tmp_path):
     for first, split in enumerate(("train", "test")):
         yolo(tmp_path, scenes(12), split, 50 * first)

@@ -21,7 +21,7 @@ from pipeline.sounds.wav import read_wav, write_wav
 from pipeline.tasks.speech_classification import data as audio
 from pipeline.tasks.speech_classification import prepare as spoken
 from pipeline.tasks.speech_classification.prepare import prepare as prepare_audio
-from tests.data.sources import ROOT, audio_source, complaint, contents
+from tests.data.sources import ROOT, audio_source, complaint, contents, fingerprint
 
 TASK = "speech_classification"
 CPU = torch.device("cpu")
@@ -282,6 +282,10 @@ class TestFolder:
         speakers = [set(made.splits[split]["speaker"]) for split in prepared.SPLITS]
         assert [len(names) for names in speakers] == [7, 1, 2]
         assert set.union(*speakers) == {f"s{number}" for number in range(10)}
+        # what was cut by the part of the name before the first _ is cut so for ever
+        assert fingerprint(made) == (
+            "1ec27fb6abec11097f7aa78d1384f08eea37f4c589c1ad7937d940b413641bd3"
+        )
         prepared.write(tmp_path / "audio", TASK, made, 0)
         assert sorted(contents(tmp_path / "audio"))[0] == "dataset.json"
 
