@@ -18,13 +18,32 @@ TASK = "text_classification"
 
 
 class Cut(NamedTuple):
-    """What of some texts a network does not read: how many are cut, of how many tokens, `lost`."""
+    """What of some texts a network does not read.
+
+    Attributes:
+        texts: how many are cut.
+        given: how many there are.
+        tokens: of those that are cut.
+        lost: tokens that are not read.
+        longest: tokens of the longest text; 0 where none is cut.
+    """
 
     texts: int
+    given: int
     tokens: int
     lost: int
     longest: int
-    """Tokens of the longest text, uncut; 0 where none is cut."""
+
+    def tell(self, split: SplitName, most: int) -> None:
+        """Print it, if anything is cut; one process does where several train."""
+        if self.texts and shard()[0] == 0:
+            print(
+                f"{self.texts:,} of {self.given:,} {split} texts ({self.texts / self.given:.1%}) "
+                f"are longer than transformer.max_length={most} tokens (the longest has "
+                f"{self.longest:,}): {self.lost / self.tokens:.1%} of their tokens are not read; "
+                "raise it",
+                flush=True,
+            )
 
 
 def load(folder: Path, split: SplitName, net: Net, *, device: torch.device, **how: Any) -> Batches:
@@ -40,15 +59,7 @@ def load(folder: Path, split: SplitName, net: Net, *, device: torch.device, **ho
     card, table = read_split(folder, split, TASK)
     texts, padding = table["text"].to_pylist(), net.tokenizer.pad_token_id
     tokens = tokenised(texts, net, device)
-    found = cut(texts, tokens, net)
-    if found.texts and shard()[0] == 0:
-        print(
-            f"{found.texts:,} of {len(texts):,} {split} texts ({found.texts / len(texts):.1%}) are "
-            f"longer than transformer.max_length={net.settings.max_length} tokens (the longest has "
-            f"{found.longest:,}): {found.lost / found.tokens:.1%} of their tokens are not read; "
-            "raise it",
-            flush=True,
-        )
+    cut(texts, tokens, net).tell(split, net.settings.max_length)
     labels = labels_of(table, card.facts.classes, folder / f"{split}.parquet")
     targets = torch.tensor(labels, device=device)
 
@@ -87,7 +98,8 @@ def cut(texts: Sequence[str], tokens: Ragged, net: Net) -> Cut:
     full = np.flatnonzero(tokens.offsets.diff().numpy() >= most)
     whole = _ids([texts[int(row)] for row in full], net, verbose=False) if len(full) else []
     long = [len(ids) for ids in whole if len(ids) > most]
-    return Cut(len(long), sum(long), sum(long) - most * len(long), max(long, default=0))
+    lost = sum(long) - most * len(long)
+    return Cut(len(long), len(texts), sum(long), lost, max(long, default=0))
 
 
 def _ids(texts: list[str], net: Net, **how: Any) -> list[list[int]]:

@@ -115,11 +115,15 @@ def attention_maps(model: nn.Module, inputs: Inputs) -> NDArray[np.float32]:
 def left_out(page: Page, study: Study) -> None:
     """What of the test texts the model does not read, for it is beyond its `max_length`."""
     texts, net = study.test.raw, study.subject.net
-    found = cut(texts, tokenised(texts, net, torch.device("cpu")), net)
-    share, lost = found.texts / len(texts), found.lost / max(found.tokens, 1)
+    found, most = (
+        cut(texts, tokenised(texts, net, torch.device("cpu")), net),
+        net.settings.max_length,
+    )
+    found.tell("test", most)
+    share, lost = found.texts / found.given, found.lost / max(found.tokens, 1)
     page.numbers |= {"cut/texts": round(share, 6), "cut/tokens": round(lost, 6)}
     if found.texts:
-        page.facts[f"longer than transformer.max_length={net.settings.max_length} tokens"] = (
+        page.facts[f"longer than transformer.max_length={most} tokens"] = (
             f"{share:.1%} of the texts ({lost:.1%} of their tokens are not read)"
         )
 

@@ -221,7 +221,7 @@ class TestBatches:
 
         slow = replace(net(4), tokenizer=ByT5Tokenizer())  # a token for each byte, and an end
         tokens = text.tokenised(["a", "abc", "abcd", "abcdefghi"], slow, CPU)
-        assert text.cut(["a", "abc", "abcd", "abcdefghi"], tokens, slow) == (2, 15, 7, 10)
+        assert text.cut(["a", "abc", "abcd", "abcdefghi"], tokens, slow) == (2, 4, 15, 7, 10)
 
     def test_hold_texts_of_similar_length(self, sentences):
         train = text.load(sentences, "train", net(128), batch_size=32, device=CPU, shuffle=True)

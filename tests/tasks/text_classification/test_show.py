@@ -66,11 +66,12 @@ def test_token_attributions_sum_to_the_change_of_the_logit(bert):
         (10, {"cut/texts": 0, "cut/tokens": 0}, {}),
     ],
 )
-def test_what_the_model_does_not_read_is_on_its_page(tmp_path, most, numbers, facts):
+def test_what_the_model_does_not_read_is_on_its_page(tmp_path, capsys, most, numbers, facts):
     page, raw = Page(tmp_path), ["a good film", "one two three four five six seven eight"]
     study = SimpleNamespace(subject=SimpleNamespace(net=net(most)), test=SimpleNamespace(raw=raw))
     show.PARTS["left out"](page, study)
     assert (page.numbers, page.facts) == (numbers, facts)
+    assert ("1 of 2 test texts (50.0%) are longer than" in capsys.readouterr().out) == bool(facts)
 
 
 def test_attention_maps_are_shares(bert):
