@@ -33,8 +33,8 @@ def test_what_is_left_out_and_what_is_nearly_the_same_is_told_with_the_file_that
     (raw / "cat" / "again.png").write_bytes((raw / "cat" / "3.png").read_bytes())
     Image.open(raw / "cat" / "2.png").save(raw / "dog" / "lie.bmp")
     for number in range(4, 20):  # the same pictures as somebody else's program wrote them
-        again = raw / "dog" / f"{number}.webp"
-        Image.open(raw / "dog" / f"{number}.png").save(again, quality=95)
+        again = raw / "dog" / f"{number}.jpg"
+        Image.open(raw / "dog" / f"{number}.png").save(again, quality=98, subsampling=0)
     random = np.random.default_rng(1)
     for suffix in ("gif", "png", "tiff", "webp"):
         frames = random.integers(0, 256, (3, 4, 5, 3), dtype=np.uint8)
