@@ -153,7 +153,8 @@ class Training(Settings):
     save_minutes: Annotated[float, Field(gt=0)]
     """Minutes between two saves of the training state; every epoch saves too."""
     compile: Literal["default", "reduce-overhead", "max-autotune"] | None
-    """Mode of `torch.compile`; `reduce-overhead` records CUDA graphs. Null compiles nothing."""
+    """Mode of `torch.compile`; all but `default` record CUDA graphs, for each shape of a batch
+    anew. Null compiles nothing."""
 
 
 class Train(Stage):

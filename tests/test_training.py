@@ -63,13 +63,13 @@ def split(n: int, seed: int, batch_size: int = 8, shuffle: bool = False) -> Batc
     return Batches(n, CPU, collate, batch_size, shuffle=shuffle, seed=3)
 
 
-def train(folder: Path, hardware, model=None, log=None, data=None, **changes):
+def train(folder: Path, hardware, model=None, log=None, data=None, task=classifier, **changes):
     model = model or net()
     progress = Loop(
         model,
         data or split(64, 1, shuffle=True, batch_size=changes.get("batch_size", 8)),
         split(40, 2),
-        task=classifier,
+        task=task,
         settings=TRAINING.model_copy(update=changes),
         optimizer=OPTIMIZER.model_copy(update={"lr": changes.pop("lr", 0.05)}),
         hardware=hardware,
@@ -217,6 +217,88 @@ def test_a_compiled_model_learns_the_same(tmp_path, hardware):
     assert [row["validation_accuracy"] for row in one.curve] == pytest.approx(
         [row["validation_accuracy"] for row in two.curve], abs=0.03
     )
+
+
+def test_the_compiler_too_is_told_to_be_deterministic(tmp_path, hardware, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda module, mode: module)
+    monkeypatch.setattr(torch._inductor.config, "deterministic", False)
+    train(tmp_path, hardware, compile="default", max_steps=1)
+    assert torch._inductor.config.deterministic
+
+
+class Replayed(torch.autograd.Function):
+    """Gives its output and gradients where the last ones lie, as a CUDA graph does."""
+
+    @staticmethod
+    def forward(ctx, places, call, *parameters):
+        with torch.enable_grad():
+            ctx.output = call()
+        ctx.places, ctx.parameters = places, parameters
+        return Replayed.put(places, "output", ctx.output)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        found = enumerate(torch.autograd.grad(ctx.output, ctx.parameters, gradient))
+        return None, None, *(Replayed.put(ctx.places, place, value) for place, value in found)
+
+    @staticmethod
+    def put(places, place, value):
+        return places.setdefault(place, torch.empty_like(value)).copy_(value.detach()).detach()
+
+
+class Recorded(nn.Module):
+    """What `torch.compile(mode="reduce-overhead")` makes of a module on a GPU."""
+
+    def __init__(self, module, mode):
+        super().__init__()
+        assert mode == "reduce-overhead"
+        self.module, self.places = module, {}
+
+    def forward(self, **inputs):
+        call = lambda: self.module(**inputs)  # noqa: E731
+        return Replayed.apply(self.places, call, *self.module.parameters())
+
+
+def test_cuda_graphs_that_write_over_losses_and_gradients_change_nothing(
+    tmp_path, hardware, monkeypatch
+):
+    """The network gives its loss itself, as torchvision's detectors do."""
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net(dropout=0)
+
+        def forward(self, points, labels):
+            return nn.functional.cross_entropy(self.net(points), labels)
+
+    task = SimpleNamespace(
+        loss=lambda module, batch, _: module(**batch.inputs, labels=batch.targets),
+        score=lambda module, batches, settings: {"accuracy": 0.5},
+    )
+    monkeypatch.setattr(torch, "compile", Recorded)
+    runs = []
+    for mode in (None, "reduce-overhead"):
+        log = Logged()
+        more = {"task": task, "accumulate": 2, "compile": mode}
+        runs.append((train(tmp_path / str(mode), hardware, Own(), log, **more)[0], log))
+    (eager, one), (recorded, two) = runs
+    losses = [key for key in one.points if key[0] == "train/loss"]
+    assert len(losses) > 2
+    assert [one.points[key] for key in losses] == [two.points[key] for key in losses]
+    assert same(eager, recorded)
+
+
+@pytest.mark.parametrize("repeat", [True, False])
+def test_cudnn_tries_its_kernels_only_where_shapes_repeat(repeat, tmp_path):
+    data = split(64, 1, shuffle=True)
+    data = data if repeat else dataclasses.replace(data, lengths=torch.arange(64))
+    try:
+        fast = configure(STAGE.model_copy(update={"deterministic": False}))
+        train(tmp_path, fast, data=data, max_steps=1)
+        assert torch.backends.cudnn.benchmark == repeat
+    finally:
+        configure(STAGE)
 
 
 def test_accumulated_small_batches_equal_one_large_batch(tmp_path, hardware):

@@ -79,7 +79,7 @@ def configure(settings: Stage) -> Hardware:
     # It also fills each fresh tensor with NaN, to show reads of memory nobody wrote: 4 % of a step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic = settings.deterministic
-    torch.backends.cudnn.benchmark = not settings.deterministic
+    torch.backends.cudnn.benchmark = False  # the loop knows whether shapes repeat
     random.seed(settings.seed)
     np.random.seed(settings.seed)  # libraries draw from the global one
     torch.manual_seed(settings.seed)

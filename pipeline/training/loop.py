@@ -120,7 +120,13 @@ class Loop:
         # AdamW has what it calls, and is none of torch's optimizers
         self.scaler: Any = torch.amp.GradScaler(hardware.device.type) if half else None
         if settings.compile:
+            # Unlike what `hardware` calls, this tells the compiler too.
+            torch.use_deterministic_algorithms(hardware.deterministic)
             self.wrapped = cast(nn.Module, torch.compile(self.wrapped, mode=settings.compile))
+        self.records = settings.compile in ("reduce-overhead", "max-autotune")
+        """Whether a batch's outputs and gradients lie where the next one's CUDA graph writes."""
+        # Tries kernels on each new shape, which pays where shapes repeat.
+        torch.backends.cudnn.benchmark = not hardware.deterministic and self.train.lengths is None
         self.forward = modules.in_precision(self.wrapped, hardware)
         optimizer = self.optimizer
         decay, betas = optimizer.weight_decay, optimizer.betas
@@ -231,7 +237,9 @@ class Loop:
                 loss = self.task.loss(self.forward, batch, self.settings)
                 loss = loss if share == 1 else loss * share
                 (self.scaler.scale(loss) if self.scaler else loss).backward()
-            losses.append(loss.detach())
+            losses.append(loss.detach().clone() if self.records else loss.detach())
+            if self.records and micro < len(parts) - 1:
+                modules.keep_gradients(self.model)
         if self.scaler:
             self.scaler.step(self.adamw, self.settings.clip_norm)
             self.scaler.update()

@@ -65,6 +65,13 @@ def sparse_gradients(model: nn.Module, wanted: bool) -> None:
             module.sparse = wanted and module.num_embeddings >= SPARSE_FROM
 
 
+def keep_gradients(model: nn.Module) -> None:
+    """Copy the gradients; those that a CUDA graph gave are overwritten when it runs again."""
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad = parameter.grad.clone()
+
+
 def changing(model: nn.Module) -> Weights:
     """The state of a model but for frozen weights, which a training leaves as they are."""
     named = model.named_parameters(remove_duplicate=False)

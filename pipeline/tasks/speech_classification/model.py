@@ -1,6 +1,7 @@
 """A recurrent network over log-mel features, from the raw waveform on."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -89,6 +90,25 @@ def mel_bands(sample_rate: int, fft: int, mels: int) -> Tensor:
     return torch.minimum(rising, falling).clamp(min=0).float()
 
 
+class Turn(torch.autograd.Function):
+    """Turn each sequence of [batch, time, units] round; `turned` as `Bidirectional` takes it.
+
+    Turned twice they are as before, so the gradient is turned alike. A gather's own adds at
+    positions, and to do so deterministically CUDA sorts them all first.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, steps: Tensor, turned: Tensor) -> Tensor:
+        """The steps at the positions `turned`."""
+        ctx.save_for_backward(turned)
+        return steps.gather(1, turned.expand_as(steps))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """The gradient of the steps."""
+        return Turn.apply(gradient, *ctx.saved_tensors), None
+
+
 class Bidirectional(nn.Module):
     """One recurrent layer in both directions over padded sequences.
 
@@ -106,9 +126,12 @@ class Bidirectional(nn.Module):
 
         `turned`, int64 [batch, time, 1], holds the positions of the reversed sequences.
         """
-        ahead = self.ahead(steps)[0]
-        back = self.back(steps.gather(1, turned.expand_as(steps)))[0]
-        return torch.cat([ahead, back.gather(1, turned.expand_as(back))], dim=-1)
+        # Under autocast cuDNN computes in fp16, in bf16's too, and nothing scales its gradients.
+        with torch.autocast("cuda", enabled=False):
+            steps = steps.float() if steps.is_cuda else steps
+            ahead = self.ahead(steps)[0]
+            back = self.back(Turn.apply(steps, turned))[0]
+            return torch.cat([ahead, Turn.apply(back, turned)], dim=-1)
 
 
 class SpeechClassifier(nn.Module):

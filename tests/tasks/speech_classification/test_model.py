@@ -5,6 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.errors import PipelineError
 from pipeline.task import find
@@ -96,6 +98,59 @@ class TestPadding:
         packed = nn.utils.rnn.pack_padded_sequence(steps, count, batch_first=True)
         expected, _ = nn.utils.rnn.pad_packed_sequence(theirs(packed)[0], batch_first=True)
         torch.testing.assert_close(ours(steps, turned) * inside[..., None], expected)
+
+
+class TestTurn:
+    def turned(self) -> torch.Tensor:
+        count, time = torch.tensor([5, 3, 1]), torch.arange(5)
+        return torch.where(time < count[:, None], count[:, None] - 1 - time, time)[..., None]
+
+    def test_its_gradient_is_that_of_a_gather_to_the_bit(self):
+        steps, seen, turned = noise(3, 5, 4).requires_grad_(), noise(3, 5, 4, seed=1), self.turned()
+        ours, theirs = rnn.Turn.apply(steps, turned), steps.gather(1, turned.expand_as(steps))
+        assert torch.equal(ours, theirs)
+        ours, theirs = (torch.autograd.grad(one, steps, seen)[0] for one in (ours, theirs))
+        assert torch.equal(ours, theirs)
+
+    def test_its_gradients_are_right_and_have_some_themselves(self):
+        steps = noise(3, 5, 2).double().requires_grad_()
+        function = lambda steps: rnn.Turn.apply(steps, self.turned()).square()  # noqa: E731
+        assert torch.autograd.gradcheck(function, steps)
+        assert torch.autograd.gradgradcheck(function, steps)
+
+    def test_no_backward_pass_adds_at_positions(self):
+        """To do so deterministically CUDA sorts them."""
+        model, names = build(), set()
+
+        class Seen(TorchDispatchMode):
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                names.add(func.overloadpacket.__name__)
+                return func(*args, **(kwargs or {}))
+
+        with Seen():
+            model(noise(2, 2000), torch.tensor([2000, 1000])).sum().backward()
+        assert "gather" in names
+        assert not [name for name in names if "scatter" in name or "index_put" in name]
+
+
+@pytest.mark.parametrize("cell", [nn.GRU, nn.LSTM])
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+def test_on_cuda_the_recurrence_is_in_float32_without_autocast(cell, monkeypatch):
+    """On tensors without data, which need no GPU; but cuDNN's own part does."""
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    seen = []
+
+    def recurrence(steps, state, weights, *_):
+        seen.append((steps.dtype, weights[0].dtype, torch.is_autocast_enabled("cuda")))
+        return steps.new_empty(*steps.shape[:2], 4), state, state
+
+    monkeypatch.setattr(torch._VF, cell.__name__.lower(), recurrence)
+    with FakeTensorMode(), torch.device("cuda"), torch.autocast("cuda", torch.bfloat16):
+        steps, turned = torch.zeros(2, 5, 3) @ torch.zeros(3, 3), torch.zeros(2, 5, 1).long()
+        states = rnn.Bidirectional(cell, 3, 4)(steps, turned)
+    assert (steps.dtype, states.dtype) == (torch.bfloat16, torch.float32)
+    assert seen == [(torch.float32, torch.float32, False)] * 2
 
 
 class TestSpeechClassifier:
