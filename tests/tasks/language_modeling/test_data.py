@@ -51,6 +51,10 @@ class TestReviews:
         assert len({" ".join(text.split()).casefold() for text in texts}) == 24902
         assert not any("<br" in text for text in texts)
 
+    def test_have_no_groups(self):
+        said = complaint(lambda: prepare(source("language", group="author"), 0, None))
+        assert said.startswith("language.group: movie_reviews has no further column 'author'")
+
     def test_are_prepared_without_torch_and_transformers(self):
         code = (
             "import sys; from pipeline.tasks.language_modeling.prepare import prepare\n"

@@ -83,6 +83,10 @@ class TestMovieReviews:
         assert sum(len(rows) for rows in made.splits.values()) == 24902
         assert not any("<br" in row for row in made.splits["test"]["text"])
 
+    def test_have_no_groups(self):
+        with pytest.raises(PipelineError, match=r"^text\.group: rotten_tomatoes has no further"):
+            prepare_text(text_source(group="author"), 0, None)
+
     def test_need_a_subset(self):
         with pytest.raises(PipelineError, match=r"text\.subset is null"):
             prepare_text(text_source(subset=None), 0, None)
