@@ -5,18 +5,8 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.sources import Told
+from pipeline.sources import SPLIT_OF, Told
 
-SPLIT_OF = {
-    spelling: split
-    for split, spellings in {
-        "train": ("train", "training"),
-        "validation": ("validation", "valid", "val", "dev", "development"),
-        "test": ("test", "testing", "eval", "evaluation"),
-    }.items()
-    for spelling in spellings
-}
-"""The usual spellings of splits, whatever their case."""
 NAMES = ("split", "subset", "partition", "fold", "set")
 """Columns that say the split of a row, whatever their case; the first of them is that for sure, the
 others if a value of theirs is the name of a split."""

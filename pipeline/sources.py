@@ -15,6 +15,16 @@ from pipeline.files import in_dvc_cache, lies_in
 
 Index = NDArray[np.int64]
 
+SPLIT_OF = {
+    spelling: split
+    for split, spellings in {
+        "train": ("train", "training"),
+        "validation": ("validation", "valid", "val", "dev", "development"),
+        "test": ("test", "testing", "eval", "evaluation"),
+    }.items()
+    for spelling in spellings
+}
+"""The usual spellings of splits, whatever their case."""
 STEPS = 10_000
 """How often a group is put into a split, over all trials; each group once at least."""
 
@@ -82,7 +92,7 @@ def spelt_alike(counts: Mapping[str, int]) -> str | None:
     """
     first: dict[str, str] = {}
     for name in sorted(counts):
-        key = unicodedata.normalize("NFKC", " ".join(name.split())).casefold()
+        key = unicodedata.normalize("NFC", " ".join(name.split())).lower()
         other = first.setdefault(key, name)
         if other != name:
             return (

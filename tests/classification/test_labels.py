@@ -83,6 +83,17 @@ class TestLabelledFiles:
         with pytest.raises(PipelineError, match=r"endless.wav is not a file of type \.wav"):
             labelled_files(str(tmp_path), "audio.folder", frozenset({".wav"}))
 
+    @pytest.mark.parametrize("names", [("train", "test"), ("Training", "val", "TEST")])
+    def test_of_splits_are_not_taken_for_classes(self, tmp_path, names):
+        for name in names:
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "1.wav").touch()
+        with pytest.raises(PipelineError, match=r"has folders of splits \(\w+, .*per class there"):
+            labelled_files(str(tmp_path), "audio.folder", frozenset({".wav"}))
+        (tmp_path / "bus").mkdir()
+        found = labelled_files(str(tmp_path), "audio.folder", frozenset({".wav"}))
+        assert sorted(label for _, label in found) == sorted(names)
+
     def test_need_a_folder_with_classes_in_it(self, tmp_path):
         wav = frozenset({".wav"})
         with pytest.raises(PipelineError, match=r"audio\.folder is null"):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.columns import NAMES, SPLIT_OF, Columns
-from pipeline.sources import Told
+from pipeline.columns import NAMES, Columns
+from pipeline.sources import SPLIT_OF, Told
 from tests.data.sources import complaint
 
 

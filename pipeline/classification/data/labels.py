@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
-from pipeline.sources import Index, spelt_alike, visible
+from pipeline.sources import SPLIT_OF, Index, spelt_alike, visible
 
 SEPARATORS = (";", "|", ",")
 """What tables put between several labels of one row."""
@@ -25,16 +25,21 @@ def labelled_files(
     Hidden files are passed over. `key` is the setting that named the folder, for the messages.
 
     Raises:
-        PipelineError: no such folder, no class in it, a file of another kind, or a link that
-            leaves the folder.
+        PipelineError: no such folder, no class in it, splits in place of classes, a file of another
+            kind, or a link that leaves the folder.
     """
     if folder is None:
         raise PipelineError(f"{key} is null; name the folder that holds one folder per class")
     root = Path(folder)
     if not root.is_dir():
         raise PipelineError(f"{key}: {folder} is not a folder; correct the path")
-    files = []
-    for place in visible(root, root, key):
+    files, places = [], visible(root, root, key)
+    if places and all(place.name.casefold() in SPLIT_OF for place in places):
+        raise PipelineError(
+            f"{key}: {folder} has folders of splits ({', '.join(place.name for place in places)}), "
+            "which are not read as such; put one folder per class there"
+        )
+    for place in places:
         if not place.is_dir():
             raise PipelineError(f"{key}: {place} is in no class; put it in the folder of its class")
         for path in visible(place, root, key):
