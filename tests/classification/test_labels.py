@@ -83,6 +83,17 @@ class TestLabelledFiles:
         with pytest.raises(PipelineError, match=r"endless.wav is not a file of type \.wav"):
             labelled_files(str(tmp_path), "audio.folder", frozenset({".wav"}))
 
+    @pytest.mark.parametrize("names", [("train", "test"), ("Training", "val", "TEST")])
+    def test_of_splits_are_not_taken_for_classes(self, tmp_path, names):
+        for name in names:
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "1.wav").touch()
+        with pytest.raises(PipelineError, match=r"has folders of splits \(\w+, .*per class there"):
+            labelled_files(str(tmp_path), "audio.folder", frozenset({".wav"}))
+        (tmp_path / "bus").mkdir()
+        found = labelled_files(str(tmp_path), "audio.folder", frozenset({".wav"}))
+        assert sorted(label for _, label in found) == sorted(names)
+
     def test_need_a_folder_with_classes_in_it(self, tmp_path):
         wav = frozenset({".wav"})
         with pytest.raises(PipelineError, match=r"audio\.folder is null"):
@@ -102,6 +113,54 @@ def test_class_numbers_follow_the_sorted_names():
     assert labels.tolist() == [1, 0, 1]
     with pytest.raises(PipelineError, match="here has 1 class"):
         numbered(["dog"], "here")
+
+
+class TestClassNames:
+    def test_stay_as_they_are_given(self):
+        assert numbered(["negative", "Positive ", "negative"], "x")[0] == ["Positive ", "negative"]
+
+    def test_that_nobody_can_tell_apart_are_a_question(self):
+        names = ["positive"] * 40 + ["Positive"] * 12
+        with pytest.raises(PipelineError, match=r"^x: 'Positive' \(12 times\) and 'positive' \(40"):
+            numbered(names, "x")
+
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ["a", "b", "a;b"],
+            ["a", "b", "c", "a; b"],
+            ["red", "green", "green, red"],
+            ["a;b", "b;c", "d"],
+            ["a;b;c", "b;c"],
+            ["['a', 'b']", "['a']"],
+            ['["a"]', "[]"],
+        ],
+    )
+    def test_that_are_several_labels_are_refused(self, names):
+        with pytest.raises(
+            PipelineError, match=r"^x: .* is several labels in one, and multi-label"
+        ):
+            numbered(names * 3, "x")
+
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ["rock;pop", "jazz"],
+            ["rock", "rock;pop", "jazz"],
+            ["a", "b", "c|a"],
+            ["news|sport", "news|art", "shop|sport"],
+            ["Washington, D.C.", "Washington", "Paris, Texas", "Paris"],
+            ["a;b", "b;c", "d", "e", "f"],
+        ],
+    )
+    def test_with_signs_that_part_labels_elsewhere_are_kept_and_said(self, names, capsys):
+        assert numbered(names, "x")[0] == sorted(names)
+        assert capsys.readouterr().out.endswith(": each is taken as one class\n")
+
+    @pytest.mark.parametrize("names", [["[UNK]", "[0, 10]"], ["a b", "a/b"], ["[", "]"]])
+    def test_of_other_signs_are_kept_without_a_word(self, names, capsys):
+        assert numbered(names, "x")[0] == sorted(names)
+        assert "several" not in capsys.readouterr().out
 
 
 class TestLabelsOf:

@@ -1,6 +1,8 @@
 """Labels: from the folders of a source to class numbers, and back; loads no torch."""
 
-from collections.abc import Sequence
+import ast
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
-from pipeline.sources import Index, below, visible
+from pipeline.sources import SPLIT_OF, Index, below, spelt_alike, visible
+
+SEPARATORS = (";", "|", ",")
+"""What tables put between several labels of one row."""
 
 
 def labelled_files(
@@ -21,16 +26,21 @@ def labelled_files(
     With `nested` the folder of a class may hold folders.
 
     Raises:
-        PipelineError: no such folder, no class in it, a file of another kind, or a link that
-            leaves the folder.
+        PipelineError: no such folder, no class in it, splits in place of classes, a file of another
+            kind, or a link that leaves the folder.
     """
     if folder is None:
         raise PipelineError(f"{key} is null; name the folder that holds one folder per class")
     root = Path(folder)
     if not root.is_dir():
         raise PipelineError(f"{key}: {folder} is not a folder; correct the path")
-    files = []
-    for place in visible(root, root, key):
+    files, places = [], visible(root, root, key)
+    if places and all(place.name.casefold() in SPLIT_OF for place in places):
+        raise PipelineError(
+            f"{key}: {folder} has folders of splits ({', '.join(place.name for place in places)}), "
+            "which are not read as such; put one folder per class there"
+        )
+    for place in places:
         if not place.is_dir():
             raise PipelineError(f"{key}: {place} is in no class; put it in the folder of its class")
         for path in (below if nested else visible)(place, root, key):
@@ -45,16 +55,65 @@ def labelled_files(
 
 
 def numbered(names: Sequence[str], where: str) -> tuple[list[str], Index]:
-    """Sorted class names, and the class number of each example.
+    """Sorted class names, as they are given, and the class number of each example.
 
     Raises:
-        PipelineError: there are fewer than two classes.
+        PipelineError: there are fewer than two classes, two that are spelt alike, or some that are
+            several labels in one.
     """
-    classes = sorted(set(names))
+    counts = Counter(names)
+    classes = sorted(counts)
     if len(classes) < 2:
         raise PipelineError(f"{where} has {len(classes)} class; a classifier needs at least two")
+    if question := spelt_alike(counts):
+        raise PipelineError(f"{where}: {question}")
+    _refuse_several_in_one(counts, where)
     number = {name: i for i, name in enumerate(classes)}
     return classes, np.array([number[name] for name in names], dtype=np.int64)
+
+
+def _refuse_several_in_one(counts: Mapping[str, int], where: str) -> None:
+    """Make sure that a class is not what writers of tables put several labels of a row together to.
+
+    That is a label whose parts are all classes themselves, or most classes if a part of them stands
+    now here, now there: `news|sport` beside `news|art` has levels, and `Paris, Texas` is a name.
+    """
+    named = [name for name in counts if _listed(name)]
+    together = {sep: [name for name in counts if len(_parts(name, sep)) > 1] for sep in SEPARATORS}
+    for sep, found in together.items():
+        places: dict[str, set[int]] = {}
+        for name in found:
+            for place, part in enumerate(_parts(name, sep)):
+                places.setdefault(part, set()).add(place)
+        named += [name for name in found if all(part in counts for part in _parts(name, sep))]
+        if 2 * len(found) > len(counts) and any(len(seen) > 1 for seen in places.values()):
+            named += found
+    if named:
+        raise PipelineError(
+            f"{where}: {named[0]!r} ({counts[named[0]]:,} times) is several labels in one, and "
+            "multi-label classification is no task here; give each example one label, or spell it "
+            "otherwise if it is one class"
+        )
+    if whole := sorted({name for found in together.values() for name in found}):
+        print(
+            f"{where}: {', '.join(map(repr, whole[:3]))}{' …' * (len(whole) > 3)}: each is taken "
+            "as one class"
+        )
+
+
+def _parts(name: str, separator: str) -> list[str]:
+    return [part.strip() for part in name.split(separator) if part.strip()]
+
+
+def _listed(name: str) -> bool:
+    """Whether a label is a list of texts, as JSON or Python writes it."""
+    if not (name.startswith("[") and name.endswith("]")):
+        return False
+    try:
+        found = ast.literal_eval(name)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return False
+    return isinstance(found, list) and any(isinstance(one, str) for one in found)
 
 
 def cap(rows: Index, labels: Index, limit: int | None) -> Index:

@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.columns import Columns
 from pipeline.errors import PipelineError
 from pipeline.prepared import SPLITS, Prepared, dataset, text_identities
-from pipeline.sources import below, distinct
+from pipeline.sources import Told, below, deal, distinct
 from pipeline.tasks.language_modeling.settings import Facts, Source
 from pipeline.texts import bpe
 from pipeline.texts.chats import Document, document, plain
@@ -27,7 +28,8 @@ SHOWN = 20
 def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
     """Shuffle the documents and cut them into splits: a column `text`.
 
-    Where there are chats, a column `messages` has the role and content of each, or null.
+    Where there are chats, a column `messages` has the role and content of each, or null; `group`
+    is a column too.
 
     Raises:
         PipelineError: the source is missing, empty or malformed, or too small for its splits.
@@ -35,30 +37,42 @@ def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
     import datasets
 
     found: Sequence[Document]
+    further = Columns("language", source.folder or source.kind, source.group, COLUMNS)
     if source.kind == "movie_reviews":
         reviews, about = movie_reviews("imdb")
         found = [text.strip() for text, _ in reviews]
     else:
         if source.folder is None:
             raise PipelineError("language.folder is null; name a folder with texts")
-        found = _folder(Path(source.folder))
+        found = _folder(Path(source.folder), further)
         about = {"source": f"folder {Path(source.folder).name}"}
         if len(found) < len(SPLITS):
             raise PipelineError(
                 f"language.folder: {source.folder} has {len(found)} documents; each split needs one"
             )
+    told = further.told()
     features = {"text": datasets.Value("string")}
     columns: dict[str, Any] = {"text": [plain(one) for one in found]}
     if not all(isinstance(one, str) for one in found):
         said = {"role": datasets.Value("string"), "content": datasets.Value("string")}
         features["messages"] = datasets.List(said)
         columns["messages"] = [None if isinstance(one, str) else one for one in found]
+    if told.group is not None:
+        features[told.group] = datasets.Value("string")
+        columns[told.group] = told.groups
     table = pa.table(columns)
-    kept, dropped = distinct(text_identities(table), np.zeros(len(table), np.int64))
-    order = np.random.default_rng(seed).permutation(kept)
-    ends = np.cumsum([source.test, source.validation]) * len(order)
-    test, validation, train = np.split(order, np.ceil(ends).astype(int))
-    rows = {"train": train[:limit], "validation": validation[:limit], "test": test[:limit]}
+    order, none = told.order(len(table)), np.zeros(len(table), np.int64)
+    kept, dropped = distinct(text_identities(table), none, order)
+    if told == Told():
+        order = np.random.default_rng(seed).permutation(kept)
+        ends = np.cumsum([source.test, source.validation]) * len(order)
+        test, validation, train = np.split(order, np.ceil(ends).astype(int))
+        parts = {"train": train, "validation": validation, "test": test}
+    else:
+        shares = {"validation": source.validation, "test": source.test}
+        where = f"language source {source.name}"
+        parts = deal(kept, none, ["document"], shares, seed, where, told)
+    rows = {split: parts[split][:limit] for split in SPLITS}
     learnt = table["text"].take(pa.array(rows["train"][:LEARNT_FROM])).to_pylist()
     return Prepared(
         about={"name": source.name, **about},
@@ -66,11 +80,12 @@ def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
         dropped={"repeats": dropped["repeats"]},
         splits={split: dataset(table, features, rows[split]) for split in SPLITS},
         identities=text_identities,
+        group=told.group,
     )
 
 
-def _folder(root: Path) -> list[Document]:
-    """The documents in a folder and below it, by the names of the files.
+def _folder(root: Path, further: Columns) -> list[Document]:
+    """The documents in a folder and below it, by the names of the files; `further` takes the rows.
 
     Raises:
         PipelineError: how many faults there are, and the first of them with file and row.
@@ -84,9 +99,10 @@ def _folder(root: Path) -> list[Document]:
             "there or correct the setting"
         ) from error
     for path in paths:
-        for where, row in _rows(path, faults):
+        for where, row in _rows(path, further, faults):
             try:
                 found.append(document(row))
+                further.add(where, row)
             except ValueError as error:
                 faults.append(f"{where}: {error}")
     if faults:
@@ -97,11 +113,11 @@ def _folder(root: Path) -> list[Document]:
     return found
 
 
-def _rows(path: Path, faults: list[str]) -> Iterator[tuple[str, Any]]:
+def _rows(path: Path, further: Columns, faults: list[str]) -> Iterator[tuple[str, Any]]:
     """The rows of a file, and where each stands."""
     try:
         if path.suffix == ".parquet":
-            yield from _table(path, faults)
+            yield from _table(path, further, faults)
         elif path.suffix == ".txt":
             yield f"{path}, line 1", {"text": _read(path)}
         elif path.suffix == ".jsonl":
@@ -125,10 +141,12 @@ def _read(path: Path) -> str:
     return path.read_bytes().decode("utf-8-sig")
 
 
-def _table(path: Path, faults: list[str]) -> Iterator[tuple[str, Any]]:
+def _table(path: Path, further: Columns, faults: list[str]) -> Iterator[tuple[str, Any]]:
     with pq.ParquetFile(path) as file:
-        columns = [name for name in COLUMNS if name in file.schema_arrow.names]
-        if not columns:
+        names = file.schema_arrow.names
+        further.see(names)
+        columns = [name for name in names if name in COLUMNS or further.wants(name)]
+        if not {*columns} & {*COLUMNS}:
             faults.append(f"{path} has none of the columns {', '.join(COLUMNS)}")
             return
         number = 0

@@ -32,7 +32,12 @@ class Source(settings.Source):
     folder: Annotated[str | None, Input()]
     """In it and below it, each .txt file is a document, and so is each line of a .jsonl file and
     each row of a .parquet file; all UTF-8. A row has a `text`; or `messages`, a list of `role`
-    (system, user or assistant) and `content`; or a `prompt` and its `answer`."""
+    (system, user or assistant) and `content`; or a `prompt` and its `answer`. A row's `split` (or
+    `subset`, `partition`, `fold`, `set`, if they name splits) is `train`, `validation` or `test` in
+    a usual spelling; a split that no row has is cut from `train` by its share."""
+    group: str | None = None
+    """Of `folder`: a further column, such as the author, whose equal rows stay in one split; null
+    deals out each document for itself."""
     vocabulary: Annotated[int, Field(gt=256)]
     """Tokens that a byte-pair encoding learns from the training split, at most."""
 

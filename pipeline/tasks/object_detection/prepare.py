@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.columns import Columns
 from pipeline.errors import PipelineError
 from pipeline.images import png
 from pipeline.images.mnist import MNIST, mnist5k
 from pipeline.prepared import SPLITS, Prepared, SplitName, dataset, file_identities, media
-from pipeline.sources import Dropped, distinct, partition
+from pipeline.sources import Dropped, Told, deal, distinct, partition
 from pipeline.tasks.object_detection.boxes.annotations import Picture, read
 from pipeline.tasks.object_detection.boxes.scenes import compose, photographs
 from pipeline.tasks.object_detection.settings import Facts, Source
@@ -25,6 +26,8 @@ AT_ONCE = 256
 def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
     """Read a source: columns `image` (a file), `boxes` (x1 y1 x2 y2 in pixels), `labels`, `ignore`.
 
+    So is `group`, where there is one.
+
     Raises:
         PipelineError: the source is missing or faulty, or too small for its splits.
     """
@@ -34,11 +37,12 @@ def prepare(source: Source, seed: int, limit: int | None) -> Prepared:
 
 
 def _scenes(source: Source, seed: int, limit: int | None) -> Prepared:
+    Columns("boxes", "scenes", source.group, ()).told()
     if source.scenes is None:
         raise PipelineError("boxes.scenes is null; say how many each split has")
     digits, labels = mnist5k()
     classes = [str(digit) for digit in range(10)]
-    kept, dropped = distinct((digit.tobytes() for digit in digits), labels)
+    kept, dropped = distinct([digit.tobytes() for digit in digits], labels)
     shares = {"validation": source.validation, "test": source.test}
     parts = partition(labels[kept], classes, shares, seed, f"boxes source {source.name}")
     grounds = photographs()
@@ -74,7 +78,7 @@ def _annotated(source: Source, seed: int, limit: int | None) -> Prepared:
         ],
         np.int64,
     )
-    kept, dropped = distinct((picture.file for _, picture in pictures), drawn)
+    kept, dropped = distinct([picture.file for _, picture in pictures], drawn)
     random = np.random.default_rng(seed)
     own_rows = {
         split: random.permutation([row for row in kept if pictures[row][0] == split]).astype(int)
@@ -84,9 +88,10 @@ def _annotated(source: Source, seed: int, limit: int | None) -> Prepared:
     shares: dict[str, float] = {
         split: getattr(source, split) for split in SPLITS[1:] if split not in own
     }
-    free = own_rows["train"]
-    parts = partition(np.zeros_like(free), ["image"], shares, seed, where)
-    rows = own_rows | {split: free[part] for split, part in parts.items()}
+    groups = [str(picture.group) for _, picture in pictures]
+    told = Told(None, groups if source.group else None, source.group)
+    none = np.zeros(len(pictures), np.int64)
+    rows = own_rows | deal(own_rows["train"], none, ["image"], shares, seed, where, told)
     found = {split: [pictures[row][1] for row in rows[split][:limit]] for split in SPLITS}
     for split, part in found.items():
         if all(picture.ignore.all() for picture in part):
@@ -97,7 +102,8 @@ def _annotated(source: Source, seed: int, limit: int | None) -> Prepared:
     }
     names = [Path(os.path.relpath(one.path, source.folder)).as_posix() for _, one in pictures]
     frames = [row for row, (_, picture) in enumerate(pictures) if picture.animated]
-    return _prepared(about, classes, dropped, found)._replace(names=names, frames=frames)
+    prepared = _prepared(about, classes, dropped, found, source.group)
+    return prepared._replace(names=names, frames=frames)
 
 
 def _prepared(
@@ -105,6 +111,7 @@ def _prepared(
     classes: list[str],
     dropped: Dropped,
     pictures: dict[SplitName, list[Picture]],
+    group: str | None = None,
 ) -> Prepared:
     grey = all(picture.channels == 1 for part in pictures.values() for picture in part)
     corners = np.concatenate([one.corners[~one.ignore] for one in pictures["train"]])
@@ -115,11 +122,11 @@ def _prepared(
         # YOLO's shares of a side have six digits
         whole=bool((abs(corners - corners.round()) < 0.01).all()),
     )
-    tables = {split: _table(part, classes) for split, part in pictures.items()}
-    return Prepared(about, facts, dropped, tables, file_identities("image"))
+    tables = {split: _table(part, classes, group) for split, part in pictures.items()}
+    return Prepared(about, facts, dropped, tables, file_identities("image"), group)
 
 
-def _table(pictures: Sequence[Picture], classes: list[str]) -> Any:
+def _table(pictures: Sequence[Picture], classes: list[str], group: str | None) -> Any:
     import datasets
 
     starts = range(0, len(pictures), AT_ONCE)
@@ -138,6 +145,9 @@ def _table(pictures: Sequence[Picture], classes: list[str]) -> Any:
         "labels": datasets.List(datasets.ClassLabel(names=classes)),
         "ignore": datasets.List(datasets.Value("bool")),
     }
+    if group is not None:
+        table = table.append_column(group, [[one.group for one in pictures]])
+        features[group] = datasets.Value("string")
     return dataset(table, features, np.arange(len(pictures)))
 
 

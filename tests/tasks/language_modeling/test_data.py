@@ -51,6 +51,10 @@ class TestReviews:
         assert len({" ".join(text.split()).casefold() for text in texts}) == 24902
         assert not any("<br" in text for text in texts)
 
+    def test_have_no_groups(self):
+        said = complaint(lambda: prepare(source("language", group="author"), 0, None))
+        assert said.startswith("language.group: movie_reviews has no further column 'author'")
+
     def test_are_prepared_without_torch_and_transformers(self):
         code = (
             "import sys; from pipeline.tasks.language_modeling.prepare import prepare\n"
@@ -115,6 +119,57 @@ class TestFolder:
             "A line?\nYes.": pair("A line?", "Yes."),
             "Be short.\nHi\nHello": said,
         }
+
+    def further(self, folder, rows, **changes):
+        """What is made of rows in .jsonl and .parquet files, half of them in each; read back."""
+        half = len(rows) // 2
+        lines = "\n".join(json.dumps(row) for row in rows[:half])
+        write(folder, {"in/a.jsonl": lines})
+        pq.write_table(pa.Table.from_pylist(rows[half:]), folder / "in/b.parquet")
+        at = source("language", kind="folder", folder=str(folder / "in"), **changes)
+        prepared.write(folder / "language", TASK.name, prepare(at, 0, None), 0)
+        return {
+            split: prepared.read_split(folder / "language", split, TASK.name)[1].to_pylist()
+            for split in prepared.SPLITS
+        }
+
+    def test_rows_stay_in_the_split_that_they_are_marked_with(self, tmp_path, capsys):
+        rows = [
+            {"text": f"Text {n}", "subset": "test" if n % 5 == 0 else "training", "more": n}
+            for n in range(100)
+        ]
+        found = self.further(tmp_path, [*rows, {"text": "text 0", "subset": "train", "more": 0}])
+        own = {row["text"]: row["subset"] for row in rows}
+        assert {row["text"] for row in found["test"]} == {t for t in own if own[t] == "test"}
+        assert len(found["validation"]) == 8
+        assert len(found["train"]) == 72
+        said = capsys.readouterr().out
+        assert f"{tmp_path}/in: not read: 'more'\n" in said
+        assert "80 of 81 train rows, 20 of 20 test rows; validation: 0.1 is cut from train" in said
+
+    def test_rows_of_a_group_stay_in_one_split(self, tmp_path, capsys):
+        rows = [
+            {"prompt": f"Question {n}?", "answer": "Yes.", "user": n // 4, "more": [n]}
+            for n in range(200)
+        ]
+        found = self.further(tmp_path, rows, group="user")
+        users = {split: {row["user"] for row in part} for split, part in found.items()}
+        assert sorted(name for names in users.values() for name in names) == sorted(
+            str(number) for number in range(50)
+        )
+        assert {split: len(part) for split, part in found.items()} == {
+            "train": 140, "validation": 20, "test": 40,
+        }  # fmt: skip
+        said = capsys.readouterr().out
+        assert "not read: 'more'" in said
+        assert "split by user, 50 groups: validation has 10.0% of the rows (wanted 10.0%); " in said
+
+    def test_a_file_without_rows_has_neither_split_nor_group(self, tmp_path):
+        write(tmp_path, {"in/c.txt": "A file."})
+        rows = [{"text": f"Text {n}", "split": "train"} for n in range(9)]
+        assert f"{tmp_path}/in/c.txt, line 1: split is ''" in complaint(
+            lambda: self.further(tmp_path, rows)
+        )
 
     def test_all_faults_are_told_at_once(self, tmp_path):
         lines = ['{"prompt": "x"}', '{"prompt": "x", "answer": "y"}', '{"messages": []}',

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.images import png
-from pipeline.prepared import SPLITS, read_card, write
+from pipeline.prepared import SPLITS, read_card, read_split, write
 from pipeline.tasks.object_detection.boxes.annotations import read
 from pipeline.tasks.object_detection.prepare import prepare
-from tests.data.sources import complaint
+from tests.data.sources import boxes_source, complaint
 from tests.tasks.object_detection.drawn import (
     CLASSES,
     WRITERS,
@@ -597,6 +597,78 @@ def test_repeats_stay_where_they_are_measured_and_conflicts_nowhere(tmp_path):
     assert len(found["train"]) + len(found["validation"]) == 10
     repeated = (images / "test/0051.png").read_bytes()
     assert repeated in [row["image"]["bytes"] for row in found["test"]]
+
+
+def told_by_coco(folder, **columns):
+    """COCO of 40 images, whose entries have these further keys; a list has the values in turn."""
+    coco(folder, scenes(40))
+    file = folder / "all.json"
+    content = json.loads(file.read_text())
+    for number, row in enumerate(content["images"]):
+        row |= {key: values[number % len(values)] for key, values in columns.items()}
+    file.write_text(json.dumps(content))
+    return {
+        picture(one.width, one.height, number): content["images"][number]
+        for number, one in enumerate(scenes(40))
+    }
+
+
+def test_images_stay_in_the_split_that_coco_says(tmp_path, capsys):
+    images = told_by_coco(tmp_path, split=["train"] * 4 + ["Testing"], license=[1], camera=["x"])
+    found = rows(prepare(source("coco", tmp_path), 0, None))
+    for split, part in found.items():
+        told = {images[row["image"]["bytes"]]["split"] for row in part}
+        assert told == {"Testing" if split == "test" else "train"}
+    assert {split: len(part) for split, part in found.items()} == {
+        "train": 26, "validation": 6, "test": 8,
+    }  # fmt: skip
+    said = capsys.readouterr().out
+    assert f"{tmp_path}: not read: 'camera'\n" in said
+    assert f"{tmp_path}: the images' own splits are kept: 32 train, 8 test\n" in said
+
+
+def test_a_split_that_coco_and_the_settings_say_otherwise_is_a_fault(tmp_path):
+    told_by_coco(tmp_path, split=["train"])
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.json").write_bytes((tmp_path / "all.json").read_bytes())
+    given = source("coco", tmp_path, "train", "test")
+    assert "images[0] says that it is of train, boxes.splits that it is of test; mend" in complaint(
+        lambda: prepare(given, 0, None)
+    )
+
+
+def test_images_of_a_group_stay_in_one_split(tmp_path, capsys):
+    images = told_by_coco(tmp_path, patient=[f"p{number}" for number in range(10)])
+    made = prepare(source("coco", tmp_path).model_copy(update={"group": "patient"}), 0, None)
+    write(tmp_path / "data", "object_detection", made, 0)
+    patients = []
+    for split in SPLITS:
+        _, table = read_split(tmp_path / "data", split, "object_detection")
+        names = table["patient"].to_pylist()
+        assert names == [images[row["bytes"]]["patient"] for row in table["image"].to_pylist()]
+        patients += sorted({*names})
+    assert sorted(patients) == sorted(f"p{number}" for number in range(10))
+    assert "split by patient, 10 groups: validation has " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["voc", "yolo", "scenes"])
+def test_other_sources_have_no_groups(kind, tmp_path):
+    given = boxes_source(group="patient")
+    if kind in WRITERS:
+        WRITERS[kind](tmp_path, scenes(9))
+        given = source(kind, tmp_path).model_copy(update={"group": "patient"})
+    said = complaint(lambda: prepare(given, 0, None))
+    assert "boxes.group: " in said
+    assert "has no further column 'patient'; it has none" in said
+
+
+def test_classes_that_nobody_can_tell_apart_are_a_question(tmp_path):
+    WRITERS["coco"](tmp_path, scenes(9))
+    file = tmp_path / "all.json"
+    file.write_text(file.read_text().replace('"owl"', '"Cat"'))
+    said = complaint(lambda: prepare(source("coco", tmp_path), 0, None))
+    assert "has 1 fault: 'Cat' (" in said
+    assert "are they one class?" in said
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,10 @@ class TestMovieReviews:
         assert sum(len(rows) for rows in made.splits.values()) == 24902
         assert not any("<br" in row for row in made.splits["test"]["text"])
 
+    def test_have_no_groups(self):
+        with pytest.raises(PipelineError, match=r"^text\.group: rotten_tomatoes has no further"):
+            prepare_text(text_source(group="author"), 0, None)
+
     def test_need_a_subset(self):
         with pytest.raises(PipelineError, match=r"text\.subset is null"):
             prepare_text(text_source(subset=None), 0, None)
@@ -135,6 +139,72 @@ class TestCsv:
         path = tmp_path / "x.csv"
         if content is not None:
             path.write_bytes(content)
+        with pytest.raises(PipelineError, match=message):
+            prepare_text(text_source(kind="csv", file=str(path)), 0, None)
+
+    def further(self, path, rows, **changes):
+        """What is made of rows of text, label and further columns; written and read back."""
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, rows[0].keys())
+            writer.writeheader()
+            writer.writerows(rows)
+        made = prepare_text(text_source(kind="csv", file=str(path), **changes), 0, None)
+        prepared.write(path.parent / "text", TASK, made, 0)
+        return {
+            split: prepared.read_split(path.parent / "text", split, TASK)[1].to_pylist()
+            for split in prepared.SPLITS
+        }
+
+    def test_rows_stay_in_the_split_that_they_are_marked_with(self, tmp_path, capsys):
+        kinds = ["Train"] * 7 + ["dev"] * 1 + ["TEST"] * 2
+        rows = [
+            {"text": f"number {n}", "label": "ab"[n % 2], "Split": kinds[n // 2 % 10]}
+            for n in range(200)
+        ]
+        repeated = {"text": "NUMBER 0", "label": "a", "Split": "test"}
+        found = self.further(tmp_path / "x.csv", [*rows, repeated])
+        own = {"train": "Train", "validation": "dev", "test": "TEST"}
+        for split, kind in own.items():
+            texts = {row["text"] for row in rows if row["Split"] == kind}
+            if split == "train":  # of a text in both, the one stays that is measured on
+                texts -= {"number 0"}
+            if split == "test":
+                texts |= {"NUMBER 0"}
+            assert {row["text"] for row in found[split]} == texts
+        said = capsys.readouterr().out
+        assert "its own splits are kept, less repeats: 139 of 140 train rows" in said
+        assert "not read" not in said
+
+    def test_rows_of_a_group_stay_in_one_split(self, tmp_path, capsys):
+        rows = [
+            {"text": f"number {n}", "label": "ab"[n % 2], "author": f"Ann {n // 10}", "stars": n}
+            for n in range(300)
+        ]
+        found = self.further(tmp_path / "x.csv", rows, group="author")
+        author = {row["text"]: row["author"] for row in rows}
+        for split, size in {"train": 210, "validation": 30, "test": 60}.items():
+            assert len(found[split]) == size
+            assert all(row["author"] == author[row["text"]] for row in found[split])
+        said = capsys.readouterr().out
+        assert "text source t: split by author, 30 groups: validation has 10.0% of" in said
+        assert f"{tmp_path}/x.csv: not read: 'stars'\n" in said
+
+    def test_labels_are_kept_as_they_are(self, tmp_path):
+        rows = [(f"{label} number {n}", label) for label in ("negative", "pos ") for n in range(9)]
+        path = table_file(tmp_path / "x.csv", rows)
+        made = prepare_text(text_source(kind="csv", file=str(path)), 0, None)
+        assert made.facts.classes == ["negative", "pos "]
+
+    @pytest.mark.parametrize(
+        ("label", "message"),
+        [
+            ("Spam", r"x\.csv: 'Spam' \(1 times\) and 'spam' \(10 times\): are they one class\?"),
+            ("ham ", r"x\.csv: 'ham' \(10 times\) and 'ham ' \(1 times\): are they one class\?"),
+            ("ham;spam", r"x\.csv: 'ham;spam' \(1 times\) is several labels in one"),
+        ],
+    )
+    def test_labels_that_may_not_be_what_was_meant_are_refused(self, tmp_path, label, message):
+        path = table_file(tmp_path / "x.csv", [*ROWS, ("other", label)])
         with pytest.raises(PipelineError, match=message):
             prepare_text(text_source(kind="csv", file=str(path)), 0, None)
 

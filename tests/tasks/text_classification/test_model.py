@@ -186,14 +186,22 @@ class TestFolder:
 
 
 class TestModel:
-    def test_sentiment_is_answered_in_the_fields_own_words(self, encoder):
-        model, _ = transformer.build(settings(encoder), CLASSES)
-        assert model.config.id2label == {0: "NEGATIVE", 1: "POSITIVE"}
-        assert model.config.label2id == {"NEGATIVE": 0, "POSITIVE": 1}
+    @pytest.mark.parametrize(
+        "classes", [["negative", "positive"], ["NEGATIVE", "POSITIVE"], ["sport", "News", "arts "]]
+    )
+    def test_classes_keep_their_names_in_every_file_and_answer(self, encoder, tmp_path, classes):
+        from transformers import pipeline
 
-    def test_other_classes_keep_their_names(self, encoder):
-        model, _ = transformer.build(settings(encoder), Facts(classes=["sport", "News", "arts"]))
-        assert list(model.config.id2label.values()) == ["sport", "News", "arts"]
+        net = nets.build(
+            find(name="text_classification"), settings(encoder), Facts(classes=classes)
+        )
+        nets.save(tmp_path / "model", net)
+        config = json.loads((tmp_path / "model/config.json").read_text())
+        assert config["id2label"] == {str(n): name for n, name in enumerate(classes)}
+        assert config["label2id"] == {name: n for n, name in enumerate(classes)}
+        assert nets.load(tmp_path / "model").facts.classes == classes
+        answer = pipeline("text-classification", model=str(tmp_path / "model"), top_k=None)
+        assert {one["label"] for one in answer(["a good film"])[0]} == {*classes}
 
     @pytest.mark.parametrize("pretrained", [True, False])
     def test_the_seed_decides_the_new_weights(self, encoder, pretrained):

@@ -1,22 +1,28 @@
 """Boxes that people drew: COCO's JSON, Pascal VOC's XML, YOLO's text; loads no torch."""
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.columns import Columns
 from pipeline.errors import PipelineError
 from pipeline.images import png
 from pipeline.prepared import SPLITS, SplitName
-from pipeline.sources import refuse_leaving
+from pipeline.sources import refuse_leaving, spelt_alike
 from pipeline.tasks.object_detection.boxes import coco, voc, yolo
 from pipeline.tasks.object_detection.boxes.entries import Entry
 from pipeline.tasks.object_detection.settings import Paths, Source
 
 SHOWN = 5
 """Faults that the error tells of, the first ones."""
+OF_COCO = (
+    "id", "file_name", "width", "height", "license", "flickr_url", "coco_url", "date_captured",
+)  # fmt: skip
+"""What COCO's format has of an image."""
 SLACK = 1.01
 """Pixels that a box may leave its image by, one and what YOLO's digits take; it is cut there."""
 
@@ -31,6 +37,7 @@ class Picture(NamedTuple):
             0 ≤ x1 < x2 ≤ width; float32 [n, 4].
         labels: indices into the classes, int64 [n].
         ignore: boxes that are neither learnt nor counted, bool [n].
+        group: what must not be in two splits; None where nothing is kept together.
         path: of the file.
         animated: whether the file had further frames, which are left out.
     """
@@ -40,6 +47,7 @@ class Picture(NamedTuple):
     corners: NDArray[np.float32]
     labels: NDArray[np.int64]
     ignore: NDArray[np.bool_]
+    group: str | None = None
     path: str = ""
     animated: bool = False
 
@@ -48,7 +56,8 @@ def read(source: Source) -> tuple[list[str], dict[SplitName, list[Picture]]]:
     """The classes of a source, and the pictures of each split that it has, in their files' order.
 
     Annotations are of an image as its EXIF orientation turns it, for so it is shown by what people
-    draw boxes with. Classes are those of the training split.
+    draw boxes with. Classes are those of the training split. Where a file for `train` is all that
+    is named, an image is of the split that its entry in COCO says, if there it says one.
 
     Raises:
         PipelineError: a file is missing or malformed; or how many faults there are in images and
@@ -76,13 +85,45 @@ def read(source: Source) -> tuple[list[str], dict[SplitName, list[Picture]]]:
                 listed = _inside(root, source.classes, "boxes.classes")
                 names, entries[split] = yolo.read(annotations, images, listed, root, faults)
         classes = classes or names
-    found = {split: _pictures(part, classes, faults) for split, part in entries.items()}
+    counts = Counter(box.name for part in entries.values() for entry in part for box in entry.boxes)
+    if question := spelt_alike(dict.fromkeys(classes, 0) | counts):
+        faults.append(question)
+    placed = _as_told(source, entries)
+    found = {split: _pictures(part, classes, faults) for split, part in placed.items()}
     faults = list(dict.fromkeys(faults))  # splits may share a folder
     if faults:
         more = f"; and {len(faults) - SHOWN:,} more" if len(faults) > SHOWN else ""
         count = f"{len(faults):,} faults" if len(faults) > 1 else "1 fault"
         raise PipelineError(f"{root} has {count}: {'; '.join(faults[:SHOWN])}{more}; mend them all")
     return classes, found
+
+
+def _as_told(
+    source: Source, entries: dict[SplitName, list[Entry]]
+) -> dict[SplitName, list[tuple[Entry, str | None]]]:
+    """The entries, each with its group, in the splits that they say they are of.
+
+    Raises:
+        PipelineError: see `Columns.told`; or one says another split than the settings.
+    """
+    further = Columns("boxes", str(source.folder), source.group, OF_COCO)
+    every = [(split, entry) for split, part in entries.items() for entry in part]
+    for _, entry in every:
+        further.add(entry.where, entry.row)
+    told = further.told()
+    placed: dict[SplitName, list[tuple[Entry, str | None]]] = {split: [] for split in entries}
+    for row, (split, entry) in enumerate(every):
+        own = cast(SplitName, told.splits[row]) if told.splits else split
+        if own != split and len(entries) > 1:
+            raise PipelineError(
+                f"{entry.where} says that it is of {own}, boxes.splits that it is of {split}; "
+                "mend one of them"
+            )
+        placed.setdefault(own, []).append((entry, told.groups[row] if told.groups else None))
+    if told.splits:
+        counts = ", ".join(f"{len(part):,} {split}" for split, part in placed.items() if part)
+        print(f"{source.folder}: the images' own splits are kept: {counts}")
+    return placed
 
 
 def _inside(root: Path, name: str | None, key: str) -> Path:
@@ -95,15 +136,19 @@ def _inside(root: Path, name: str | None, key: str) -> Path:
     return path
 
 
-def _pictures(entries: list[Entry], classes: list[str], faults: list[str]) -> list[Picture]:
+def _pictures(
+    entries: list[tuple[Entry, str | None]], classes: list[str], faults: list[str]
+) -> list[Picture]:
     label_of = {name: label for label, name in enumerate(classes)}
     found = []
     with ThreadPoolExecutor() as threads:
-        for entry, opened in zip(entries, threads.map(_opened, entries), strict=True):
+        files = threads.map(_opened, [entry for entry, _ in entries])
+        for (entry, group), opened in zip(entries, files, strict=True):
             if isinstance(opened, str):
                 faults.append(opened)
             elif opened is not None:
-                found.append(_picture(entry, *opened, label_of, faults))
+                picture = _picture(entry, *opened, label_of, faults)
+                found.append(picture._replace(group=group))
     return found
 
 
@@ -166,4 +211,4 @@ def _picture(
     ]
     labels = np.array([label_of.get(box.name, 0) for box in boxes], np.int64)
     ignore = np.array([box.ignore for box in boxes], bool)
-    return Picture(file, channels, corners, labels, ignore, str(entry.path), animated)
+    return Picture(file, channels, corners, labels, ignore, path=str(entry.path), animated=animated)

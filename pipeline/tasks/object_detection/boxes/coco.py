@@ -55,7 +55,8 @@ def read(file: Path, images: Path, root: Path, faults: list[str]) -> tuple[list[
             continue
         files.add(images / name)
         size = (row["width"], row["height"]) if "width" in row and "height" in row else None
-        entries[row["id"]] = Entry(where, _named(name, images, root, where, faults), size, [])
+        path = _named(name, images, root, where, faults)
+        entries[row["id"]] = Entry(where, path, size, [], row=row)
     for where, row in rows("annotations", image_id=int, category_id=int, bbox=list):
         box, crowd = row["bbox"], row.get("iscrowd", 0)
         if len(box) != 4 or not all(type(v) in (int, float) and -FAR < v < FAR for v in box):

@@ -1,6 +1,6 @@
 """What annotations say of an image, whatever their format is; loads no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,8 @@ class Entry(NamedTuple):
     boxes: list[Box]
     relative: bool = False
     """Whether corners are in shares of the image's sides, not in pixels."""
+    row: Mapping[str, Any] = {}
+    """What else the annotation says of the image, such as its split."""
 
 
 def text_of(path: Path) -> str:
