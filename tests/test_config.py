@@ -78,12 +78,16 @@ class TestValues:
         assert settings.optimizer.betas == [0.8, 0.95]
 
     @pytest.mark.parametrize(
-        "text", ["a b", "a, b", "it's", 'say "x"', "a=b", "[x]", "100%", "C:\\dir\\", "é", ""]
-    )
-    def test_strings_with_blanks_commas_and_quotes_arrive_unchanged(self, compose, text):
-        params = changed("train_cnn.data", text)
+        ("data", "curve"),
+        [
+            ("a b", "a, b"), ("it's", 'say "x"'), ("a=b", "[x]"), ("100%", "C:\\dir\\"), ("é", ""),
+        ],
+    )  # fmt: skip
+    def test_strings_with_blanks_commas_and_quotes_arrive_unchanged(self, compose, data, curve):
+        params = changed("train_cnn.data", data)
+        params["train_cnn"]["curve"] = curve
         (settings,) = compose(params=params)
-        assert settings.data == text
+        assert (settings.data, settings.curve) == (data, curve)
 
     def test_the_working_directory_does_not_matter(self, compose, tmp_path, monkeypatch):
         (here,) = compose()
@@ -208,7 +212,9 @@ class TestErrors:
         line = self.line(compose, capsys, text=text)
         assert line.startswith(f"error: {message.format(line=above.count(chr(10)) + 1)}")
 
-    @pytest.mark.parametrize("chosen", [(), ("cnn=convnet",)])
+    @pytest.mark.parametrize(
+        "chosen", [(), pytest.param(("cnn=convnet",), marks=pytest.mark.slow)]
+    )
     @pytest.mark.parametrize(
         ("before", "after", "message"),
         [

@@ -32,8 +32,7 @@ PLACES = {
 }
 """Where it is killed: each start comes a little further than the one before."""
 
-BRIEF = ["with the earlier figures moved aside", "with the metrics written under another name"]
-"""One for each output."""
+BRIEF = ["with the earlier figures moved aside"]
 
 
 class Evaluation:

@@ -86,10 +86,11 @@ class TestCode:
                 safe = None in keywords and keywords[None] == "TRUSTED"
                 assert safe or keywords.get("trust_remote_code") == "False", name
 
-    def test_the_servers_answer_this_machine_only(self, monkeypatch, tmp_path):
+    def test_the_servers_answer_this_machine_only(self, monkeypatch, tmp_path, empty_store):
         from pipeline.tracking import __main__ as tracking
 
         started: list[list[str]] = []
+        shutil.copy(empty_store, tmp_path)
         monkeypatch.setenv("DVC_ROOT", str(tmp_path))
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
         monkeypatch.setattr(os, "execve", lambda _, command, __: started.append(command))
@@ -128,7 +129,14 @@ HARM = "harm"  # a file that no test may find
 
 
 class TestConfig:
-    @pytest.mark.parametrize("target", ["os.system", "pathlib.Path.touch", "builtins.open"])
+    @pytest.mark.parametrize(
+        "target",
+        [
+            "os.system",
+            pytest.param("pathlib.Path.touch", marks=pytest.mark.slow),
+            pytest.param("builtins.open", marks=pytest.mark.slow),
+        ],
+    )
     @pytest.mark.parametrize("where", ["setting", "callback", "logger"])
     def test_a_file_that_names_a_callable_calls_nothing(
         self, target, where, compose, tmp_path, capsys

@@ -75,11 +75,11 @@ def test_a_training_that_fails_ends_the_stage_with_its_own_line(call, places):
     assert error.startswith("error: optimizer.lr (command line) is -1")
 
 
-def test_dvc_has_a_stage_for_each_model_and_seed_and_none_by_default(tmp_path):
-    repository = copy_of_the_repository(tmp_path / "repository")
+def test_dvc_has_a_stage_for_each_model_and_seed_and_none_by_default(tmp_path, monkeypatch):
+    monkeypatch.chdir(copy_of_the_repository(tmp_path / "repository"))
 
     def below_the_report() -> set[str]:
-        with Repo(str(repository)) as repo:
+        with Repo() as repo:
             (report,) = (one for one in repo.index.stages if one.addressing == "report")
             names = {one.addressing for one in repo.index.graph.successors(report)}
             listed = {one.addressing for one in repo.index.stages}
@@ -88,7 +88,7 @@ def test_dvc_has_a_stage_for_each_model_and_seed_and_none_by_default(tmp_path):
         return repeats
 
     assert below_the_report() == set()
-    params = repository / "params.yaml"
+    params = Path("params.yaml")
     params.write_text(params.read_text().replace("seeds: []", "seeds: [1, 2]"))
     assert below_the_report() == {
         f"repeat@{task.about.model}-{seed}" for task in tasks() for seed in (1, 2)
