@@ -36,22 +36,22 @@ def repository(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> P
 
 
 @pytest.fixture
-def spoken(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def spoken(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Its prepared clips, where no test has left some."""
-    folder = repository / "data/audio"
-    if not folder.exists():
-        shutil.copytree(workspace(tmp_path_factory.getbasetemp()) / "data/audio", folder)
+    folder = "data/audio"
+    if not (repository / folder).exists():
+        clips = workspace(tmp_path_factory.getbasetemp()) / folder
+        shutil.copytree(clips, repository / folder)
     return folder
 
 
 @pytest.fixture
-def texts(repository: Path) -> Path:
-    """Its csv file of texts, which git leaves out."""
-    file = repository / "data/texts.csv"
-    file.parent.mkdir(exist_ok=True)
+def texts(tmp_path: Path) -> str:
+    """A csv file outside of it."""
+    file = tmp_path / "texts.csv"
     rows = (f"a {('bad', 'good')[row % 2]} film of {row} minutes,{row % 2}" for row in range(60))
     file.write_text("\n".join(["text,label", *rows]))
-    return file
+    return str(file)
 
 
 @pytest.fixture(autouse=True)
@@ -92,8 +92,7 @@ def worktrees(repository: Path) -> int:
 def test_a_run_by_hand_with_uncommitted_changes_and_a_variable(
     stage, place, edited, key, overrides, repository, request, capfd, monkeypatch
 ):
-    given = str(request.getfixturevalue(place).relative_to(repository))
-    name, old, new = edited
+    given, (name, old, new) = request.getfixturevalue(place), edited
     preset = repository / "conf" / name
     committed = preset.read_text()
     preset.write_text(committed.replace(old, new))
