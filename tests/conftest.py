@@ -15,6 +15,9 @@ from bench.measure import copy_of_the_repository as copy_of_the_repository
 from pipeline import conf_files, config
 from pipeline.settings import Profile, Stage, Tracking
 
+# before torch is loaded: workers with more threads than there are cores wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 BRIEF = {"probe_train": 30, "probe_test": 20, "pictured": 10, "damaged": 10, "suspected": 4}
 """Sizes of the parts of an evaluation that take long."""
 
@@ -123,6 +126,16 @@ def run(folder: Path, *command: str, **more: str) -> subprocess.CompletedProcess
     return subprocess.run(
         command, cwd=folder, env=environment(folder, **more), capture_output=True, text=True
     )
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The database of a store without runs, to be copied: MLflow takes seconds to make one."""
+    from pipeline.tracking import store
+
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    store._create(file)
+    return file
 
 
 @pytest.fixture(scope="session")

@@ -118,7 +118,9 @@ def digests(folder):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize(
+    "data", [one if one == "text" else pytest.param(one, marks=pytest.mark.slow) for one in DATA]
+)
 def test_the_same_model_gives_the_same_bytes(pages, studies, tmp_path, data):
     torch.manual_seed(123)
     np.random.seed(5)
