@@ -18,9 +18,11 @@ import psutil
 LIBRARIES = ("numpy", "torch", "torchvision", "tokenizers", "transformers")
 """Libraries whose version may change a result."""
 
+OF_ACCELERATORS = ("driver", "hip", "xpu", "float32")
 NUMERICS = (
     *("device_name", "cuda", "cudnn", "cpu_capability", "threads"),
     *("processes", "precision", "deterministic", "libraries"),
+    *OF_ACCELERATORS,
 )
 """Facts of the device card that may change a result's bits."""
 
@@ -47,9 +49,12 @@ def card() -> dict[str, Any]:
 def digest_of_numerics(facts: Mapping[str, Any]) -> str:
     """Digest of all that may change a result's bits.
 
-    Two runs of equal config, data and digest should agree exactly.
+    Two runs of equal config, data and digest should agree exactly. What only accelerators have is
+    left out where it is None, so that a CPU's digest does not change with what is told of them.
     """
-    text = json.dumps({name: facts.get(name) for name in NUMERICS}, sort_keys=True)
+    told = {name: facts.get(name) for name in NUMERICS}
+    told = {k: v for k, v in told.items() if v is not None or k not in OF_ACCELERATORS}
+    text = json.dumps(told, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

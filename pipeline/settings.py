@@ -81,13 +81,16 @@ class Stage(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     """Decides the splits, the initial weights, the order of the data, augmentation and dropout."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps|xpu(:\d+)?)$")]
-    """`auto` takes cuda, then xpu, then mps, then the CPU; a named device must be present."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"]
-    """`auto` is bf16 where the hardware computes in it, else fp32; fp16 needs cuda."""
+    """`auto` takes cuda, then xpu, then mps, then the CPU; a named one must be there and usable."""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"]
+    """`auto` is bf16 where the device computes in it, else fp16 on tensor cores, else fp32.
+
+    `tf32` is fp32 but for products, which keep ten bits of the mantissa. It and fp16 need cuda.
+    """
     threads: Annotated[int, Field(gt=0, le=1024)] | None
     """CPU threads of torch; null takes the number of usable cores. Results depend on it."""
     deterministic: bool
-    """Only operations that repeat to the bit; one without such a version is an error."""
+    """Only operations that repeat to the bit; one without is an error, on MPS a warning."""
     profile: Profile
     tracking: Tracking
 

@@ -92,7 +92,7 @@ def _restored(run: Recorded) -> tuple[dict[str, Any], list[str]]:
     if config["device"].startswith("cuda") and not torch.cuda.is_available():
         reasons.append(f"it ran on {run.card['device_name']}, which is not here")
         config["device"] = "auto"
-        if config["precision"] == "fp16":
+        if config["precision"] in ("tf32", "fp16"):
             config["precision"] = "auto"
     if "tracking" in config:
         config["tracking"] = {**config["tracking"], "promote": False}

@@ -216,5 +216,5 @@ def _differences(before: Recorded, after: Recorded) -> list[str]:
     )
     found = [f"{name}: {old} → {new}" for name, old, new in differences(ours, theirs)]
     if not before.card.get("deterministic", True):
-        found.append("the run allowed operations that don't repeat (common.deterministic=false)")
+        found.append("the run allowed operations that don't repeat (deterministic: false)")
     return found

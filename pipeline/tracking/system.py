@@ -6,6 +6,7 @@ short stages get nothing and a dead server stops it. This one runs in the sender
 
 import time
 from contextlib import suppress
+from typing import Any
 
 import psutil
 
@@ -20,12 +21,14 @@ class Sampler:
     """Samples for one stage: first after 0.1 s, then every `begin.system` seconds.
 
     `system/cpu_utilization_percentage` and so on are of the machine, `system/process_…` of the
-    stage and its children. `before` are the steps of samples that an earlier process took.
+    stage and its children, `system/gpu_0_…` of the first GPU that the stage computes on. `before`
+    are the steps of samples that an earlier process took.
     """
 
     def __init__(self, log: Log, begin: Begin, before: list[int]) -> None:
         self._log = log
         self._pid = begin.pid
+        self._gpus: list[str] = begin.card.get("device_uuids", [])
         self._seconds = begin.system
         self._step = before[-1] + 1 if before else 0
         self._thinning = Thinning()
@@ -62,7 +65,7 @@ class Sampler:
             "disk_usage_megabytes": disk.used / MB,
             "disk_available_megabytes": disk.free / MB,
             **self._processes(),
-            **_gpus(),
+            **_gpus(self._gpus),
         }
         if (network := psutil.net_io_counters()) and self._network:
             received = network.bytes_recv - self._network.bytes_recv
@@ -107,8 +110,10 @@ class Sampler:
         }
 
 
-def _gpus() -> dict[str, float]:
-    """What each NVIDIA GPU reports; nothing without a driver."""
+def _gpus(uuids: list[str]) -> dict[str, float]:
+    """What these of NVIDIA's GPUs report; nothing without a driver."""
+    if not uuids:
+        return {}
     import pynvml as nvml
 
     memory, power = nvml.nvmlDeviceGetMemoryInfo, nvml.nvmlDeviceGetPowerUsage  # milliwatts
@@ -123,8 +128,28 @@ def _gpus() -> dict[str, float]:
     values = {}
     with suppress(nvml.NVMLError):
         nvml.nvmlInit()
-        for index in range(nvml.nvmlDeviceGetCount()):
+        for number, uuid in enumerate(uuids):
+            if (gpu := _handle(uuid)) is None:
+                continue
             for name, read in readings.items():
                 with suppress(nvml.NVMLError):  # this GPU does not report it
-                    values[f"gpu_{index}_{name}"] = read(nvml.nvmlDeviceGetHandleByIndex(index))
+                    values[f"gpu_{number}_{name}"] = read(gpu)
     return values
+
+
+def _handle(uuid: str) -> Any:
+    """NVML's handle of a GPU, or of an instance of one (MIG); None where it can't be told which.
+
+    torch's UUIDs lack the kind that NVML puts in front.
+    """
+    import pynvml as nvml
+
+    with suppress(nvml.NVMLError):
+        return nvml.nvmlDeviceGetHandleByUUID(uuid if uuid[:4] == "MIG-" else f"MIG-{uuid}")
+    with suppress(nvml.NVMLError):
+        gpu = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+        with suppress(nvml.NVMLError):  # most can't be parted
+            if nvml.nvmlDeviceGetMigMode(gpu)[0]:
+                return None
+        return gpu
+    return None

@@ -5,7 +5,6 @@ import os
 import platform
 import random
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,12 @@ import torch.utils.deterministic
 from pipeline import launcher, machine
 from pipeline.errors import PipelineError
 from pipeline.settings import Stage
+from pipeline.training.devices import (
+    nvidia_driver,
+    pick_device,
+    pick_precision,
+    refuse_without_kernels,
+)
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -27,11 +32,12 @@ class Hardware:
 
     Attributes:
         device: where models and batches live.
-        precision: fp32, bf16 or fp16: the type of matrix products; weights stay fp32.
+        precision: fp32, tf32, bf16 or fp16: the type of matrix products; weights stay fp32.
         device_reason: why this device, for people.
         precision_reason: why this precision.
         threads: CPU threads of torch.
-        deterministic: whether operations without a repeatable version raise.
+        deterministic: whether operations without a repeatable version raise; on MPS, where the
+            default models have some, they warn.
         shard: (rank, processes) of data-parallel training.
     """
 
@@ -74,26 +80,45 @@ def configure(settings: Stage) -> Hardware:
     threads = settings.threads or len(machine.usable_cores())
     torch.set_num_threads(threads)
     _keep_freed_memory()
+    device, device_reason = pick_device(settings.device)
+    if shard[1] > 1:
+        device = _joined(device)
+        refuse_without_kernels(device)
+    elif device.type in ("cuda", "xpu"):  # what is asked and seeded is the current device
+        torch.get_device_module(device).set_device(device.index or 0)
+    precision, precision_reason = pick_precision(settings.precision, device)
+    if device.type == "cuda":
+        _pin_float32(precision)
+    if device.type in ("cuda", "xpu"):  # a sweep runs several jobs in one process
+        torch.accelerator.reset_peak_memory_stats(device)
+    # On MPS the gradients of max pooling and embeddings have no repeatable version.
+    deterministic = settings.deterministic and device.type != "mps"
     # What use_deterministic_algorithms does, without its import of the compiler: 1.6 s.
-    torch.set_deterministic_debug_mode("error" if settings.deterministic else "default")
+    lenient = "warn" if settings.deterministic else "default"
+    torch.set_deterministic_debug_mode("error" if deterministic else lenient)
     # It also fills each fresh tensor with NaN, to show reads of memory nobody wrote: 4 % of a step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.deterministic = settings.deterministic
+    torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = False  # the loop knows whether shapes repeat
     random.seed(settings.seed)
     np.random.seed(settings.seed)  # libraries draw from the global one
     torch.manual_seed(settings.seed)
-
-    device, device_reason = _pick_device(settings.device)
-    precision, precision_reason = _pick_precision(settings.precision, device)
-    if shard[1] > 1:
-        device = _joined(device)
-    elif device.type in ("cuda", "xpu"):  # the current device is what `reseed` seeds
-        torch.get_device_module(device).set_device(device.index or 0)
     print(f"Using device: {device} because {device_reason}")
     print(f"Using precision: {precision} because {precision_reason}")
+    if settings.deterministic and not deterministic:
+        print(f"Not deterministic: {device} can't repeat gradients of max pooling and embeddings")
     reasons = device_reason, precision_reason
-    return Hardware(device, precision, *reasons, threads, settings.deterministic, shard)
+    return Hardware(device, precision, *reasons, threads, deterministic, shard)
+
+
+def _pin_float32(precision: str) -> None:
+    """Say how CUDA multiplies float32: exactly, or in TF32, which keeps ten bits of the mantissa.
+
+    Under bf16 and fp16 recurrences and convolutions that stay in float32 may take it, too: it has
+    more bits than they. torch's `fp32_precision` follows these two, not they it.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"
 
 
 def _joined(device: torch.device) -> torch.device:
@@ -153,13 +178,15 @@ def explain_failure(error: Exception, batch_size: int, hardware: Hardware) -> Pi
 
 def card(hardware: Hardware) -> dict[str, Any]:
     """The device card: what a run was computed on. Sizes are bytes."""
-    device = hardware.device
     facts = machine.card() | {
-        "device": str(device),
+        "device": str(hardware.device),
         "device_reason": hardware.device_reason,
         "driver": None,
         "cuda": None,
         "cudnn": None,
+        "hip": None,
+        "xpu": None,
+        "float32": None,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": hardware.threads,
         "processes": hardware.shard[1],
@@ -167,78 +194,73 @@ def card(hardware: Hardware) -> dict[str, Any]:
         "precision_reason": hardware.precision_reason,
         "deterministic": hardware.deterministic,
     }
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        facts |= {
-            "device_name": properties.name,
-            "device_count": torch.cuda.device_count(),
-            "device_memory": properties.total_memory,
-            "driver": _nvidia_driver(),
-            "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
+    if hardware.device.type == "cpu":
+        return facts | {"numerics": machine.digest_of_numerics(facts)}
+    facts |= _accelerator(hardware)
+    # The CPU draws the order of the data only, in integers.
+    of_the_cpu: dict[str, Any] = {"cpu_capability": None, "threads": None}
+    return facts | {"numerics": machine.digest_of_numerics(facts | of_the_cpu)}
+
+
+def _accelerator(hardware: Hardware) -> dict[str, Any]:
+    """What the device card says of a device that is no CPU."""
+    device = hardware.device
+    if device.type == "mps":
+        return {
+            "device_name": torch.backends.mps.get_name(),
+            "device_memory": torch.mps.recommended_max_memory(),
+            "driver": platform.mac_ver()[0],  # it comes with the system
         }
-        # The CPU draws the order of the data only, in integers.
-        of_the_cpu: dict[str, Any] = {"cpu_capability": None, "threads": None}
-        return facts | {"numerics": machine.digest_of_numerics(facts | of_the_cpu)}
-    return facts | {"numerics": machine.digest_of_numerics(facts)}
+    module = torch.get_device_module(device)
+    properties = module.get_device_properties(device)
+    facts = {
+        "device_name": properties.name,
+        "device_count": module.device_count(),
+        "device_memory": properties.total_memory,
+    }
+    if device.type == "xpu":
+        return facts | {"driver": properties.driver_version, "xpu": torch.version.xpu}
+    backends = {
+        "matmul": torch.backends.cuda.matmul,
+        "convolution": torch.backends.cudnn.conv,  # type: ignore[attr-defined]
+        "recurrence": torch.backends.cudnn.rnn,
+    }
+    able = torch.cuda.is_tf32_supported()
+    return facts | {
+        "device_uuids": _uuids(hardware),
+        "driver": nvidia_driver(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "hip": torch.version.hip,
+        "float32": {
+            name: "tf32" if able and backend.fp32_precision == "tf32" else "ieee"
+            for name, backend in backends.items()
+        },
+    }
+
+
+def _uuids(hardware: Hardware) -> list[str]:
+    """Of the GPUs that this process, and those beside it on this machine, compute on."""
+    if (shown := os.environ.get("CUDA_VISIBLE_DEVICES", "")).startswith("MIG-"):
+        return [shown.split(",")[0]]  # a process gets one instance
+    used = [hardware.device.index or 0]
+    if hardware.shard[1] > 1:
+        beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        used = [*range(min(beside, torch.cuda.device_count()))]
+    return [str(torch.cuda.get_device_properties(number).uuid) for number in used]
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes at the peak: of the device's allocator, or of this process on the CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
+    """Bytes at the peak since `configure`, of the device's allocator.
+
+    On the CPU it is that of the process since its start; on MPS, whose driver keeps what is freed,
+    what it holds now.
+    """
+    if device.type in ("cuda", "xpu"):
+        return int(torch.accelerator.max_memory_allocated(device))
+    if device.type == "mps":
+        return int(torch.mps.driver_allocated_memory())
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak * (1 if platform.system() == "Darwin" else 1024))
-
-
-def _pick_device(name: str) -> tuple[torch.device, str]:
-    present = {
-        "cuda": torch.cuda.is_available(),
-        "xpu": torch.xpu.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        kind = next(kind for kind, there in present.items() if there)
-        absent = [kind for kind, there in present.items() if not there]
-        reason = "no " + ", ".join(absent) + " is present" if kind == "cpu" else "it is present"
-        return torch.device(kind), f"{reason} (device: auto)"
-    device = torch.device(name)
-    module, number = torch.get_device_module(device), device.index or 0
-    if not present[device.type] or number >= module.device_count():
-        there = ", ".join(kind for kind, is_there in present.items() if is_there)
-        raise PipelineError(
-            f"device: {name} is not on this machine (there is: {there}); "
-            "set common.device to one of them, or to auto"
-        )
-    return device, f"the config names it (device: {name})"
-
-
-def _pick_precision(name: str, device: torch.device) -> tuple[str, str]:
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        fast = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    else:
-        fast = device.type == "xpu"
-    if name == "auto":
-        if fast:
-            return "bf16", f"this {device.type} computes in it (precision: auto)"
-        return "fp32", f"this {device.type} does not compute in bf16 (precision: auto)"
-    if name == "fp16" and device.type != "cuda":
-        raise PipelineError(
-            f"precision: fp16 needs cuda, the device is {device}; set common.precision to auto"
-        )
-    return name, f"the config names it (precision: {name})"
-
-
-def _nvidia_driver() -> str | None:
-    import pynvml as nvml
-
-    with suppress(nvml.NVMLError):  # there is none on AMD's GPUs
-        nvml.nvmlInit()
-        return str(nvml.nvmlSystemGetDriverVersion())
-    return None

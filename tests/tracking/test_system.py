@@ -19,7 +19,18 @@ class NVMLError(Exception):
 
 @pytest.fixture
 def nvml(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Two GPUs; the second does not report its power."""
+    """Three GPUs; the second does not report its power, the third is parted and has an instance."""
+    known = {"GPU-a": 0, "GPU-b": 1, "GPU-c": 2, "MIG-d": 3}
+
+    def handle(uuid: str) -> int:
+        if uuid not in known:
+            raise NVMLError("Not Found")
+        return known[uuid]
+
+    def parted(gpu: int) -> list[int]:
+        if gpu != 2:
+            raise NVMLError("Not Supported")
+        return [1, 1]
 
     def power(gpu: int) -> int:
         if gpu == 1:
@@ -30,8 +41,8 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     vars(module).update(
         NVMLError=NVMLError,
         nvmlInit=lambda: None,
-        nvmlDeviceGetCount=lambda: 2,
-        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetHandleByUUID=handle,
+        nvmlDeviceGetMigMode=parted,
         nvmlDeviceGetMemoryInfo=lambda gpu: SimpleNamespace(used=(gpu + 1) * 2e9, total=8e9),
         nvmlDeviceGetUtilizationRates=lambda gpu: SimpleNamespace(gpu=40 + gpu, memory=1),
         nvmlDeviceGetPowerUsage=power,
@@ -41,15 +52,15 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def sample(folder: Path) -> dict[str, float]:
-    """The first that a sampler writes; of GPUs only."""
-    (metrics,) = samples(folder / "observed.jsonl", [], 1)
+def sample(folder: Path, *uuids: str) -> dict[str, float]:
+    """The first that a sampler writes for a stage on these GPUs; of GPUs only."""
+    (metrics,) = samples(folder / "observed.jsonl", [], 1, *uuids)
     return {key: value for key, value in metrics.values.items() if "gpu" in key}
 
 
-def samples(path: Path, before: list[int], count: int) -> list[Metrics]:
+def samples(path: Path, before: list[int], count: int, *uuids: str) -> list[Metrics]:
     """What a sampler writes that is asked so many times."""
-    begin = SimpleNamespace(pid=os.getpid(), system=0.0)
+    begin = SimpleNamespace(pid=os.getpid(), system=0.0, card={"device_uuids": [*uuids]})
     sampler = Sampler(Log(path), begin, before)
     for _ in range(count):
         sampler.sample_if_due()
@@ -57,7 +68,7 @@ def samples(path: Path, before: list[int], count: int) -> list[Metrics]:
 
 
 def test_memory_use_and_power_of_each_gpu_are_sampled(nvml: ModuleType, tmp_path: Path) -> None:
-    assert sample(tmp_path) == {
+    assert sample(tmp_path, "a", "b") == {
         "system/gpu_0_memory_usage_percentage": 25.0,
         "system/gpu_0_memory_usage_megabytes": 2000.0,
         "system/gpu_0_utilization_percentage": 40.0,
@@ -74,7 +85,25 @@ def test_without_a_driver_there_are_none(nvml: ModuleType, tmp_path: Path) -> No
         raise NVMLError("Driver Not Loaded")
 
     vars(nvml)["nvmlInit"] = missing
-    assert sample(tmp_path) == {}
+    assert sample(tmp_path, "a") == {}
+
+
+@pytest.mark.parametrize(
+    ("uuids", "megabytes"),
+    [
+        (["b"], [4000.0]),  # the first that the stage sees, whatever its place in the machine
+        (["d"], [8000.0]),
+        (["MIG-d"], [8000.0]),
+        (["c"], []),  # its numbers would be those of all instances
+        ([], []),
+    ],
+)
+def test_only_what_the_stage_computes_on_is_sampled(
+    uuids: list[str], megabytes: list[float], nvml: ModuleType, tmp_path: Path
+) -> None:
+    found = sample(tmp_path, *uuids)
+    assert [v for k, v in found.items() if k.endswith("usage_megabytes")] == megabytes
+    assert all(key.startswith("system/gpu_0_") for key in found)
 
 
 def test_a_second_sampler_goes_on_where_the_first_was_ended(tmp_path: Path) -> None:
@@ -84,7 +113,7 @@ def test_a_second_sampler_goes_on_where_the_first_was_ended(tmp_path: Path) -> N
 
 
 def test_samplers_of_two_stages_don_t_take_the_cpu_s_use_from_each_other(tmp_path: Path) -> None:
-    begin = SimpleNamespace(pid=os.getpid(), system=0.0)
+    begin = SimpleNamespace(pid=os.getpid(), system=0.0, card={})
     both = [Sampler(Log(tmp_path / name), begin, []) for name in ("one", "other")]
     end = time.monotonic() + 0.2
     while time.monotonic() < end:

@@ -213,7 +213,7 @@ def score(module: Forward, batches: Batches, _settings: Training) -> dict[str, f
     nats, tokens, size = 0.0, 0, 0
     for batch in batches.epoch(0):
         found = module(**batch.inputs, targets=batch.targets.tokens)
-        nats += float(found.double().sum())
+        nats += float(found.cpu().double().sum())
         tokens += len(found)
         size += batch.targets.size
     return {"loss": nats / tokens, "bits_per_byte": nats / math.log(2) / size}

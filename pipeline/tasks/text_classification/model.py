@@ -1,5 +1,6 @@
 """Any encoder that transformers' `AutoModelForSequenceClassification` can load."""
 
+import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from pipeline.sources import package_folder
 from pipeline.tasks.text_classification.settings import Facts, Model
 from pipeline.training import pretrained
 from pipeline.training.pretrained import TRUSTED
+
+BY_DEVICE = "by_device"
+"""What transformers calls the attention that follows the device."""
 
 
 def build(config: Model, facts: Facts) -> tuple[nn.Module, Any]:
@@ -36,7 +40,6 @@ def build(config: Model, facts: Facts) -> tuple[nn.Module, Any]:
     with _transformers(folder) as transformers:
         settings = transformers.AutoConfig.from_pretrained(
             folder,
-            attn_implementation=_attention(),
             id2label=dict(enumerate(names)),
             label2id={name: i for i, name in enumerate(names)},
             **TRUSTED,
@@ -49,7 +52,7 @@ def build(config: Model, facts: Facts) -> tuple[nn.Module, Any]:
         auto = transformers.AutoModelForSequenceClassification
         if not config.pretrained:
             model = auto.from_config(settings, dtype=torch.float32, trust_remote_code=False)
-            return _with_dropout(model, config), tokenizer
+            return _with_dropout(_attending(model), config), tokenizer
         model, report = auto.from_pretrained(
             folder,
             config=settings,
@@ -60,33 +63,50 @@ def build(config: Model, facts: Facts) -> tuple[nn.Module, Any]:
             **TRUSTED,
         )
     _check_encoder_is_whole(config, folder, model.base_model_prefix, report)
-    return _with_dropout(model.train(), config), tokenizer
+    return _with_dropout(_attending(model.train()), config), tokenizer
 
 
-def _attention() -> str | None:
-    """Plain matrix products where there is only a CPU; None leaves the choice to transformers.
+def _attending(model: Any) -> Any:
+    """The model, attending by what is faster on the device that it is on; a few know one way only.
 
     On a CPU the backward pass of torch's fused attention takes 21 ms a layer, against 2 to 4 for
     16 × 64 tokens (12 heads of 32), and up to 512 tokens the fused one wins at no length.
     """
-    if not torch.accelerator.is_available():
-        return "eager"
-    from transformers import AttentionMaskInterface
+    from transformers import AttentionInterface, AttentionMaskInterface
 
-    AttentionMaskInterface.register("sdpa", _mask)
-    return None
+    if model.config._attn_implementation == "sdpa" and model._can_set_attn_implementation():
+        AttentionInterface.register(BY_DEVICE, _attend)
+        AttentionMaskInterface.register(BY_DEVICE, _mask)
+        model.set_attn_implementation(BY_DEVICE)
+    return model
 
 
-def _mask(*, attention_mask: torch.Tensor | None, **options: Any) -> torch.Tensor | None:
-    """The fused attention's mask, made without a look at whether the batch has padding.
+def is_fused(device: torch.device) -> bool:
+    """Whether attention is torch's fused one on a device, or plain matrix products."""
+    return device.type != "cpu"
+
+
+def _attend(layer: nn.Module, query: torch.Tensor, *others: Any, **options: Any) -> Any:
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    plain = sys.modules[type(layer).__module__].eager_attention_forward  # each architecture's own
+    attend = sdpa_attention_forward if is_fused(query.device) else plain
+    return attend(layer, query, *others, **options)
+
+
+def _mask(
+    *, attention_mask: torch.Tensor | None, device: torch.device, **options: Any
+) -> torch.Tensor | None:
+    """The mask of either; the fused one's is made without a look at whether the batch has padding.
 
     transformers looks, and saves the mask if there is none, but the host waits for the device then.
     """
-    from transformers.masking_utils import sdpa_mask
+    from transformers.masking_utils import eager_mask, sdpa_mask
 
-    if attention_mask is not None:
+    if is_fused(device) and attention_mask is not None:
         options |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
-    return sdpa_mask(attention_mask=attention_mask, **options)
+    make = sdpa_mask if is_fused(device) else eager_mask
+    return make(attention_mask=attention_mask, device=device, **options)
 
 
 def _with_dropout(model: nn.Module, config: Model) -> nn.Module:
@@ -120,7 +140,6 @@ def load(folder: Path, _settings: Model, _facts: Facts) -> tuple[nn.Module, Any]
         auto = transformers.AutoModelForSequenceClassification
         model, report = auto.from_pretrained(
             folder,
-            attn_implementation=_attention(),
             dtype=torch.float32,
             use_safetensors=True,
             output_loading_info=True,
@@ -132,7 +151,7 @@ def load(folder: Path, _settings: Model, _facts: Facts) -> tuple[nn.Module, Any]
             f"{folder}/model.safetensors does not fit config.json ({wrong[0]} is missing or not "
             "expected); train the model again"
         )
-    return model.eval(), tokenizer
+    return _attending(model.eval()), tokenizer
 
 
 def _locate(config: Model) -> Path:

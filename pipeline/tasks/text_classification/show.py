@@ -92,7 +92,7 @@ def token_attribution(model: nn.Module, tokenizer: Any, inputs: Inputs) -> Token
     found = IntegratedGradients(logit).attribute(point[None], baseline[None], n_steps=32)
     kept = mask[0].bool()
     tokens = tokenizer.convert_ids_to_tokens(ids[0][kept].tolist())
-    scores = found[0].sum(dim=-1)[kept].double().cpu().numpy()
+    scores = found[0].sum(dim=-1)[kept].cpu().double().numpy()
     return TokenAttribution(tokens, scores, target)
 
 

@@ -35,8 +35,6 @@ class TestPackage:
         assert sum(parameter.numel() for parameter in model.parameters()) == 22_713_986
         assert model.dtype == torch.float32
         assert model.training
-        expected = "sdpa" if torch.accelerator.is_available() else "eager"
-        assert model.config._attn_implementation == expected
         assert {m.p for m in model.modules() if isinstance(m, nn.Dropout)} == {0.0}
         assert tokenizer("a good film")["input_ids"] == [101, 1037, 2204, 2143, 102]
 
@@ -227,13 +225,41 @@ class TestModel:
         if attention == "sdpa":
             fused_attention(monkeypatch)
         model, tokenizer = transformer.build(settings(encoder), CLASSES)
-        assert model.eval().config._attn_implementation == attention
+        model.eval()
         texts = ["a film", "a good book . a bad film . a good film ."]
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
             together = model(**inputs(tokenizer, *texts)).logits
             alone = torch.cat([model(**inputs(tokenizer, text)).logits for text in texts])
         tolerance = 1e-5 if precision == torch.float32 else 0.02
         torch.testing.assert_close(together, alone, rtol=0, atol=tolerance)
+
+    @pytest.mark.parametrize("accelerator", [False, True])
+    def test_on_the_cpu_attention_is_plain_whatever_else_the_machine_has(
+        self, encoder, accelerator, monkeypatch
+    ):
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator)
+        model, tokenizer = transformer.build(settings(encoder), CLASSES)
+        batch = inputs(tokenizer, "a film", "a good book . a bad film .")
+        with monkeypatch.context() as patch:
+            patch.setattr(nn.functional, "scaled_dot_product_attention", None)
+            found = model.eval()(**batch).logits
+        model.set_attn_implementation("eager")
+        assert torch.equal(found, model(**batch).logits)
+
+    def test_attention_is_fused_where_the_model_moves_to(self, encoder, monkeypatch):
+        model, tokenizer = transformer.build(settings(encoder), CLASSES)
+        batch = {k: v.to("meta") for k, v in inputs(tokenizer, "a film", "a book").items()}
+        calls = []
+        fused = nn.functional.scaled_dot_product_attention
+        monkeypatch.setattr(
+            nn.functional,
+            "scaled_dot_product_attention",
+            lambda *args, **options: calls.append(options) or fused(*args, **options),
+        )
+        model.to("meta")(**batch)
+        assert len(calls) == model.config.num_hidden_layers
+        # made without a look at whether there is padding, which the host would wait for
+        assert all(call["attn_mask"].dtype == torch.bool for call in calls)
 
     @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
     def test_gradients_reach_every_weight(self, encoder, precision):

@@ -70,22 +70,20 @@ def _by_depth(
             states = _fitted(seen[layer], seen[layers])(states)
         with torch.inference_mode(), hardware.autocast():
             found[layer] = (
-                float(decoder(net).judge(states, targets).nats.double().sum()) / log(2) / size
+                float(decoder(net).judge(states, targets).nats.cpu().double().sum()) / log(2) / size
             )
     return found
 
 
 def _fitted(states: Tensor, last: Tensor) -> Callable[[Tensor], Tensor]:
-    """Ridge regression [n, width] → [n, width] in float64."""
-    before, after = states.double(), last.double()
+    """Ridge regression [n, width] → [n, width] in float64, which not every device has."""
+    before, after = states.cpu().double(), last.cpu().double()
     middle, end = before.mean(0), after.mean(0)
     centred = before - middle
     square = centred.T @ centred
-    square += torch.eye(len(square), dtype=square.dtype, device=square.device) * (
-        RIDGE * square.diagonal().mean()
-    )
+    square += torch.eye(len(square), dtype=square.dtype) * (RIDGE * square.diagonal().mean())
     weights = torch.linalg.solve(square, centred.T @ (after - end))
-    return lambda told: ((told.double() - middle) @ weights + end).float()
+    return lambda told: ((told.cpu().double() - middle) @ weights + end).float().to(told.device)
 
 
 def _states(

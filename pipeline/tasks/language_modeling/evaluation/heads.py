@@ -88,6 +88,6 @@ def _watched(module: Any, ids: Tensor) -> tuple[Tensor, list[Tensor]]:
 def _induction(weights: Tensor, length: int) -> list[float]:
     """Of each head by its attention [rows, heads, 2 · length, 2 · length]."""
     found: list[float] = (
-        weights[:, :, length:].diagonal(1, dim1=2, dim2=3).double().mean((0, 2)).tolist()
+        weights[:, :, length:].diagonal(1, dim1=2, dim2=3).cpu().double().mean((0, 2)).tolist()
     )
     return found
