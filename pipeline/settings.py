@@ -151,7 +151,7 @@ class Training(Settings):
     log_every: PositiveInt
     """Steps between two points of the training loss."""
     save_minutes: Annotated[float, Field(gt=0)]
-    """Minutes between two saves of the training state; every epoch saves too."""
+    """Minutes between two saves of the training state, at most; epochs save, too."""
     compile: Literal["default", "reduce-overhead", "max-autotune"] | None
     """Mode of `torch.compile`; `reduce-overhead` records CUDA graphs. Null compiles nothing."""
 
