@@ -15,6 +15,15 @@ MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _ADVICE = "start them with torchrun, or unset these variables"
 
 
+def local_processes() -> int:
+    """How many of the processes that train together are on this machine, and share its cores.
+
+    torchrun and `accelerate launch` say so; where nobody does, it is 1.
+    """
+    said, processes = os.environ.get("LOCAL_WORLD_SIZE", ""), shard()[1]
+    return min(max(int(said), 1), processes) if said.isdecimal() else 1
+
+
 def shard() -> tuple[int, int]:
     """(rank, processes) of data-parallel training; (0, 1) of a process that trains alone.
 

@@ -154,7 +154,7 @@ class Training(Settings):
     log_every: PositiveInt
     """Steps between two points of the training loss."""
     save_minutes: Annotated[float, Field(gt=0)]
-    """Minutes between two saves of the training state; every epoch saves too."""
+    """Minutes between two saves of the training state, at most; epochs save, too."""
     compile: Literal["default", "reduce-overhead", "max-autotune"] | None
     """Mode of `torch.compile`; all but `default` record CUDA graphs, for each shape of a batch
     anew. Null compiles nothing."""

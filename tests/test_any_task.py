@@ -91,7 +91,7 @@ def test_a_monitor_that_is_no_score_is_said(tmp_path):
     )  # fmt: skip
     hardware = configure(stage_settings())
     values = torch.randn(4, 2)
-    batches = Batches(4, torch.device("cpu"), lambda i: ({"input": values[i]}, values[i]), 4)
+    batches = Batches(4, torch.device("cpu"), lambda _, i: ({"input": values[i]}, values[i]), 4)
     task: Any = SimpleNamespace(
         loss=lambda module, batch, _: ((module(**batch.inputs) - batch.targets) ** 2).mean(),
         score=lambda module, batches, _: {"loss": 1.0, "r2": 0.5},

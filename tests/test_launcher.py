@@ -82,6 +82,21 @@ def test_several_processes_that_can_not_meet_are_one_line(asked, said, monkeypat
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("launched", "said", "found"),
+    [
+        (WHOLE, {"LOCAL_WORLD_SIZE": "2"}, 2), (WHOLE, {"LOCAL_WORLD_SIZE": "1"}, 1),
+        (WHOLE, {}, 1), (WHOLE, {"LOCAL_WORLD_SIZE": "many"}, 1),
+        (WHOLE, {"LOCAL_WORLD_SIZE": "0"}, 1), ({}, {"LOCAL_WORLD_SIZE": "8"}, 1),
+    ],
+)  # fmt: skip
+def test_the_processes_of_one_machine_are_counted(launched, said, found, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "")
+    for name, value in {**launched, **said}.items():
+        monkeypatch.setenv(name, value)
+    assert launcher.local_processes() == found
+
+
 def test_the_whole_set_counts(monkeypatch):
     for name, value in WHOLE.items():
         monkeypatch.setenv(name, value)

@@ -17,6 +17,7 @@ from pipeline import interrupts
 from pipeline.classification import model as classifier
 from pipeline.classification.settings import ClassifierTraining
 from pipeline.errors import PipelineError
+from pipeline.files import digest
 from pipeline.settings import Optimizer, Training
 from pipeline.training import modules
 from pipeline.training.adamw import schedule
@@ -57,7 +58,7 @@ def split(n: int, seed: int, batch_size: int = 8, shuffle: bool = False) -> Batc
     points = torch.randn(n, 2, generator=torch.Generator().manual_seed(seed))
     labels = (points.sum(1) > 0).long()
 
-    def collate(index):
+    def collate(_, index):
         return {"points": points[index]}, labels[index]
 
     return Batches(n, CPU, collate, batch_size, shuffle=shuffle, seed=3)
@@ -122,10 +123,10 @@ def interrupt_after(step: int, batches: Batches, accumulate: int, monkeypatch) -
     """The same batches, the signal arriving while the given step's last batch is gathered."""
     calls = itertools.count(1)
 
-    def collate(index):
+    def collate(*index):
         if next(calls) == step * accumulate:
             monkeypatch.setattr(interrupts, "_pending", 15)
-        return batches.collate(index)
+        return batches.collate(*index)
 
     return dataclasses.replace(batches, collate=collate)
 
@@ -154,6 +155,44 @@ def test_a_training_stopped_at_any_step_resumes_to_the_same_bits(
     assert len(progress.curve) == 3
 
 
+@pytest.mark.parametrize(("seconds", "steps"), [(3600, [8, 56, 96]), (3.5, [8, 41, 73, 96])])
+def test_dear_saves_wait_until_they_are_a_small_share_of_the_time(
+    tmp_path, hardware, monkeypatch, seconds, steps
+):
+    """An epoch of 8 steps takes a second here, and a save 0.29."""
+    now, saved, save = [0.0], [], Checkpoints.save
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr("pipeline.training.checkpoint.time", clock, raising=False)
+
+    def tick(seconds):
+        now[0] += seconds
+
+    def noted(states, step, state):
+        saved.append(step)
+        save(states, step, state)
+
+    def logged(metrics, step):
+        tick("time/epoch_seconds" in metrics)
+        if ends and step == 40:
+            raise InterruptedError
+
+    def digested(*file):
+        tick(0.29)
+        return digest(*file)
+
+    monkeypatch.setattr(Checkpoints, "save", noted)
+    monkeypatch.setattr("pipeline.training.checkpoint.digest", digested)
+    changes = {"epochs": 12, "save_minutes": seconds / 60}
+    ends = False
+    whole, _ = train(tmp_path / "whole", hardware, log=logged, **changes)
+    assert saved == steps
+    ends = True
+    with pytest.raises(InterruptedError):
+        train(tmp_path / "part", hardware, log=logged, **changes)
+    again, _ = train(tmp_path / "part", hardware, net(seed=99), **changes)
+    assert same(whole, again)
+
+
 def test_resuming_after_the_last_epoch_only_loads_the_best_weights(tmp_path, hardware):
     first, _ = train(tmp_path, hardware)
     logged = Logged()
@@ -174,7 +213,7 @@ def words(n: int = 64, rows: int = 50) -> tuple[nn.Module, Batches]:
     index = torch.randint(rows, (n, 5), generator=torch.Generator().manual_seed(1))
     labels = (index[:, 0] > rows // 2).long()
 
-    def collate(rows):
+    def collate(_, rows):
         return {"words": index[rows]}, labels[rows]
 
     return model, Batches(n, CPU, collate, 8, shuffle=True, seed=3)
@@ -406,7 +445,7 @@ def rows(n: int, batch_size: int, shuffle: bool = True) -> Batches:
     wanted = numbers @ torch.tensor([1.0, -2.0, 0.5]) + torch.randn(n, generator=draw)
     weights = torch.randint(1, 10, (n,), generator=draw).float()
 
-    def collate(index):
+    def collate(index, _):
         each = zip(wanted[index].tolist(), weights[index].tolist(), strict=True)
         return {"numbers": numbers[index]}, [{"value": v, "weight": w} for v, w in each]
 

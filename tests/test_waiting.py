@@ -37,8 +37,8 @@ def net(model: str, settings: Any, **facts: Any) -> nets.Net:
 def batches(device: torch.device, inputs: Callable[[Tensor], dict[str, Tensor]], **more: Any):
     labels = torch.arange(64, device=device) % len(CLASSES)
 
-    def collate(index: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        return inputs(index), labels[index.to(device, non_blocking=True)]
+    def collate(index: Tensor, place: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        return inputs(index), labels[place]
 
     return Batches(64, device, collate, 8, shuffle=True, **more)
 

@@ -7,6 +7,7 @@ nothing else, so a run can be resumed at any step and repeats for any number of 
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 
 class Batch(NamedTuple):
@@ -60,11 +62,17 @@ class Ragged:
         device = self.values.device
         lengths = self.offsets[index + 1] - self.offsets[index]
         position = torch.arange(int(lengths.max()), device=device)
-        starts = self.offsets[index].to(device, non_blocking=True)
-        lengths = lengths.to(device, non_blocking=True)
+        starts, lengths = moved(self.offsets[index], device), moved(lengths, device)
         inside = position < lengths[:, None]
         where = (starts[:, None] + position) * inside
         return self.values[where].masked_fill(~inside, value), lengths
+
+
+def moved(values: Tensor, device: torch.device) -> Tensor:
+    """What is on the CPU, on a device: from pinned memory, so that the host does not wait."""
+    if device.type == "cuda":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,8 @@ class Batches:
     Attributes:
         examples: number of examples in the split.
         device: where the batches are made.
-        collate: maps an int64 index [batch], on the CPU, to the model's inputs and the targets.
+        collate: maps an index, int64 [batch], on the CPU and the same on the device, to the model's
+            inputs and the targets.
         batch_size: examples per batch and process.
         shuffle: whether the order changes with every epoch; an incomplete last batch is then left
             out, so that every optimizer step averages over the same number of examples.
@@ -83,12 +92,13 @@ class Batches:
         weights: float [n] on the CPU, what each example counts for; one each where not given.
         augment: changes a training batch; draws from the given generator only.
         shard: (rank, processes) for data-parallel training.
-        ahead: whether a thread gathers the next batch meanwhile, as pays for data on the disk.
+        ahead: whether a thread gathers the next batch meanwhile, as pays for data on the disk; on
+            CUDA on a stream of its own, so that copies don't wait for the kernels of a step.
     """
 
     examples: int
     device: torch.device
-    collate: Callable[[Tensor], tuple[dict[str, Tensor], Any]]
+    collate: Callable[[Tensor, Tensor], tuple[dict[str, Tensor], Any]]
     batch_size: int
     shuffle: bool = False
     seed: int = 0
@@ -111,10 +121,26 @@ class Batches:
         if not self.ahead:
             yield from batches
             return
+        aside = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        if aside:
+            aside.wait_stream(torch.cuda.current_stream(self.device))
+
+        def gather() -> tuple[Batch, torch.cuda.Event | None] | None:
+            with torch.cuda.stream(aside) if aside else nullcontext():
+                batch = next(batches, None)
+                return batch and (batch, aside.record_event() if aside else None)
+
         with ThreadPoolExecutor(1) as worker:
-            coming = worker.submit(next, batches, None)
-            while (batch := coming.result()) is not None:
-                coming = worker.submit(next, batches, None)
+            coming = worker.submit(gather)
+            while made := coming.result():
+                coming = worker.submit(gather)
+                batch, copied = made
+                if copied:
+                    now = torch.cuda.current_stream(self.device)
+                    now.wait_event(copied)
+                    for one in tree_leaves(batch):
+                        if isinstance(one, Tensor) and one.is_cuda:
+                            one.record_stream(now)  # or its memory is taken for a later batch
                 yield batch
 
     def order(self, epoch: int) -> list[Tensor]:
@@ -143,9 +169,15 @@ class Batches:
 
     def _gather(self, epoch: int, start: int) -> Iterator[Batch]:
         rank, processes = self.shard
-        for number, whole in enumerate(self.order(epoch)[start:], start):
-            index = whole[rank::processes]
-            batch = Batch(*self.collate(index), self._weight(index), self._weight(whole))
+        order = self.order(epoch)
+        places = indices = [whole[rank::processes] for whole in order]
+        if self.device.type != "cpu":  # at once: the batches then need no copy of their own
+            sizes = [len(index) for index in indices]
+            places = list(moved(torch.cat(indices), self.device).split(sizes))
+        for number in range(start, len(order)):
+            index, whole = indices[number], order[number]
+            found = self.collate(index, places[number])
+            batch = Batch(*found, self._weight(index), self._weight(whole))
             if self.augment is not None:
                 numbers = (self.seed, epoch, number, *([rank] if rank else []))
                 generator = torch.Generator(self.device).manual_seed(mix(*numbers))

@@ -10,9 +10,10 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,33 @@ from torch.utils._pytree import tree_leaves
 from pipeline.files import digest, explained, new_file, write_json
 from pipeline.nested import differences
 
+SAVING = 0.05
+"""Share of its time that a training spends on saves after its epochs, but the first and last."""
 KEEP = 2
 """States kept: the newest may turn out damaged."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Checkpoints:
-    """The saved states of one training."""
+    """The saved states of one training.
+
+    Attributes:
+        folder: where they lie.
+        saved_at: when the last save ended, or this began, by `time.monotonic`.
+        seconds: what that save took.
+    """
 
     folder: Path
+    saved_at: float = field(default_factory=lambda: time.monotonic())
+    seconds: float = 0.0
+
+    def age(self) -> float:
+        """Seconds since the last save."""
+        return time.monotonic() - self.saved_at
+
+    def are_dear(self) -> bool:
+        """Whether one more like the last, by now, would take more than its share of the time."""
+        return self.seconds > SAVING * self.age()
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write a state of tensors, numbers, strings, lists and dicts as `<step>-<sha256>.pt`.
@@ -42,6 +61,7 @@ class Checkpoints:
         Raises:
             PipelineError: the disk is full; the earlier states stay usable.
         """
+        started = time.monotonic()
         needs = sum(one.nbytes for one in tree_leaves(state) if isinstance(one, torch.Tensor))
         with new_file(self.folder / f"{step:010d}.pt", needs) as temporary:
             torch.serialization.set_crc32_options(False)  # the sha256 says more
@@ -52,6 +72,8 @@ class Checkpoints:
         (self.folder / f"{step:010d}.pt").replace(self.folder / f"{step:010d}-{checksum}.pt")
         for old in self._files()[KEEP:]:
             old.unlink()
+        self.saved_at = time.monotonic()
+        self.seconds = self.saved_at - started
 
     def load(self) -> dict[str, Any] | None:
         """The newest undamaged state with its tensors on the CPU, or None where there is none."""

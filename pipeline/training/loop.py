@@ -66,8 +66,9 @@ class Loop:
 
     The task's `settle`, if it has one, then sets what the validation split decides.
 
-    A training whose state is in `checkpoints` continues there. The state is saved after every
-    epoch, every `settings.save_minutes`, and when the process is asked to end.
+    A training whose state is in `checkpoints` continues there. The state is saved after an epoch,
+    unless saves are dear; after the last one; every `settings.save_minutes`; and when the process
+    is asked to end. Of several processes the first saves, by its own clock, and without the others.
 
     Attributes:
         model: what the task's `loss` and `score` call; moves to the hardware's device.
@@ -128,18 +129,13 @@ class Loop:
         # Tries kernels on each new shape, which pays where shapes repeat.
         torch.backends.cudnn.benchmark = not hardware.deterministic and self.train.lengths is None
         self.forward = modules.in_precision(self.wrapped, hardware)
-        optimizer = self.optimizer
-        decay, betas = optimizer.weight_decay, optimizer.betas
-        self.adamw = (
-            Muon(self.model, decay, betas)
-            if optimizer.name == "muon"
-            else AdamW(self.model.parameters(), decay, betas)
-        )
+        how = self.optimizer.weight_decay, self.optimizer.betas
+        muon = self.optimizer.name == "muon"
+        self.adamw = Muon(self.model, *how) if muon else AdamW(self.model.parameters(), *how)
         self.best_weights = modules.copied(self.model)
         self.progress = Progress()
         self.pending: list[Tensor] = []
         """Losses on the device, of the steps since the last point; reading one waits for it."""
-        self.saved_at = time.monotonic()
         shown = hardware.leads and sys.stderr.isatty()
         self.bar = tqdm(total=self.total, unit="step", disable=not shown)
 
@@ -152,10 +148,9 @@ class Loop:
             Interrupted: SIGTERM or Ctrl-C; the state is saved.
         """
         self.restore()
-        progress, patience = self.progress, self.settings.patience or math.inf
+        progress = self.progress
         with self.bar, interrupts.deferred():
-            # A training stopped after the last step of an epoch has that epoch's end still to do.
-            while (progress.step < self.total or progress.batch) and progress.stale < patience:
+            while self.goes_on():
                 started, first_step = time.perf_counter(), progress.step
                 try:
                     self.run_epoch()
@@ -166,7 +161,8 @@ class Loop:
                         raise explained from error
                     raise
                 self.end_epoch(scores, seconds, first_step)
-                self.save()
+                if not (self.goes_on() and self.checkpoints.are_dear()):
+                    self.save()
         modules.load(self.model, self.best_weights)
         if hasattr(self.task, "settle"):
             self.model.eval()
@@ -174,6 +170,11 @@ class Loop:
                 forward = modules.in_precision(self.model, self.hardware)
                 self.task.settle(self.model, forward, self.validation)
         return progress
+
+    def goes_on(self) -> bool:
+        """Whether a step is still to do, or the end of an epoch after whose last it was stopped."""
+        progress, patience = self.progress, self.settings.patience or math.inf
+        return (progress.step < self.total or progress.batch > 0) and progress.stale < patience
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of optimizer step `step`, counted from 0."""
@@ -193,31 +194,29 @@ class Loop:
             self.bar.update()
             if logs := progress.step % settings.log_every == 0 or progress.step == end:
                 self.log_losses()
-            signal, due = self.interruption(logs)
-            if signal:
+            if self.processes > 1 and not logs:
+                continue  # what a state has of their losses they exchange where all of them log
+            signal = self.signal()
+            if signal or self.checkpoints.age() > settings.save_minutes * 60:
+                self.read_losses()
                 self.save()
+            if signal:
+                if self.processes > 1:  # a launcher ends all others once the first has ended
+                    torch.distributed.barrier()
                 raise interrupts.Interrupted(
                     signal,
                     f"stopped at step {progress.step} of {self.total}; the state is saved in "
                     f"{self.checkpoints.folder}: the same command continues there",
                 )
-            if due:
-                self.save()
 
-    def interruption(self, logs: bool) -> list[int]:
-        """The signal that asks this training to end, or 0; whether its state is to be saved.
-
-        Several processes exchange losses for both, so they agree; and only where all of them log.
-        """
-        late = time.monotonic() - self.saved_at > self.settings.save_minutes * 60
-        asked = [interrupts.pending() or 0, int(late)]
+    def signal(self) -> int:
+        """The signal that asks this training, in whichever of its processes, to end; or 0."""
+        asked = interrupts.pending() or 0
         if self.processes == 1:
             return asked
-        if not logs:
-            return [0, 0]
         shared = torch.tensor(asked, device=self.hardware.device)
         torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
-        return shared.tolist()
+        return int(shared)
 
     def step(self, batches: Iterator[Batch]) -> Tensor:
         """One optimizer step over `accumulate` batches; returns its mean loss, on the device."""
@@ -320,21 +319,18 @@ class Loop:
             },
             progress.step,
         )
-        if not self.hardware.leads:
-            return
-        self.bar.write(
-            f"epoch {progress.epoch}/{settings.epochs}  step {progress.step}/{self.total}  "
-            f"train loss {row['train_loss']:.4f}  "
-            + "".join(f"validation {name} {value:.4f}  " for name, value in scores.items())
-            + f"{seconds:.1f} s",
-            file=sys.stdout,
-        )
-        sys.stdout.flush()
+        if self.hardware.leads:
+            self.bar.write(
+                f"epoch {progress.epoch}/{settings.epochs}  step {progress.step}/{self.total}  "
+                f"train loss {row['train_loss']:.4f}  "
+                + "".join(f"validation {name} {value:.4f}  " for name, value in scores.items())
+                + f"{seconds:.1f} s",
+                file=sys.stdout,
+            )
+            sys.stdout.flush()
 
     def save(self) -> None:
-        """Save the training state."""
-        self.read_losses()
-        self.saved_at = time.monotonic()
+        """Save the training state; all losses are read."""
         if not self.hardware.leads:
             return
         weights, scaler = modules.changing(self.model), self.scaler

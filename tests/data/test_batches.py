@@ -1,19 +1,23 @@
 """Every example once, in an order that (seed, epoch) alone decides."""
 
+import time
+from contextlib import contextmanager
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from pipeline.training.batches import Batches, Ragged, mix
+from pipeline.training.batches import Batches, Ragged, mix, moved
 
 CPU = torch.device("cpu")
 
 
 def batches(n: int, size: int, **changes) -> Batches:
-    return Batches(n, CPU, lambda i: ({"x": i}, i % 3), size, **changes)
+    return Batches(n, CPU, lambda i, _: ({"x": i}, i % 3), size, **changes)
 
 
 def jitter(batch, generator):
@@ -84,12 +88,104 @@ def test_gathering_ahead_changes_nothing(size, epoch, start):
 
 
 def test_an_error_while_gathering_ahead_reaches_the_loop():
-    def broken(index):
+    def broken(*_):
         raise OSError("the disk is gone")
 
     data = Batches(9, CPU, broken, 3, ahead=True)
     with pytest.raises(OSError, match="the disk is gone"):
         next(data.epoch(0))
+
+
+@pytest.mark.parametrize("shard", [(0, 1), (1, 2)])
+def test_the_order_moves_to_the_device_once_an_epoch(shard, monkeypatch):
+    found, moves, to = [], [], Tensor.to
+    monkeypatch.setattr(Tensor, "to", lambda *how, **more: moves.append(how) or to(*how, **more))
+    data = Batches(
+        24, torch.device("meta"), lambda *index: found.append(index) or ({}, 0), 4, shard=shard
+    )
+    assert len(list(data.epoch(0, 1))) == len(data) - 1
+    assert len(moves) == 1
+    assert [index.tolist() for index, _ in found] == [
+        whole[shard[0] :: shard[1]].tolist() for whole in data.order(0)[1:]
+    ]
+    assert {(len(index), place.device.type) for index, place in found} == {(4, "meta")}
+
+
+class Streams:
+    """Notes what is asked of CUDA's streams, where there is no CUDA: in order."""
+
+    def __init__(self, patch):
+        self.said = []
+        self.aside, self.now = (self.stream(name) for name in ("aside", "now"))
+        patch.setattr(torch.cuda, "Stream", lambda device: self.aside)
+        patch.setattr(torch.cuda, "current_stream", lambda device: self.now)
+        patch.setattr(torch.cuda, "stream", self.entered)
+        patch.setattr(Tensor, "is_cuda", True, raising=False)
+        patch.setattr(Tensor, "record_stream", lambda one, on: self.said.append((one.item(), on)))
+        patch.setattr(Tensor, "pin_memory", lambda one: self.said.append("pinned") or one)
+        patch.setattr(Tensor, "to", lambda *how, **more: self.moved(*how, **more))
+
+    def stream(self, name):
+        one = mock.Mock(spec=["wait_stream", "wait_event", "record_event"])
+        one.wait_stream.side_effect = lambda other: self.said.append(f"{name} waits")
+        one.wait_event.side_effect = lambda event: self.said.append(f"{name} waits for a copy")
+        one.record_event.side_effect = lambda: self.said.append("copied") or mock.Mock()
+        return one
+
+    @contextmanager
+    def entered(self, stream):
+        assert stream is self.aside
+        self.said.append("in")
+        yield
+        self.said.append("out")
+
+    def moved(self, one, device, non_blocking):
+        assert (device.type, non_blocking) == ("cuda", True)
+        self.said.append("moved")
+        return one
+
+
+def test_on_cuda_batches_are_copied_from_pinned_memory_beside_the_steps(monkeypatch):
+    streams = Streams(monkeypatch)
+    data = Batches(2, torch.device("cuda"), lambda i, place: ({"x": i}, [place]), 1, ahead=True)
+    batches = data.epoch(0)
+    next(batches)
+    while streams.said.count("out") < 2:  # the thread gathers the second one meanwhile
+        time.sleep(0.001)
+    gathered = ["in", "copied", "out"]
+    first = ["in", "pinned", "moved", "copied", "out"]
+    handed = ["now waits for a copy", (0, streams.now), (0, streams.now)]
+    said = streams.said.copy()
+    assert said[:6] == ["aside waits", *first]
+    assert [one for one in said[6:] if one in handed] == handed
+    assert [one for one in said[6:] if one in gathered] == gathered
+    assert len(list(batches)) == 1
+
+
+def test_on_a_cpu_nothing_is_pinned_and_there_is_no_stream(monkeypatch):
+    streams = Streams(monkeypatch)
+    monkeypatch.setattr(Tensor, "to", lambda one, *_, **__: one)
+    data = Batches(2, CPU, lambda i, place: ({"x": i}, place), 1, ahead=True)
+    assert len(list(data.epoch(0))) == 2
+    Ragged(torch.arange(3), torch.tensor([0, 1, 3])).pad(torch.tensor([1, 0]))
+    assert streams.said == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gathering_ahead_on_a_stream_gives_the_same_batches():
+    device = torch.device("cuda")
+    values = torch.randn(512, 3, 64, 64)
+
+    def collate(index, place):
+        return {"x": moved(values[index], device)}, place
+
+    data = Batches(512, device, collate, 16, shuffle=True)
+    busy = torch.randn(2000, 2000, device=device)
+    for one, other in zip(data.epoch(0), replace(data, ahead=True).epoch(0), strict=True):
+        busy = (busy @ busy).clamp(-1, 1)  # its own batch is long gathered when it is looked at
+        assert torch.equal(one.inputs["x"], other.inputs["x"])
+        assert torch.equal(one.targets, other.targets)
 
 
 @given(st.integers(1, 200), st.integers(1, 16), st.integers(1, 4))
@@ -102,7 +198,7 @@ def test_the_shards_of_a_batch_are_the_batch(n, batch, processes):
 
 
 def test_targets_are_what_the_task_makes_of_them_and_change_with_their_inputs():
-    def collate(index):
+    def collate(index, _):
         return {"x": index}, [{"boxes": [[i, i + 1]] * (i % 3)} for i in index.tolist()]
 
     def mirror(batch, generator):

@@ -20,7 +20,7 @@ from pipeline.images.given import given
 from pipeline.prepared import SplitName, contents, first_row, open_split, rows
 from pipeline.tasks.image_classification.augment import affine
 from pipeline.tasks.image_classification.settings import Augment
-from pipeline.training.batches import Batches
+from pipeline.training.batches import Batches, moved
 from pipeline.training.net import Net
 
 TASK = "image_classification"
@@ -64,13 +64,9 @@ def load(
             start += len(part)
         images = images.to(device)
 
-    def collate(index: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        place = index.to(device, non_blocking=True)
-        if not on_disk:
-            return {"images": images[place]}, labels[place]
-        batch = images[index]
-        batch = batch.pin_memory() if device.type == "cuda" else batch
-        return {"images": batch.to(device, non_blocking=True)}, labels[place]
+    def collate(index: Tensor, place: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        found = moved(images[index], device) if on_disk else images[place]
+        return {"images": found}, labels[place]
 
     change = affine(augment) if augment is not None and shuffle else None
     return Batches(

@@ -25,7 +25,7 @@ from pipeline.texts.chats import (
     learnt,
     parts,
 )
-from pipeline.training.batches import Batches, Ragged
+from pipeline.training.batches import Batches, Ragged, moved
 from pipeline.training.net import Net
 
 TASK = "language_modeling"
@@ -87,7 +87,7 @@ class Rows(NamedTuple):
         inputs = {
             "input_ids": ids.long(),
             "lengths": sizes,
-            "document": document.to(ids.device, non_blocking=True),
+            "document": moved(document, ids.device),
         }
         return inputs, Targets(targets.long(), int(self.sizes[index].sum()))
 
@@ -135,7 +135,7 @@ def load(
     return Batches(
         len(rows.sizes),
         device,
-        on_device.gather,
+        lambda index, _: on_device.gather(index),
         shuffle=shuffle,
         lengths=rows.longest,
         weights=rows.counted.double(),

@@ -59,8 +59,7 @@ def load(
     boxes, labels = boxes.to(device), labels.to(device)
     tensors = {name: value.to(device) for name, value in tensors.items()}
 
-    def collate(index: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
-        place = index.to(device, non_blocking=True)
+    def collate(_: Tensor, place: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
         found = {name: value[place] for name, value in tensors.items()}
         return found, (boxes[place], labels[place])
 

@@ -45,10 +45,10 @@ def load(
     ragged = Ragged.of(clips, device)
     targets = torch.tensor(labels_of(table, card.facts.classes, path), device=device)
 
-    def collate(index: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def collate(index: Tensor, place: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         samples, sizes = ragged.pad(index)
         inputs = {"waveforms": samples.float().div_(32768), "lengths": sizes}
-        return inputs, targets[index.to(device, non_blocking=True)]
+        return inputs, targets[place]
 
     return Batches(len(targets), device, collate, lengths=ragged.offsets.diff(), **how)
 

@@ -63,8 +63,8 @@ def load(folder: Path, split: SplitName, net: Net, *, device: torch.device, **ho
     labels = labels_of(table, card.facts.classes, folder / f"{split}.parquet")
     targets = torch.tensor(labels, device=device)
 
-    def collate(index: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        return _padded(tokens, index, padding), targets[index.to(device, non_blocking=True)]
+    def collate(index: Tensor, place: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        return _padded(tokens, index, padding), targets[place]
 
     return Batches(len(labels), device, collate, lengths=tokens.offsets.diff(), **how)
 
