@@ -77,7 +77,8 @@ def configure(settings: Stage) -> Hardware:
             several processes were asked for that can't find each other.
     """
     shard = launcher.shard()
-    threads = settings.threads or len(machine.usable_cores())
+    share = len(machine.usable_cores()) // launcher.local_processes()
+    threads = settings.threads or max(1, share)
     torch.set_num_threads(threads)
     _keep_freed_memory()
     device, device_reason = pick_device(settings.device)
