@@ -2,12 +2,9 @@
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from bench.jobs import Job, job
 from bench.measure import Row, alternate, at_least, main, ratios, scratch, timed
-from pipeline.training.checkpoint import Checkpoints
-from pipeline.training.loop import Loop
 
 CASES = {"CNN": "cnn", "MiniLM": "transformer", "GRU": "rnn", "detector": "detector"}
 
@@ -44,13 +41,7 @@ def measure(quick: bool) -> list[Row]:
 
 def train(one: Job, steps: int) -> float:
     """Examples per second of so many steps of an epoch, and no scores."""
-    settings = one.settings
-    loop = Loop(
-        one.build().module, *one.batches, task=one.task.model, settings=settings.training,
-        optimizer=settings.optimizer, hardware=one.hardware, seed=settings.seed,
-        checkpoints=Checkpoints(Path()), log=lambda *_: None, max_steps=steps,
-    )  # fmt: skip
-    return steps * settings.training.batch_size / timed(loop.run_epoch)
+    return steps * one.settings.training.batch_size / timed(one.loop(steps).run_epoch)
 
 
 def _infer(one: Job) -> float:

@@ -22,7 +22,7 @@ from pipeline.training.adamw import schedule
 from pipeline.training.batches import Batch, Batches
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.hardware import Hardware, card, configure
-from pipeline.training.loop import Loop
+from pipeline.training.loop import Log, Loop
 from pipeline.training.modules import score
 
 
@@ -60,15 +60,26 @@ class Job:
                 card=card(self.hardware),
             )
             started = time.perf_counter()
-            Loop(
-                (net or self.build()).module, *self.batches, task=self.task.model,
-                settings=settings.training, optimizer=settings.optimizer, hardware=self.hardware,
-                seed=settings.seed, checkpoints=Checkpoints(Path(folder)), log=run.metrics,
-                max_steps=steps,
-            ).fit()  # fmt: skip
+            self.loop(steps, net, Path(folder), run.metrics).fit()
             seconds = time.perf_counter() - started
             run.end("FINISHED")
         return seconds
+
+    def loop(
+        self,
+        steps: int | None = None,
+        net: nets.Net | None = None,
+        folder: Path = Path(),
+        log: Log = lambda *_: None,
+    ) -> Loop:
+        """The training's loop, which saves its states in `folder`."""
+        settings = self.settings
+        return Loop(
+            (net or self.build()).module, *self.batches, task=self.task.model,
+            falling=self.task.about.falling, settings=settings.training,
+            optimizer=settings.optimizer, hardware=self.hardware, seed=settings.seed,
+            checkpoints=Checkpoints(folder), log=log, max_steps=steps,
+        )  # fmt: skip
 
     def bare(self, steps: int) -> float:
         """Seconds of the same arithmetic as a tutorial would write it."""
@@ -87,16 +98,20 @@ class Job:
             betas=tuple(self.settings.optimizer.betas),
             fused=True,
         )
+        half = self.hardware.precision == "fp16"
+        scaler = torch.amp.GradScaler(self.hardware.device.type, enabled=half)
         step, epoch = 0, 0
         while step < steps:
             for batch in self.batches[0].epoch(epoch):
                 rate = schedule(step, steps, settings.schedule, settings.warmup)
                 for group in optimizer.param_groups:
                     group["lr"] = self.settings.optimizer.lr * rate
-                self.loss(model, batch).backward()
+                scaler.scale(self.loss(model, batch)).backward()
                 if settings.clip_norm is not None:
+                    scaler.unscale_(optimizer)
                     nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
-                optimizer.step()
+                scaler.step(optimizer)
+                scaler.update()
                 optimizer.zero_grad()
                 step += 1
                 if step == steps:
@@ -108,9 +123,7 @@ class Job:
 
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """The training loss of a batch."""
-        with torch.autocast(
-            self.hardware.device.type, torch.bfloat16, enabled=self.hardware.precision == "bf16"
-        ):
+        with self.hardware.autocast():
             return self.task.model.loss(model, batch, self.settings.training)
 
     def score(self, net: nets.Net, batches: Batches) -> dict[str, float]:

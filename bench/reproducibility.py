@@ -3,7 +3,7 @@
 Each training stage is started as params.yaml says and measured where its loop would begin, on the
 prepared data of the workspace. Times are seconds of CPU of this process, and both costs are ratios
 of times taken in turn in one process, so a busy machine changes them little; the time a disk takes
-shows in the wall clock's column only.
+shows in the wall clock's column only. On an accelerator the ratio is the wall clock's.
 """
 
 import json
@@ -23,8 +23,13 @@ if TYPE_CHECKING:
     from pipeline.training.loop import Loop
 
 ROOT = Path(__file__).parents[1]
-STEPS = {"train_cnn": 20, "finetune_transformer": 4, "train_rnn": 20}
+STEPS = {
+    "train_cnn": 20, "finetune_transformer": 4, "train_rnn": 20, "train_detector": 4,
+    "train_language_model": 1,
+}  # fmt: skip
+"""Of a measurement on a CPU; an accelerator does ten times as many."""
 ROUNDS = 7
+CPU, WALL = 0, 1
 SAVES = 5
 
 
@@ -56,53 +61,62 @@ def measured(loop: "Loop") -> None:
     """Stands in for `Loop.fit`: prints what it measured and ends the process."""
     import torch
 
+    from bench.device import synchronize
+
+    device = loop.hardware.device
     batches = (batch for epoch in range(1000) for batch in loop.train.epoch(epoch))
     loop.wrapped.train()
+    clock, times = (CPU, 1) if device.type == "cpu" else (WALL, 10)
+    count = STEPS[sys.argv[0]] * times
 
     def seconds(work: Callable[[], Any]) -> tuple[float, float]:
+        synchronize(device)
         cpu, wall = time.process_time(), time.perf_counter()
         work()
+        synchronize(device)
         return time.process_time() - cpu, time.perf_counter() - wall
 
-    def steps(mode: str) -> tuple[float, float]:
-        torch.set_deterministic_debug_mode(mode)
-        return seconds(lambda: [float(loop.step(batches)) for _ in range(STEPS[sys.argv[0]])])
+    def steps(deterministic: bool) -> tuple[float, float]:
+        torch.set_deterministic_debug_mode("error" if deterministic else "default")
+        torch.backends.cudnn.deterministic = deterministic
+        # it tries kernels on each new shape
+        torch.backends.cudnn.benchmark = not deterministic and loop.train.lengths is None
+        return seconds(lambda: [loop.step(batches) for _ in range(count)])
 
     def save(number: int) -> tuple[float, float]:
         loop.progress.step = number  # a step of its own, as after each epoch
         return seconds(loop.save)
 
-    steps("error")  # the first steps allocate
-    pairs = [(steps("error"), steps("default")) for _ in range(ROUNDS)]
-    ratios = [one[0] / other[0] for one, other in pairs]
+    steps(False)  # the first steps allocate, and look for the fastest kernels
+    steps(True)
+    pairs = [(steps(True), steps(False)) for _ in range(ROUNDS)]
+    ratios = [one[clock] / other[clock] for one, other in pairs]
     validated = seconds(lambda: loop.score())
     saves = [save(number) for number in range(1, SAVES + 1)]
     epoch = [
-        statistics.median(one[clock] for one, _ in pairs)
-        / STEPS[sys.argv[0]]
-        * loop.steps_per_epoch
-        + validated[clock]
-        for clock in (0, 1)
+        statistics.median(one[kind] for one, _ in pairs) / count * loop.steps_per_epoch
+        + validated[kind]
+        for kind in (CPU, WALL)
     ]
     size = max(file.stat().st_size for file in loop.checkpoints.folder.glob("*.pt"))
     found = {
         "ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios),
-        "save": [statistics.median(one[clock] for one in saves) for clock in (0, 1)],
+        "save": [statistics.median(one[kind] for one in saves) for kind in (CPU, WALL)],
         "epoch": epoch, "bytes": size,
     }  # fmt: skip
     print(json.dumps(found), flush=True)
     os._exit(0)
 
 
-def _child(stage: str) -> None:
+def _child(stage: str, *overrides: str) -> None:
     import importlib
 
     from pipeline.training.loop import Loop
 
     Loop.fit = measured  # type: ignore[assignment,method-assign]
-    sys.argv = [stage, "tracking=off", "profile=full"]
+    sys.argv = [stage, "tracking=off", "profile=full", *overrides]
     importlib.import_module(f"stages.{stage}").main()
 
 
 if __name__ == "__main__":
-    _child(sys.argv[1]) if len(sys.argv) > 1 else main()
+    _child(*sys.argv[1:]) if len(sys.argv) > 1 else main()
