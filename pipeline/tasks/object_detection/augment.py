@@ -1,6 +1,7 @@
 """Random changes of training images and their boxes, a whole batch at once, on the device."""
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ def changes(config: Augment) -> Callable[[Batch, torch.Generator], Batch]:
         side = torch.where(draw[:, 4] < 0.5 * config.flip, -1.0, 1.0)
         # in units of half the image, as affine_grid's: out = zoom · side · in + shift
         # whole pixels, for what is between them is smoother than what the model will meet
-        half = torch.tensor([width / 2, height / 2], device=images.device)
+        half = _half(height, width, images.device)
         shift = (2 * config.translate * (draw[:, 1:3] * 2 - 1) * half).round() / half
         across, down = zoom * side, zoom
         turn = torch.zeros(count, 2, 3, device=images.device)
@@ -43,6 +44,12 @@ def changes(config: Augment) -> Callable[[Batch, torch.Generator], Batch]:
         return batch._replace(inputs={**batch.inputs, "images": changed}, targets=(boxes, labels))
 
     return change
+
+
+@lru_cache(maxsize=8)
+def _half(height: int, width: int, device: torch.device) -> Tensor:
+    """Half of an image, x and y [2]; it goes to the device once, which the host waits for."""
+    return torch.tensor([width / 2, height / 2], device=device)
 
 
 def _moved(
