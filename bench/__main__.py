@@ -12,13 +12,12 @@ import argparse
 import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
 
-from bench.measure import RESULTS, ROOT, Row, options, save, show
+from bench.measure import PAGE, RESULTS, ROOT, Row, options, put, save, show
 
 NUMBERS = {
     "mnist": 1, "overhead": 2, "finetune": 3, "start": 5, "tiny": 6, "noop": 7, "contention": 8,
@@ -28,7 +27,6 @@ NUMBERS = {
 """The measurements and the (first) goal of each."""
 LIMIT = 1800
 """Seconds after which a measurement hangs."""
-PAGE = ROOT / "docs" / "performance.md"
 
 
 def main() -> None:
@@ -91,11 +89,7 @@ def write_page() -> None:
     images = PAGE.parent / "images"
     pictures = [f"![{alt}](images/{name})" for name, alt in draw(rows, images).items()]
     parts = [show(rows), f"`make bench` on {'; '.join(machines)}.", *pictures]
-    content = "\n\n".join(parts) + "\n"
-    text = PAGE.read_text(encoding="utf-8")
-    marked = r"(<!-- measured -->\n).*?(<!-- /measured -->)"
-    text = re.sub(marked, lambda found: f"{found[1]}{content}{found[2]}", text, flags=re.S)
-    PAGE.write_text(text, encoding="utf-8")
+    put(PAGE, "measured", "\n\n".join(parts) + "\n")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from unittest import mock
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "measured"
+PAGE = ROOT / "docs" / "performance.md"
 PLACES = {
     "MNIST": "folder of the full MNIST's idx files",
     "MNIST_PROGRAM": "pytorch/examples' mnist/main.py",
@@ -323,6 +324,14 @@ def show(rows: Sequence[Row]) -> str:
         for r in sorted(rows, key=lambda row: row.number)
     ]
     return "\n".join(lines)
+
+
+def put(page: Path, marker: str, content: str) -> None:
+    """Replace what stands between two markers of a page."""
+    text = page.read_text(encoding="utf-8")
+    between = rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)"
+    text = re.sub(between, lambda found: f"{found[1]}{content}{found[2]}", text, flags=re.S)
+    page.write_text(text, encoding="utf-8")
 
 
 def main(name: str, measure: Measure) -> None:

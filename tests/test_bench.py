@@ -9,14 +9,18 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import psutil
 import pytest
+import torch
 
 import bench.__main__ as program
-from bench import cifar, results
+from bench import cifar, gpu, results
 from bench.contention import beside
+from bench.device import enough
 from bench.jobs import job
 from bench.measure import (
     Failed,
@@ -29,14 +33,17 @@ from bench.measure import (
     for_comparison,
     main,
     prepare,
+    put,
     ratios,
     show,
     stage,
 )
 from bench.plots import draw
 from bench.start import start
+from bench.synthetic import images
 from pipeline.prepared import read_card
 from pipeline.task import find
+from tests.conftest import ROOT, run
 
 ACCURACY = for_comparison(
     1, "a", [1], kind="accuracy", title="Digits",
@@ -106,8 +113,9 @@ def test_cifar_is_read_from_torchvisions_folder_and_trained_on(tmp_path, monkeyp
     assert (card.facts.channels, card.facts.height, card.facts.classes[3]) == (3, 32, "d")
     curve = cifar._train(tmp_path, data, ["profile=tiny", "tracking=off", "training.epochs=2"])
     assert len(curve) == 2
-    assert 0 < curve[0][0] < curve[1][0]
-    assert 0 <= curve[1][1] <= 0.5
+    assert 0 < curve[0].clock < curve[1].clock
+    assert curve[0].seconds <= curve[1].seconds < curve[1].clock
+    assert 0 <= curve[1].accuracy <= 0.5
 
 
 @pytest.mark.slow
@@ -242,6 +250,108 @@ def test_a_measurement_that_hangs_is_ended_with_what_it_started(monkeypatch):
     assert program.run("tiny", True, limit=0.2) == "not done after 0 s"
     monkeypatch.undo()
     assert eventually(lambda: not alive(started[0].pid))
+
+
+@pytest.mark.slow
+def test_all_parts_for_a_gpu_run_through_without_one(tmp_path):
+    file = tmp_path / "gpu.json"
+    ended = run(ROOT, "bench/gpu.sh", str(file), PYTHON=sys.executable)
+    assert ended.returncode == 0, ended.stderr
+    parts = json.loads(file.read_text())["parts"]
+    assert list(parts) == list(gpu.PARTS)
+    assert all(one["found"] for one in parts.values())
+    if parts["device"]["found"]["card"]["device"] == "cpu":
+        skipped = [name for name, one in parts.items() if "skipped" in str(one["found"])]
+        assert skipped == ["tests", "precisions", "compiling"]
+        assert parts["tests"]["found"] == {"pytest -m gpu": {"skipped": "there is no CUDA device"}}
+        assert "*not measured*" in gpu.section(file)
+
+
+def test_a_part_that_hangs_or_dies_keeps_what_it_found():
+    said = "import os, sys, time; print('{\"a\": [1]}', flush=True)\n"
+    found = gpu.run([sys.executable, "-c", f"{said}sys.exit('no room')"], 20)
+    assert found["found"] == {"a": [1]}
+    assert found["error"] == "exit status 1: no room\n"
+    child = "os.spawnlp(os.P_NOWAIT, 'sleep', 'sleep', '60'); time.sleep(60)"
+    found = gpu.run([sys.executable, "-c", said + child], 1)
+    assert found["found"] == {"a": [1]}
+    assert found["error"] == "not done after 1 s"
+    assert found["seconds"] < 10
+
+
+def test_a_call_that_fails_does_not_end_its_part(tmp_path, monkeypatch, capfd):
+    def calls(place):
+        def skip():
+            raise gpu.Skipped("there is none")
+
+        return {
+            "a": lambda: place.folder.name, "b": lambda: 1 / 0, "c": skip, "d": lambda: print("d")
+        }  # fmt: skip
+
+    monkeypatch.setitem(gpu.PARTS, "some", (calls, 9))
+    monkeypatch.setenv("DVC_ROOT", "elsewhere")
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    gpu.part("some", tmp_path)
+    assert [json.loads(line) for line in capfd.readouterr().out.splitlines()] == [
+        {"a": tmp_path.name},
+        {"b": {"error": "ZeroDivisionError: division by zero"}},
+        {"c": {"skipped": "there is none"}},
+        {"d": None},
+    ]
+
+
+def test_the_page_has_what_a_gpu_gave_with_its_name_or_that_nothing_was_measured(tmp_path):
+    page, file = tmp_path / "page.md", tmp_path / "gpu.json"
+    page.write_text("a\n<!-- gpu -->\nold\n<!-- /gpu -->\nb\n")
+    put(page, "gpu", gpu.section(file))
+    nothing = "On a GPU: *not measured*, none was in reach.\n"
+    assert page.read_text() == f"a\n<!-- gpu -->\n{nothing}<!-- /gpu -->\nb\n"
+    card = {"device": "cuda:0", "device_name": "NVIDIA Y"}
+    parts = {
+        "device": {"seconds": 1, "found": {"card": card}},
+        "sizes": {"found": {"cnn, 64": {"a": 1.5, "b": [1, 2]}}, "error": "not done\nafter 9 s"},
+    }
+    file.write_text(json.dumps({"parts": parts}))
+    assert gpu.section(file).splitlines()[2:] == [
+        "| part | what | found |",
+        "|---|---|---|",
+        "| sizes | cnn, 64 | a: 1.5; b: 1, 2 |",
+        "| sizes | – | error: not done after 9 s |",
+    ]
+    assert "NVIDIA Y" in gpu.section(file)
+    card["device"] = "cpu"
+    file.write_text(json.dumps({"parts": parts}))
+    assert gpu.section(file) == nothing
+
+
+class Timed:
+    """A training that takes a second for 200 steps, on a device of this kind."""
+
+    def __init__(self, kind):
+        self.hardware = SimpleNamespace(device=torch.device(kind))
+
+    def ours(self, steps, tracked):
+        return steps / 200
+
+
+def test_an_accelerator_is_measured_for_ten_seconds_at_least():
+    assert enough(Timed("cpu"), 60) == 60
+    assert enough(Timed("cuda"), 60) == 34 * 60
+    assert enough(Timed("cuda"), 4000) == 4000
+
+
+@pytest.mark.parametrize("loop", ["ours", "bare"])
+def test_both_loops_compute_in_the_same_precision(loop, tmp_path):
+    data = images(tmp_path / "data", 40, 28, 1)
+    one = job("cnn", tmp_path, "cnn=simple", "training.batch_size=20", data=data)
+    net, kinds = one.build(), set()
+    net.module.register_forward_hook(lambda *given: kinds.add(given[2].dtype))
+    one = replace(one, hardware=replace(one.hardware, precision="fp16"), build=lambda: net)
+    scaler = torch.amp.GradScaler
+    with mock.patch.object(scaler, "scale", autospec=True, side_effect=scaler.scale) as scale:
+        getattr(one, loop)(2, **({"tracked": False} if loop == "ours" else {}))
+    assert kinds == {torch.float16}
+    assert scale.call_count == 2
 
 
 def test_the_plots_are_small_and_repeat(tmp_path):
