@@ -81,7 +81,7 @@ def run(task: Task, seed: int, folder: Path) -> dict[str, Any]:
 def row(task: Task, runs: list[dict[str, Any]]) -> str:
     """A task's row of the table in Markdown."""
     about, numbers = task.about, [one["numbers"] for one in runs]
-    measure = Measure(about.headline, about.unit)
+    measure = Measure(about.headline, about.words, about.unit)
     values = [one[about.headline] for one in numbers]
     shown = measure.spread(values) if len(values) > 1 else measure.value(values[0])
     best = headline(numbers[0], about).baseline
