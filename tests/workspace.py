@@ -52,11 +52,7 @@ def workspace(base: Path) -> Path:
     folder = base / "workspace"
     folder.mkdir()
     copy_of_the_repository(folder)
-    code = "import sys; from pathlib import Path; from tests.workspace import prepare_all\n"
-    subprocess.run(
-        [sys.executable, "-c", f"{code}prepare_all(Path({str(folder)!r}))"],
-        cwd=folder, check=True, env=environment(folder),
-    )  # fmt: skip
+    prepare_all(folder)
     return folder
 
 
