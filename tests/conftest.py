@@ -148,6 +148,16 @@ def run(folder: Path, *command: str, **more: str) -> subprocess.CompletedProcess
 
 
 @pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The database of a store without runs, to be copied: MLflow takes seconds to make one."""
+    from pipeline.tracking import store
+
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    store._create(file)
+    return file
+
+
+@pytest.fixture(scope="session")
 def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Starts stages of the shared workspace; see tests/workspace.py."""
     from tests.workspace import Nursery, workspace

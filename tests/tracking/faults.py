@@ -86,16 +86,15 @@ TROUBLES = (
 
 
 class Store:
-    """A real store, which is also the client that the sender has of it."""
+    """A real store, which is also the client that the sender has of it; `empty` has no runs."""
 
-    def __init__(self, patch: pytest.MonkeyPatch, folder: Path) -> None:
+    def __init__(self, patch: pytest.MonkeyPatch, folder: Path, empty: Path) -> None:
         from mlflow.tracking import MlflowClient
 
-        self._folder, self._file = folder, folder / "mlflow.db"
+        self._folder, self._file, self._empty = folder, folder / "mlflow.db", empty
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{self._file}")
+        shutil.copy(empty, self._file)
         self._client = MlflowClient(f"sqlite:///{self._file}")
-        self._client.search_experiments()
-        shutil.copy(self._file, folder / "empty.db")
         self._requests, self._meets = 0, Trouble(0, "")
         self.meanwhile: dict[str, Callable[[], None]] = {}
         """What else may happen while a request is under way, besides `TROUBLES`."""
@@ -135,7 +134,7 @@ class Store:
     def wipe(self) -> None:
         """Replace it by an empty one."""
         self._client._tracking_client.store.engine.dispose()
-        shutil.copy(self._folder / "empty.db", self._file)
+        shutil.copy(self._empty, self._file)
         shutil.rmtree(self._folder / "mlartifacts", ignore_errors=True)
 
     def runs(self, journal: str) -> list[dict[str, Any]]:

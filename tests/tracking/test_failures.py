@@ -1,5 +1,6 @@
 """Whatever happens to the store or a process: the stage ends well, nothing is lost or doubled."""
 
+import shutil
 import sqlite3
 import subprocess
 import time
@@ -427,7 +428,9 @@ class TestSecrets:
         (clone / "notes.txt").write_text(self.TOKEN)
         return clone
 
-    def test_no_token_of_remote_config_or_diff_is_anywhere(self, store: Path) -> None:
+    def test_no_token_of_remote_config_or_diff_is_anywhere(
+        self, store: Path, empty_store: Path
+    ) -> None:
         from mlflow.tracking import MlflowClient
 
         body = f"""
@@ -436,6 +439,7 @@ run = tracking.start("train_cnn", settings, config, {{}})
 run.end("FAILED", "can't read https://me:{self.TOKEN}@host/x")
 """
         # the stage imports what the diff changed
+        shutil.copy(empty_store, store)
         (store / "pipeline" / "errors.py").open("a").write("class PipelineError(Exception): ...\n")
         done(stage(store, body, "secret", MY_TOKEN=self.TOKEN))
         client = MlflowClient(f"sqlite:///{store}/mlflow.db")

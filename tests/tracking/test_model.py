@@ -289,12 +289,14 @@ class Sequences(RuleBasedStateMachine):
 
 
 @pytest.fixture
-def sequences(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Sequences]]:
+def sequences(
+    empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[], Sequences]]:
     shared = Path("/dev/shm")  # noqa: S108 (sqlite commits quickly there)
     monkeypatch.setenv("DVC_ROOT", "")
     with tempfile.TemporaryDirectory(dir=shared if shared.exists() else None) as name:
         folder = Path(name)
-        store = Store(monkeypatch, folder)
+        store = Store(monkeypatch, folder, empty_store)
         tracker = Tracker(monkeypatch, store)
         tracker.reset(folder)
         run = tracker.begin("whole")
@@ -312,7 +314,7 @@ def test_the_store_ends_with_what_was_logged(sequences: Callable[[], Sequences])
     play(
         sequences,
         settings=hypothesis.settings(
-            max_examples=40, stateful_step_count=20, derandomize=True, database=None
+            max_examples=15, stateful_step_count=20, derandomize=True, database=None
         ),
     )
 

@@ -2,9 +2,8 @@
 
 import json
 import os
+import shutil
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -133,14 +132,15 @@ def test_a_run_that_was_deleted_in_the_ui_is_done(start: Start, client: Any, set
 
 
 def test_a_store_that_was_wiped_before_the_end_gets_everything_again(
-    start: Start, client: Any, settings: Tracking, workspace: Path
+    start: Start, client: Any, settings: Tracking
 ):
     run, journal = start()
     for step in range(5):
         run.metrics({"train/loss": 1.0}, step=step)
     assert not send(journal, dead=False)
     (found,) = runs(client, settings.experiment)
-    wipe(client, workspace, found.info.run_id)
+    client.delete_run(found.info.run_id)  # as if the store had been replaced
+    client._tracking_client.store._hard_delete_run(found.info.run_id)
     run.end()  # all else is in the store that was
     assert send(journal)
     (found,) = runs(client, settings.experiment)
@@ -178,10 +178,16 @@ def test_a_store_that_was_wiped_before_it_had_the_run_gets_it(
 
 
 def test_a_run_that_goes_on_with_another_store_is_whole_there(
-    start: Start, client: Any, settings: Tracking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start,
+    client: Any,
+    settings: Tracking,
+    tmp_path: Path,
+    empty_store: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     from mlflow.tracking import MlflowClient
 
+    shutil.copy(empty_store, tmp_path / "other.db")
     run, journal = start()
     run.metrics({"train/loss": 1.0}, step=0)
     assert not send(journal, dead=False)
@@ -195,14 +201,6 @@ def test_a_run_that_goes_on_with_another_store_is_whole_there(
     assert found.info.status == "FINISHED"
     assert curve(other, found) == [0, 1]
     assert len(runs(client, settings.experiment)) == 1
-
-
-def wipe(client: Any, workspace: Path, run_id: str) -> None:
-    """Take a run out of the database, as if the store had been replaced."""
-    client.delete_run(run_id)
-    uri = f"sqlite:///{workspace}/mlflow.db"
-    command = ["mlflow", "gc", "--backend-store-uri", uri, "--tracking-uri", uri]
-    subprocess.run([sys.executable, "-m", *command, "--run-ids", run_id], check=True)
 
 
 def test_damaged_notes_of_what_a_stage_runs_from_and_below_are_as_none(

@@ -130,18 +130,23 @@ assert run.id is None and "mlflow" not in sys.modules
 
 
 def test_what_cannot_be_read_is_a_warning(
-    workspace: Path, settings: Tracking, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    own_workspace: Path,
+    settings: Tracking,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(delivery, "_start_sender", lambda journal: None)
+    settings = settings.model_copy(update={"flush_seconds": 0.0})
     run = tracking.start("train_cnn", settings, {}, {})
     for content in ("{", "[]", '{"splits": {"train": {}}}'):
-        data = tmp_path / "data"
+        data = own_workspace / "data"
         data.mkdir(exist_ok=True)
         (data / "dataset.json").write_text(content)
         run.input(data, "data")
     (data / "dataset.json").write_text("{}")
     (data / "train.parquet").write_text("no Parquet")
     run.input(data, "data")
-    run.artifact(tmp_path / "nothing.png")
+    run.artifact(own_workspace / "nothing.png")
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 5
     assert all("is not logged" in line for line in lines)

@@ -68,10 +68,11 @@ def copied(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_store_of_a_copied_workspace_writes_nothing_to_the_original(
-    tmp_path, monkeypatch, capsys
+    tmp_path, empty_store, monkeypatch, capsys
 ):
     old = tmp_path / "wörk"
     old.mkdir()
+    shutil.copy(empty_store, old)
     (tmp_path / "a.txt").write_text("a")
     store = Store(sqlite_uri(old / "mlflow.db"), old)
     run_id = store.client.create_run(store.experiment("x")).info.run_id
@@ -102,7 +103,9 @@ def test_the_store_of_a_copied_workspace_writes_nothing_to_the_original(
         assert list(one.iterdump()) == list(other.iterdump())
 
 
-def test_journals_of_a_copied_workspace_wait_until_it_is_told(tmp_path, monkeypatch, capsys):
+def test_journals_of_a_copied_workspace_wait_until_it_is_told(
+    tmp_path, empty_store, monkeypatch, capsys
+):
     old = tmp_path / "work"
     old.mkdir()
     monkeypatch.setenv("DVC_ROOT", str(old))
@@ -116,6 +119,7 @@ def test_journals_of_a_copied_workspace_wait_until_it_is_told(tmp_path, monkeypa
     run.artifact(tmp_path / "a.txt")
     run.end()
     new, before = copied(old, monkeypatch), seen(old)
+    shutil.copy(empty_store, new)
     assert sync(new / ".tracking") == 0
     capsys.readouterr()
     assert main(["sync"]) == 1
@@ -132,9 +136,10 @@ def test_journals_of_a_copied_workspace_wait_until_it_is_told(tmp_path, monkeypa
 
 
 def test_a_copy_leaves_what_the_original_has_on_a_common_server_alone_until_it_is_told(
-    tmp_path, monkeypatch, capsys
+    tmp_path, empty_store, monkeypatch, capsys
 ):
     old, uri = tmp_path / "work", sqlite_uri(tmp_path / "common.db")
+    shutil.copy(empty_store, tmp_path / "common.db")
     old.mkdir()
     monkeypatch.setenv("DVC_ROOT", str(old))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
