@@ -3,7 +3,6 @@
 import math
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,11 +19,10 @@ from tests.workspace import workspace
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A repository with prepared data, small settings committed."""
-    prepared = workspace(tmp_path_factory.getbasetemp())
+def repository(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
+    """A repository with an empty store, small settings committed."""
     folder = copy_of_the_repository(tmp_path_factory.mktemp("repository"))
-    shutil.copytree(prepared / "data", folder / "data", dirs_exist_ok=True)
+    shutil.copy(empty_store, folder)
     params = yaml.safe_load((folder / "params.yaml").read_text())
     params["common"] |= {"profile": "tiny", "threads": 1}
     params["train_rnn"]["training"]["batch_size"] = 32
@@ -35,6 +33,25 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     commit = run(folder, "git", "commit", "-qam", "small")
     assert commit.returncode == 0, commit.stderr
     return folder
+
+
+@pytest.fixture
+def spoken(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Its prepared clips, where no test has left some."""
+    folder = "data/audio"
+    if not (repository / folder).exists():
+        clips = workspace(tmp_path_factory.getbasetemp()) / folder
+        shutil.copytree(clips, repository / folder)
+    return folder
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> str:
+    """A csv file outside of it."""
+    file = tmp_path / "texts.csv"
+    rows = (f"a {('bad', 'good')[row % 2]} film of {row} minutes,{row % 2}" for row in range(60))
+    file.write_text("\n".join(["text,label", *rows]))
+    return str(file)
 
 
 @pytest.fixture(autouse=True)
@@ -63,27 +80,39 @@ def worktrees(repository: Path) -> int:
     return len(run(repository, "git", "worktree", "list").stdout.splitlines())
 
 
-def test_a_run_by_hand_with_uncommitted_changes_and_a_variable(repository, capfd, monkeypatch):
-    preset = repository / "conf/rnn/gru.yaml"
+@pytest.mark.parametrize(
+    ("stage", "place", "edited", "key", "overrides"),
+    [
+        ("prepare", "texts", ("text/csv.yaml", "test: 0.", "test: 0.3"), "text.file",
+         ["modality=text", "text=csv"]),
+        pytest.param("train_rnn", "spoken", ("rnn/gru.yaml", "hidden: ", "hidden: 1"), "data",
+                     ["optimizer.lr=0.003"], marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_a_run_by_hand_with_uncommitted_changes_and_a_variable(
+    stage, place, edited, key, overrides, repository, request, capfd, monkeypatch
+):
+    given, (name, old, new) = request.getfixturevalue(place), edited
+    preset = repository / "conf" / name
     committed = preset.read_text()
-    preset.write_text(committed.replace("hidden: ", "hidden: 1"))
+    preset.write_text(committed.replace(old, new))
     try:
         start(
-            repository, "python", "-m", "stages.train_rnn", "optimizer.lr=0.003",
-            "data=${oc.env:SPOKEN}", SPOKEN="data/audio",
+            repository, "python", "-m", f"stages.{stage}", "seed=3", *overrides,
+            f"{key}=${{oc.env:PLACE}}", PLACE=given,
         )  # fmt: skip
     finally:
         preset.write_text(committed)
-    run_id = latest(repository, "train_rnn")
+    run_id = latest(repository, stage)
     recorded = Reader().read(run_id)
-    assert b"hidden: 1" in recorded.diff
-    assert recorded.config["optimizer"]["lr"] == 0.003
-    assert recorded.config["data"] == "${oc.env:SPOKEN}"
+    assert f"+{new}".encode() in recorded.diff
+    assert recorded.config["seed"] == 3
+    assert "${oc.env:PLACE}" in str(recorded.config)
     status, said = answer(run_id, capfd)
     assert status == 1
-    assert said.startswith("error: data: ")
-    assert "'SPOKEN' not found" in said
-    monkeypatch.setenv("SPOKEN", "data/audio")
+    assert said.startswith(f"error: {key}: ")
+    assert "'PLACE' not found" in said
+    monkeypatch.setenv("PLACE", given)
     status, said = answer(run_id, capfd)
     assert status == 0
     assert said.startswith("identical: the outputs and ")
@@ -92,7 +121,7 @@ def test_a_run_by_hand_with_uncommitted_changes_and_a_variable(repository, capfd
 
 
 @pytest.mark.slow
-def test_a_run_that_does_not_wait_for_the_store(repository, capfd):
+def test_a_run_that_does_not_wait_for_the_store(repository, spoken, capfd):
     start(repository, "python", "-m", "stages.train_rnn", "tracking.flush_seconds=0.1")
     start(repository, "python", "-m", "pipeline.tracking", "sync")
     run_id = latest(repository, "train_rnn")
@@ -170,7 +199,7 @@ def test_an_evaluation(repository, capfd):
 
 
 @pytest.mark.slow
-def test_another_thread_count_is_told_as_the_reason(repository, capfd, monkeypatch):
+def test_another_thread_count_is_told_as_the_reason(repository, spoken, capfd, monkeypatch):
     start(repository, "python", "-m", "stages.train_rnn", "threads=1")
     run_id = latest(repository, "train_rnn")
     restored = restore._restored
@@ -293,13 +322,16 @@ class TestErrors:
         assert "python -m pipeline.reproduce <MLflow run id>" in capfd.readouterr().err
 
     def test_a_run_that_failed_can_not_be_compared(self, repository, capfd):
-        run(repository, "python", "-m", "stages.train_rnn", "optimizer.lr=1e30")
-        line = self.line(latest(repository, "train_rnn"), capfd)
+        store = Store(f"sqlite:///{repository}/mlflow.db", repository)
+        made = store.client.create_run(store.experiment("pipeline"), tags={"stage": "failed"})
+        for name in ("config.yaml", "device.json"):
+            store.client.log_text(made.info.run_id, "{}", name)
+        store.close(made.info.run_id, "FAILED", made.info.start_time)
+        line = self.line(made.info.run_id, capfd)
         assert line.endswith("is FAILED; only a finished run can be compared")
 
     def test_a_run_that_the_store_has_only_in_part(self, repository, capfd):
         store = Store(f"sqlite:///{repository}/mlflow.db", repository)
         made = store.client.create_run(store.experiment("pipeline"), tags={"stage": "unsent"})
-        capfd.readouterr()  # of a store that is new
         line = self.line(made.info.run_id, capfd)
         assert "has no config.yaml or device.json on the store; if it is not sent yet, `mak" in line
