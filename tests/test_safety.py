@@ -37,6 +37,8 @@ FUZZ = settings(
     max_examples=25, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
+TIMES = pytest.mark.parametrize("times", [6, pytest.param(100, marks=pytest.mark.slow)])
+"""Of what takes a large part of a second each time."""
 
 
 class Attack:
@@ -84,10 +86,11 @@ class TestCode:
                 safe = None in keywords and keywords[None] == "TRUSTED"
                 assert safe or keywords.get("trust_remote_code") == "False", name
 
-    def test_the_servers_answer_this_machine_only(self, monkeypatch, tmp_path):
+    def test_the_servers_answer_this_machine_only(self, monkeypatch, tmp_path, empty_store):
         from pipeline.tracking import __main__ as tracking
 
         started: list[list[str]] = []
+        shutil.copy(empty_store, tmp_path)
         monkeypatch.setenv("DVC_ROOT", str(tmp_path))
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
         monkeypatch.setattr(os, "execve", lambda _, command, __: started.append(command))
@@ -126,7 +129,14 @@ HARM = "harm"  # a file that no test may find
 
 
 class TestConfig:
-    @pytest.mark.parametrize("target", ["os.system", "pathlib.Path.touch", "builtins.open"])
+    @pytest.mark.parametrize(
+        "target",
+        [
+            "os.system",
+            pytest.param("pathlib.Path.touch", marks=pytest.mark.slow),
+            pytest.param("builtins.open", marks=pytest.mark.slow),
+        ],
+    )
     @pytest.mark.parametrize("where", ["setting", "callback", "logger"])
     def test_a_file_that_names_a_callable_calls_nothing(
         self, target, where, compose, tmp_path, capsys
@@ -254,78 +264,83 @@ class TestConfig:
             compose(*arguments)
         assert "error: " not in capsys.readouterr().err
 
-    @FUZZ
-    @given(
-        line=st.integers(0, 39),
-        text=st.text(max_size=12)
-        | st.sampled_from(["x: [", "? ", "- a", "&a *a", "!!python/name:os.system"]),
-    )
-    def test_any_line_of_params_may_be_anything(self, line, text, compose, capsys):
-        lines = (conf_files.CONF.parent / "params.yaml").read_text().splitlines()
-        original = list(lines)
-        lines[line % len(lines)] = text
-        conf_files.PARAMS.write_text("\n".join(lines), "utf-8", "surrogatepass")
-        try:
-            said = outcome(compose, capsys)
-        finally:
-            conf_files.PARAMS.write_text("\n".join(original))
-        assert said == "success" or "params.yaml" in said
-
-    @FUZZ
-    @given(st.lists(st.text(max_size=15).filter(lambda t: not t.startswith("-")), max_size=3))
-    def test_any_command_line_is_taken_or_refused_in_one_line(self, compose, capsys, arguments):
-        said = outcome(lambda: compose(*arguments), capsys)
-        assert said == "success" or "command line" in said
-
-    @settings(FUZZ, max_examples=15)  # most are composed to the end
-    @given(
-        key=st.sampled_from(
-            [
-                "optimizer.lr",
-                "training.epochs",
-                "augment.scale",
-                "seed",
-                "device",
-                "data",
-                "threads",
-            ]
-        ),
-        value=st.none()
-        | st.booleans()
-        | st.integers()
-        | st.floats()
-        | st.text(max_size=8)
-        | st.lists(st.integers(), max_size=2)
-        | st.dictionaries(st.text("ab", min_size=1, max_size=2), st.integers(), max_size=2),
-    )
-    def test_any_value_of_a_setting_is_taken_or_refused_in_one_line(
-        self, compose, capsys, key, value
-    ):
+    @TIMES
+    def test_any_line_of_params_may_be_anything(self, times, compose, capsys):
         original = conf_files.PARAMS.read_text()
-        params = yaml.safe_load(original)
-        section = params["common" if key in params["common"] else "train_cnn"]
-        *above, last = key.split(".")
-        for step in above:
-            section = section.setdefault(step, {})
-        section[last] = value
-        conf_files.PARAMS.write_text(yaml.safe_dump(params))
-        try:
-            said = outcome(compose, capsys)
-        finally:
-            conf_files.PARAMS.write_text(original)
-        assert said == "success" or "params.yaml" in said
 
-    @FUZZ
-    @given(content=st.binary(max_size=30), name=st.sampled_from(["train_cnn", "cnn/simple"]))
-    def test_any_conf_file_is_taken_or_refused_in_one_line(self, compose, capsys, content, name):
-        path = conf_files.CONF / f"{name}.yaml"
-        original = path.read_bytes()
-        path.write_bytes(original[: len(original) // 2] + content)
-        try:
-            said = outcome(lambda: compose("cnn=simple"), capsys)
-        finally:
-            path.write_bytes(original)
-        assert said == "success" or f"conf/{name}.yaml" in said
+        @settings(FUZZ, max_examples=times)
+        @given(
+            line=st.integers(0, 39),
+            text=st.text(max_size=12)
+            | st.sampled_from(["x: [", "? ", "- a", "&a *a", "!!python/name:os.system"]),
+        )
+        def check(line: int, text: str) -> None:
+            lines = original.splitlines()
+            lines[line % len(lines)] = text
+            conf_files.PARAMS.write_text("\n".join(lines), "utf-8", "surrogatepass")
+            said = outcome(compose, capsys)
+            assert said == "success" or "params.yaml" in said
+
+        check()
+
+    @TIMES
+    def test_any_command_line_is_taken_or_refused_in_one_line(self, times, compose, capsys):
+        @settings(FUZZ, max_examples=times)
+        @given(st.lists(st.text(max_size=15).filter(lambda t: not t.startswith("-")), max_size=3))
+        def check(arguments: list[str]) -> None:
+            said = outcome(lambda: compose(*arguments), capsys)
+            assert said == "success" or "command line" in said
+
+        check()
+
+    @TIMES
+    def test_any_value_of_a_setting_is_taken_or_refused_in_one_line(self, times, compose, capsys):
+        original = conf_files.PARAMS.read_text()
+
+        @settings(FUZZ, max_examples=times)
+        @given(
+            key=st.sampled_from(
+                [
+                    "optimizer.lr", "training.epochs", "augment.scale", "seed", "device", "data",
+                    "threads",
+                ]
+            ),
+            value=st.none()
+            | st.booleans()
+            | st.integers()
+            | st.floats()
+            | st.text(max_size=8)
+            | st.lists(st.integers(), max_size=2)
+            | st.dictionaries(st.text("ab", min_size=1, max_size=2), st.integers(), max_size=2),
+        )  # fmt: skip
+        def check(key: str, value: Any) -> None:
+            params = yaml.safe_load(original)
+            section = params["common" if key in params["common"] else "train_cnn"]
+            *above, last = key.split(".")
+            for step in above:
+                section = section.setdefault(step, {})
+            section[last] = value
+            conf_files.PARAMS.write_text(yaml.safe_dump(params))
+            said = outcome(compose, capsys)
+            assert said == "success" or "params.yaml" in said
+
+        check()
+
+    @TIMES
+    def test_any_conf_file_is_taken_or_refused_in_one_line(self, times, compose, capsys):
+        @settings(FUZZ, max_examples=times)
+        @given(content=st.binary(max_size=30), name=st.sampled_from(["train_cnn", "cnn/simple"]))
+        def check(content: bytes, name: str) -> None:
+            path = conf_files.CONF / f"{name}.yaml"
+            original = path.read_bytes()
+            path.write_bytes(original[: len(original) // 2] + content)
+            try:
+                said = outcome(lambda: compose("cnn=simple"), capsys)
+            finally:
+                path.write_bytes(original)
+            assert said == "success" or f"conf/{name}.yaml" in said
+
+        check()
 
 
 def damaged(content: bytes, cut: float, at: float, byte: int) -> bytes:
