@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from pipeline import prepared
+from pipeline.checks import measured
 from pipeline.classification.evaluation.study import Study
 from pipeline.classification.settings import Parts
 from pipeline.evaluation.intervals import rounded
@@ -137,4 +138,5 @@ def _small_bert(folder: Path, data: Path) -> Path:
 def drawn(study: Study, folder: Path, **changes: Any) -> dict[str, float]:
     """The whole page of a model, as the stage draws it; returns its numbers."""
     fresh = replace(study, **changes, control=None)
-    return rounded(fill(folder, fresh.subject.net.task.show.PARTS, fresh, fresh.parts))
+    task = fresh.subject.net.task
+    return rounded(measured(task, "PARTS", fill(folder, task.show.PARTS, fresh, fresh.parts)))
