@@ -440,7 +440,13 @@ def test_a_secret_is_masked_wherever_it_is_nested():
     assert masked("https://x.org/?token=abc&page=2") == "https://x.org/?token=***&page=2"
 
 
-@pytest.mark.parametrize("stage", ["prepare", tasks()[0].about.stage, "evaluate"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "prepare",
+        *(pytest.param(s, marks=pytest.mark.slow) for s in (tasks()[0].about.stage, "evaluate")),
+    ],
+)
 def test_settings_of_another_task_that_cant_be_loaded_are_one_line(stage, tmp_path):
     for name in ("pipeline", "stages", "conf"):
         shutil.copytree(ROOT / name, tmp_path / name)

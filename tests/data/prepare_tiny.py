@@ -11,7 +11,7 @@ from tests.data.sources import contents, prepare_small, source
 
 
 def everything(folder: Path) -> None:
-    prepare_small(folder, 300)
+    prepare_small(folder, 100)
 
 
 def write_images(folder: Path, seed: int) -> None:

@@ -74,7 +74,7 @@ def check_kills(folder, kills):
 
 
 def test_killed_while_writing_the_next_run_gives_the_same_bytes(tmp_path):
-    check_kills(tmp_path, 20)
+    check_kills(tmp_path, 10)
 
 
 @pytest.mark.slow

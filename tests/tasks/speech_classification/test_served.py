@@ -62,7 +62,6 @@ def test_a_clip_is_what_the_preparation_makes_of_it(width) -> None:
     assert prepared[200:2000] == pytest.approx(samples[400:4000:2], abs=600)
 
 
-@pytest.mark.slow
 def test_a_speech_model_takes_wav_bytes_of_any_rate_and_arrays(
     workspace: Path, settings: Tracking, client: Any, tmp_path: Path
 ) -> None:

@@ -102,6 +102,7 @@ class TestHub:
         with pytest.raises(PipelineError, match=r"'distilbert/[a-z-]+' \(revision main\) is not"):
             transformer.build(preset("transformer", "hub"), CLASSES)
 
+    @pytest.mark.slow
     def test_without_a_network_it_says_so_in_one_line(self, tmp_path):
         code = (
             "from tests.models.presets import preset\n"

@@ -18,6 +18,7 @@ def test_a_text_is_a_string() -> None:
         encode(["a fine film", 7], None)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_text_model_takes_strings(
     workspace: Path, settings: Tracking, client: Any, tmp_path: Path
 ) -> None:
