@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,23 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 BRIEF = {"probe_train": 30, "probe_test": 20, "pictured": 10, "damaged": 10, "suspected": 4}
 """Sizes of the parts of an evaluation that take long."""
+TOGETHER = ("tests/evaluation/", "tests/stages/", "tests/tracking/")
+"""Folders whose files share what takes seconds to make: one worker has all of a folder."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """That of `--dist loadfile`, but for the folders of `TOGETHER`."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            folders = (folder for folder in TOGETHER if nodeid.startswith(folder))
+            return next(folders, super()._split_scope(nodeid))
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture
@@ -53,6 +71,7 @@ def linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
         yield repo.add
 
 
+@cache
 def schemas() -> dict[str, Any]:
     """The settings class of each stage."""
     from pipeline.settings import Evaluate, Prepare, Repeat, Report

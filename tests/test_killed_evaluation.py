@@ -14,6 +14,8 @@ from pipeline.files import write_json
 from tests.data.sources import contents
 from tests.workspace import BARE, QUICK, STAGES, Nursery
 
+pytestmark = pytest.mark.slow  # tests/test_files.py has what keeps the outputs whole
+
 SMALL = [
     f"parts.{name}={size}"
     for name, size in {"probe_train": 60, "probe_test": 30, "pictured": 20, "damaged": 20}.items()
@@ -31,8 +33,6 @@ PLACES = {
     "with all outputs written": "pipeline.tracking.run:Run.end:before:1",
 }
 """Where it is killed: each start comes a little further than the one before."""
-
-BRIEF = ["with the earlier figures moved aside"]
 
 
 class Evaluation:
@@ -113,21 +113,13 @@ def check_nothing_is_half_written(killed: Evaluation, *whole: dict[str, dict[str
         assert files in [{}, *(one[kind] for one in whole)], kind
 
 
-@pytest.mark.parametrize(
-    ("model", "parts", "places"),
-    [
-        pytest.param("rnn", BARE, BRIEF, id="brief"),
-        *(pytest.param(m, SMALL, list(PLACES), id=m, marks=pytest.mark.slow) for m in STAGES),
-    ],
-)
-def test_killed_at_one_place_after_the_other_the_next_gives_the_same_bytes(
-    model, parts, places, evaluation
-):
-    killed, whole = evaluation(model, parts)
+@pytest.mark.parametrize("model", STAGES)
+def test_killed_at_one_place_after_the_other_the_next_gives_the_same_bytes(model, evaluation):
+    killed, whole = evaluation(model, SMALL)
     killed.leave_earlier_results()
     earlier = killed.outputs()
-    for place in places:
-        ended = killed.start(kill=PLACES[place]).wait()
+    for place, where in PLACES.items():
+        ended = killed.start(kill=where).wait()
         assert ended.status == -signal.SIGKILL, f"{place}: {ended.output}"
         check_nothing_is_half_written(killed, earlier, whole.outputs())
     assert killed.start().wait().status == 0
@@ -135,7 +127,6 @@ def test_killed_at_one_place_after_the_other_the_next_gives_the_same_bytes(
     assert killed.everything() == whole.everything()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("model", STAGES)
 def test_killed_at_20_random_moments_the_next_gives_the_same_bytes(model, evaluation):

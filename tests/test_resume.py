@@ -131,11 +131,8 @@ def check_run(training: Training, reference: Training) -> None:
 
 
 EACH = list(PLACES)
-FEW = [
-    "half a checkpoint", "in an epoch", "with the curve written", "with half the model written",
-    "with all outputs written",
-]  # fmt: skip
-"""Places of each kind: a state, the loop, each output, the record."""
+FEW = ["half a checkpoint", "with half the model written", "with all outputs written"]
+"""A place of each kind: with half a state, with some of the outputs, with all but the record."""
 
 
 @pytest.mark.parametrize(

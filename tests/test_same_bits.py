@@ -12,6 +12,8 @@ from pipeline.files import digest
 from tests.conftest import copy_of_the_repository, environment, run
 from tests.workspace import QUICK, STAGES, outputs
 
+pytestmark = pytest.mark.slow  # tests/golden compares every loss in this process
+
 OTHERWISE = {
     "PYTHONHASHSEED": "7",
     "LC_ALL": "tr_TR.UTF-8",
@@ -27,14 +29,8 @@ def short(model: str) -> list[str]:
     return [STAGES[model], *chosen, "training.epochs=2", "threads=1"]
 
 
-PAIRS = [(model, precision) for model in STAGES for precision in ("fp32", "bf16")]
-DEFAULT = ("transformer", "bf16")
-
-
-@pytest.mark.parametrize(
-    ("model", "precision"),
-    [pair if pair == DEFAULT else pytest.param(*pair, marks=pytest.mark.slow) for pair in PAIRS],
-)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("model", STAGES)
 def test_twice_is_the_same_also_over_the_leftovers_of_another_run(
     model, precision, nursery, tmp_path
 ):
@@ -53,7 +49,6 @@ def test_twice_is_the_same_also_over_the_leftovers_of_another_run(
     assert found[0] == found[1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "off"),
     [
@@ -93,7 +88,6 @@ def test_hash_seed_locale_time_zone_cwd_and_tracking_change_nothing(model, off, 
     assert outputs(here) == outputs(there)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_by_hand_in_another_order_at_once_and_by_dvc_without_a_cache(tmp_path):
     """All of the pipeline: data, weights, curves, metrics."""
