@@ -298,8 +298,9 @@ class Recorded(nn.Module):
         return Replayed.apply(self.places, call, *self.module.parameters())
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
 def test_cuda_graphs_that_write_over_losses_and_gradients_change_nothing(
-    tmp_path, hardware, monkeypatch
+    accumulate, tmp_path, hardware, monkeypatch
 ):
     """The network gives its loss itself, as torchvision's detectors do."""
 
@@ -319,7 +320,7 @@ def test_cuda_graphs_that_write_over_losses_and_gradients_change_nothing(
     runs = []
     for mode in (None, "reduce-overhead"):
         log = Logged()
-        more = {"task": task, "accumulate": 2, "compile": mode}
+        more = {"task": task, "accumulate": accumulate, "compile": mode}
         runs.append((train(tmp_path / str(mode), hardware, Own(), log, **more)[0], log))
     (eager, one), (recorded, two) = runs
     losses = [key for key in one.points if key[0] == "train/loss"]
