@@ -98,8 +98,8 @@ def scenes(device: torch.device) -> tuple[nets.Net, Batches]:
     boxes = torch.tensor([[4.0, 4, 24, 24], [20, 30, 60, 50], [0, 0, 0, 0]], device=device)
     labels = torch.tensor([1, -2, -1], device=device)  # one counts, one is ignored, one is none
 
-    def collate(index: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
-        place, count = index.to(device, non_blocking=True), len(index)
+    def collate(index: Tensor, place: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
+        count = len(index)
         given = {"images": pixels[place], "sizes": sizes[place]}
         return given, (boxes.expand(count, -1, -1), labels.expand(count, -1))
 
@@ -125,7 +125,9 @@ def documents(device: torch.device) -> tuple[nets.Net, Batches]:
         "language_model", preset("language_model", "scratch", **small), merges=bpe.learn(["a b"], 9)
     )
     lengths, weights = rows.longest, rows.counted.double()
-    return made, Batches(64, device, there.gather, 8, True, lengths=lengths, weights=weights)
+    return made, Batches(
+        64, device, lambda index, _: there.gather(index), 8, True, lengths=lengths, weights=weights
+    )
 
 
 def loop_of(make: Make, hardware: Hardware, **changes: Any) -> Loop:
