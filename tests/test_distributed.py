@@ -149,6 +149,7 @@ def two_processes(folder: str) -> None:
     os.wait()
 
 
+@pytest.mark.slow  # torch's compiler comes with them, in each process
 def test_two_processes_save_by_the_clock_of_the_first_and_end_together(tmp_path):
     code = f"from tests.test_distributed import two_processes; two_processes({str(tmp_path)!r})"
     done = run(ROOT, sys.executable, "-c", code)
