@@ -146,10 +146,6 @@ MAKES = {"image_classification": images, "speech_classification": clips}
 MAKES |= {"text_classification": sentences, "object_detection": scenes}
 MAKES |= {"language_modeling": documents}
 every_model = pytest.mark.parametrize("make", [MAKES[t.name] for t in tasks() if t.name in MAKES])
-LOOKS = pytest.mark.xfail(
-    strict=True,
-    reason="transformers looks whether rows are packed, the network where its targets count",
-)
 
 
 class NothingIsFetched(TorchDispatchMode):
@@ -194,10 +190,8 @@ def _is_mask(index: Tensor | None) -> bool:
 
 @every_model
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_step_asks_for_no_value(make, precision, monkeypatch, request):
+def test_a_step_asks_for_no_value(make, precision, monkeypatch):
     """On a CPU, with what a GPU has: fused attention, dense gradients, fp16's scaler."""
-    if make is documents:
-        request.applymarker(LOOKS)
     fused_attention(monkeypatch)
     loop = loop_of(make, configure(STAGE.model_copy(update={"precision": "bf16"})))
     sparse_gradients(loop.model, False)
@@ -285,9 +279,7 @@ def ten(loop: Loop) -> list[Tensor]:
 
 
 @pytest.mark.gpu
-def test_no_step_waits_for_a_gpu(loop, request):
-    if loop.task is find(model="language_model").model:
-        request.applymarker(LOOKS)
+def test_no_step_waits_for_a_gpu(loop):
     torch.cuda.set_sync_debug_mode("error")
     try:
         losses = ten(loop)

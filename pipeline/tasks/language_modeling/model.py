@@ -16,7 +16,7 @@ from pipeline.sources import package_file
 from pipeline.task import Forward
 from pipeline.tasks.language_modeling.network import folders
 from pipeline.tasks.language_modeling.network.adapters import Frozen, Norm, adapt
-from pipeline.tasks.language_modeling.network.decoder import LanguageModel, as_text
+from pipeline.tasks.language_modeling.network.decoder import LanguageModel, as_text, causal
 from pipeline.tasks.language_modeling.settings import (
     ABOUT,
     Adapted,
@@ -69,7 +69,7 @@ def _scratch(settings: Scratch, facts: Facts) -> LanguageModel:
         num_key_value_heads=width // 64,
         max_position_embeddings=max(settings.context, settings.block) + 1,  # see `data.Rows`
         tie_word_embeddings=True,
-        attn_implementation="sdpa",  # type: ignore[call-arg]
+        attn_implementation=causal(),  # type: ignore[call-arg]
     )
     frame = Frame(start=0, ends=(0,))
     return LanguageModel(LlamaForCausalLM(config).train(), settings, tokenizer, frame)
@@ -80,7 +80,7 @@ def _adapted(settings: Adapted, file: Path) -> LanguageModel:
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     base = gguf.read(file, settings.sha256, ABOUT.model)
-    config = LlamaConfig(**base.config, attn_implementation="sdpa")  # type: ignore[call-arg]
+    config = LlamaConfig(**base.config, attn_implementation=causal())  # type: ignore[call-arg]
     folders.check_context(settings, config, settings.file)
     with torch.device("meta"):
         llama = LlamaForCausalLM(config)
@@ -204,7 +204,7 @@ def _trained(module: LanguageModel) -> dict[str, Tensor]:
 
 def loss(module: Forward, batch: Batch, _settings: Training) -> Tensor:
     """Mean surprise at the tokens that count, in nats."""
-    nats: Tensor = module(**batch.inputs, targets=batch.targets.tokens)
+    nats: Tensor = module(**batch.inputs, targets=batch.targets.tokens, count=int(batch.weight))
     return nats.mean()
 
 
@@ -212,7 +212,7 @@ def score(module: Forward, batches: Batches, _settings: Training) -> dict[str, f
     """Mean surprise in nats by token, `loss`, and `bits_per_byte`; every byte of a text counts."""
     nats, tokens, size = 0.0, 0, 0
     for batch in batches.epoch(0):
-        found = module(**batch.inputs, targets=batch.targets.tokens)
+        found = module(**batch.inputs, targets=batch.targets.tokens, count=int(batch.weight))
         nats += float(found.cpu().double().sum())
         tokens += len(found)
         size += batch.targets.size

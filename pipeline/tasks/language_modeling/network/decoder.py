@@ -14,6 +14,9 @@ from pipeline.texts.chats import Frame
 
 AT_ONCE = 512
 """Tokens whose logits are held at the same time."""
+CAUSAL = "sdpa_without_mask"
+"""Torch's fused attention. For `sdpa` transformers looks in each pass whether rows are packed, and
+waits for the device to say so."""
 
 
 class Judged(NamedTuple):
@@ -52,7 +55,12 @@ class LanguageModel(nn.Module):
         self.base = base
 
     def forward(
-        self, input_ids: Tensor, lengths: Tensor, document: Tensor, targets: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        lengths: Tensor,
+        document: Tensor,
+        targets: Tensor | None = None,
+        count: int | None = None,
     ) -> Tensor:
         """The surprise at tokens that are told, or new tokens.
 
@@ -62,6 +70,7 @@ class LanguageModel(nn.Module):
             document: which document a row belongs to, int64 [rows]: 0, 0, 1, …; their last rows are
                 gone on with.
             targets: int64 [rows, tokens], the next token of each; negative where it does not count.
+            count: how many count; who knows it need not wait for the device to say so.
 
         Returns:
             nats float32 [counted] in the order of the rows; without targets new tokens, int64
@@ -69,16 +78,20 @@ class LanguageModel(nn.Module):
         """
         if targets is None:
             return self.write(input_ids, lengths, document)
-        states, counted = self.counted(input_ids, targets)
+        states, counted = self.counted(input_ids, targets, count)
         pairs = zip(states.split(AT_ONCE), counted.split(AT_ONCE), strict=True)
         return torch.cat(
             [F.cross_entropy(self.logits(part), told, reduction="none") for part, told in pairs]
         )
 
-    def counted(self, input_ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def counted(
+        self, input_ids: Tensor, targets: Tensor, count: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The last states where a target counts, [counted, width], and those targets."""
         states = self.states(input_ids).last_hidden_state
-        where = (targets.flatten() >= 0).nonzero()[:, 0]
+        counts = targets.flatten() >= 0
+        found = counts.nonzero() if count is None else counts.nonzero_static(size=count)
+        where = found[:, 0]
         return states.flatten(0, 1)[where], targets.flatten()[where]
 
     def states(self, input_ids: Tensor, **options: Any) -> Any:
@@ -152,6 +165,15 @@ class LanguageModel(nn.Module):
             if writing.stop and any(word in self.tokenizer.decode(near) for word in writing.stop):
                 return
             ids = torch.full_like(ids[:, :1], token)
+
+
+def causal() -> str:
+    """The name `CAUSAL`, which transformers then knows; it makes no mask for a name of ours."""
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    AttentionInterface.register(CAUSAL, sdpa_attention_forward)
+    return CAUSAL
 
 
 def _nucleus(chances: Tensor, share: float) -> Tensor:
