@@ -44,7 +44,7 @@ def test_a_language_model_is_scored():
 
     batch = Batch({}, SimpleNamespace(tokens=None, size=5), 7, 7)
     batches: Any = SimpleNamespace(epoch=lambda _number: [batch])
-    model: Any = lambda targets: nats  # noqa: E731
+    model: Any = lambda targets, count: nats  # noqa: E731
     found = language_model.score(model, batches, None)  # type: ignore[arg-type]
     assert found["loss"] == pytest.approx(float(nats.cpu().double().mean()))
 
